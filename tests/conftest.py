@@ -1,0 +1,23 @@
+"What all tests share: nothing is written into the repository, nothing comes from the network, one thread per process."
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1')
+os.environ.setdefault('MPLBACKEND', 'Agg')
+
+
+@pytest.fixture(scope='session', autouse=True)
+def outside_the_repository(tmp_path_factory):
+    "Runs and caches of the tests go to a temporary folder that the session's processes share."
+    base = tmp_path_factory.getbasetemp()
+    if os.environ.get('PYTEST_XDIST_WORKER'): base = base.parent
+    os.environ['SKINREPRO_CACHE'] = str(base/'cache')
+    os.environ['SKINREPRO_RUNS'] = str(base/'runs')
+
+
+@pytest.fixture
+def root() -> Path: return ROOT

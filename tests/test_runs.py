@@ -1,0 +1,122 @@
+"Runs in the real world: wrong questions, full stops, and places that cannot be written."
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skinrepro import runs
+from skinrepro.core import paths
+
+WANG = ROOT/'nbs'/'papers'/'wang2024'
+SMALL = dict(epochs=1, fraction=.05, size=32, arch='resnet_small')
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
+    return tmp_path/'runs'
+
+
+def papermill(tmp_path, *parameters, env=None):
+    "Plain papermill on the command line, as a user types it."
+    out = tmp_path/'out.ipynb'
+    command = [sys.executable, '-m', 'papermill', str(WANG/'scenario.ipynb'), str(out), '-k', 'python3', '--no-progress-bar']
+    for name, value in parameters: command += ['-p', name, str(value)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, **(env or {})})
+    return done, out
+
+
+@pytest.mark.parametrize('name, value, words', [
+    ('scenaro', 'ii', ['no parameter', 'scenaro', 'scenario']),      # a misspelt name, which papermill itself only warns about
+    ('seed', 'zero', ['seed', 'str', 'int']),                        # a wrong type
+    ('scenario', 'iv', ['scenario', "'iv'", "'i', 'ii', 'iii'"]),    # a scenario that the paper does not have
+    ('train', 'syn', ['synthetic', 'generator']),                    # not part of this version, and it says so
+    ('data', 'fitzpatrick17', ['data', 'fitzpatrick17k']),
+])
+def test_wrong_parameter_is_refused_with_what_there_is(tmp_path, store, name, value, words):
+    done, out = papermill(tmp_path, (name, value))
+    assert done.returncode != 0
+    for w in words: assert w in done.stderr, done.stderr[-2000:]
+    assert not list(store.rglob('records.csv'))
+
+
+def test_plain_papermill_leaves_a_record(tmp_path, store):
+    done, out = papermill(tmp_path, ('scenario', 'iii'), ('seed', 42), *{**SMALL, 'epochs': 5, 'fraction': .1}.items())
+    assert done.returncode == 0, done.stderr[-3000:]
+    r = runs.read_records('wang2024')
+    assert set(r.scenario) == {'iii'} and set(r.seed) == {42} and set(r.data) == {'phantom'} and set(r.profile) == {'smoke'}
+    assert {'accuracy', 'precision', 'recall', 'f1', 'train_size'} <= set(r.metric) and set(r.select_on) == {'val', 'test', 'last'}
+    accuracy = r[(r.metric == 'accuracy') & (r.group == 'all')]
+    known = accuracy.dropna(subset=['low', 'high']) # a classifier that gives one class only has no interval
+    assert len(known) and ((known.low <= known.value) & (known.value <= known.high)).all()
+    p = pd.read_parquet(next(store.rglob('predictions.parquet')))
+    assert len(p) == 3*r.n_test[0] and abs(p.filter(like='p_').sum(axis=1) - 1).max() < 1e-4
+    for stamp in ('version', 'commit', 'data_hash', 'libraries', 'seconds', 'device', 'weights'): assert stamp in r.columns
+    assert not list(store.rglob('checkpoint-*')), 'checkpoints go when the record is there'
+
+
+def grid_run(**parameters):
+    return runs.read_grid(WANG, 'smoke', seed=7, scenario='ii', train='real', **{**SMALL, **parameters})[0]
+
+
+def test_same_command_same_record(tmp_path, monkeypatch):
+    found = []
+    for name in ('a', 'b'):
+        monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/name))
+        run = grid_run(); outcome, = runs.execute([run], progress=False)
+        assert outcome.status == 'ran', outcome.error
+        found.append(pd.read_csv(run.folder/'records.csv').drop(columns=['seconds']))
+    pd.testing.assert_frame_equal(*found)
+    assert (run.folder/'executed.ipynb').is_file()
+
+
+def test_killed_run_resumes_and_gives_the_record_of_an_undisturbed_one(tmp_path, monkeypatch):
+    "SIGKILL while training; what is there then is no record, and the rerun starts from the checkpoint."
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'whole'))
+    run = grid_run(epochs=40); assert runs.execute([run], progress=False)[0].status == 'ran'
+    whole = pd.read_csv(run.folder/'records.csv').drop(columns=['seconds'])
+
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'killed'))
+    code = ('import test_runs\nfrom skinrepro import runs\nruns.execute([test_runs.grid_run(epochs=40)], progress=False)')
+    child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT/'tests', start_new_session=True, env={**os.environ, 'PYTHONPATH': str(ROOT/'tests')})
+    deadline = time.time() + 120
+    while not list((tmp_path/'killed').rglob('checkpoint-0000[2-9]/state.json')) and child.poll() is None and time.time() < deadline: time.sleep(.02)
+    os.killpg(child.pid, signal.SIGKILL); child.wait()
+    subprocess.run(['pkill', '-KILL', '-s', str(child.pid)]) # the kernel has a group of its own in the same session
+    run = grid_run(epochs=40)
+    assert not run.done, 'the run was finished before it could be killed: train for longer'
+    checkpoint = sorted(run.folder.glob('checkpoint-*'))
+    assert checkpoint, 'a checkpoint survives the kill'
+    outcome, = runs.execute([run], progress=False)
+    assert outcome.status == 'ran', outcome.error
+    pd.testing.assert_frame_equal(pd.read_csv(run.folder/'records.csv').drop(columns=['seconds']), whole)
+    assert not list(run.folder.glob('.tmp-*'))
+    log = json.loads((run.folder/'executed.ipynb').read_text())
+    assert 'records.csv' in {f.name for f in run.folder.iterdir()} and log['metadata']['papermill']['exception'] is None
+
+
+def test_read_only_store_is_explained(tmp_path, monkeypatch):
+    closed = tmp_path/'file'; closed.write_text('') # a file where a folder should be: fails for root, too
+    monkeypatch.setenv('SKINREPRO_RUNS', str(closed/'runs'))
+    outcome, = runs.execute([grid_run()], progress=False)
+    assert outcome.status == 'failed' and str(paths().runs) in outcome.error and 'SKINREPRO_RUNS' in outcome.error
+
+
+def test_failed_run_keeps_its_notebook_with_the_traceback(tmp_path, store, monkeypatch):
+    monkeypatch.delenv('SKINREPRO_DATA', raising=False)
+    run = grid_run(data='pad_ufes20'); outcome, = runs.execute([run], progress=False)
+    assert outcome.status == 'failed' and 'SKINREPRO_DATA' in outcome.error
+    assert 'FileNotFoundError' in (run.folder/'failed.ipynb').read_text() and not run.done
+
+
+def test_a_grid_that_asks_for_nothing_that_exists(tmp_path):
+    for body, words in {'[a]\nnotebook = "b"': ['grid.toml', '[a]', 'b.ipynb'], '[a\n': ['grid.toml']}.items():
+        (tmp_path/'grid.toml').write_text(body)
+        with pytest.raises(ValueError) as e: runs.read_grid(tmp_path)
+        assert all(w in str(e.value) for w in words)

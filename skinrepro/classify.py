@@ -86,7 +86,7 @@ def _grey_world(net):
 
     return GreyWorld()
 
-# %% ../nbs/40_classify.ipynb #454887f5
+# %% ../nbs/40_classify.ipynb #ae8c6db9
 def build(
     arch:str,                 # key of ARCHITECTURES
     n_classes:int,            # length of the label list
@@ -118,7 +118,8 @@ def build(
         model.set_submodule(name, torch.nn.Linear(d, n_classes))
     else: name = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)][-1]; d = model.get_submodule(name).in_features
     if head == 'mlp':
-        model.set_submodule(name, torch.nn.Sequential(torch.nn.Linear(d, 256), torch.nn.ReLU(), torch.nn.Dropout(.4), torch.nn.Linear(256, n_classes)))
+        layers = torch.nn.Linear(d, 256), torch.nn.ReLU(), torch.nn.Dropout(.4), torch.nn.Linear(256, n_classes)
+        model.set_submodule(name, torch.nn.Sequential(*layers))
     if train_layers == 'head':
         for n, p in model.named_parameters(): p.requires_grad = n.startswith(name + '.')
     model.weights, model.weights_hash = source, digest
@@ -160,7 +161,7 @@ def choose_epoch(
         raise ValueError(f'select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction > 0, or select on "last".')
     return int(np.argmin(losses[rule]))
 
-# %% ../nbs/40_classify.ipynb #ac740aee
+# %% ../nbs/40_classify.ipynb #d98dfed4
 def train_classifier(
     model,                          # from `build`
     train:Callable,                 # epoch -> batches of (images (b, 3, s, s) float, codes (b,) int64, ...)
@@ -182,8 +183,8 @@ def train_classifier(
 
     def after_epoch(model, epoch):
         row = {}
-        for part, batches in parts.items():
-            p, y = predict(model, batches(), device)
+        for part, in_order in parts.items():
+            p, y = predict(model, in_order(), device)
             kept[part, epoch] = p
             if folder: _save_array(_probabilities_file(folder, part, epoch), p)
             row |= {f'{part}_loss': _nll(p, y), f'{part}_accuracy': float((p.argmax(1) == y).mean())}

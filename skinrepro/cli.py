@@ -159,7 +159,7 @@ def verify_data(
     if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
     if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
 
-# %% ../nbs/70_cli.ipynb #387d0e42
+# %% ../nbs/70_cli.ipynb #51ffc02f
 @app.command('run', epilog='Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --profile mini --data pad_ufes20 --set seed=0`')
 @reported
 def run_paper(
@@ -185,7 +185,8 @@ def run_paper(
         return
     outcomes = execute(todo, jobs)
     failed = [o for o in outcomes if o.status in ('failed', 'blocked')]
-    for o in failed: typer.secho(f'{o.status}: {o.run.id} ({_short(o.run.parameters)})\n  {o.error}\n  {o.run.folder/"failed.ipynb"}', err=True, fg=typer.colors.RED)
+    for o in failed:
+        typer.secho(f'{o.status}: {o.run.id} ({_short(o.run.parameters)})\n  {o.error}\n  {o.run.folder/"failed.ipynb"}', err=True, fg=typer.colors.RED)
     _report(folder, profile, data)
     if failed: raise typer.Exit(1)
 
@@ -219,7 +220,8 @@ def _report(folder, profile, data):
     asked = {k: v for k, v in dict(profile=profile, data=data).items() if v and k in declared(notebook)}
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(notebook, out, asked, kernel_name='python3', progress_bar=False, cwd=str(out.parent), extra_arguments=['--IPKernelApp.log_level=40'])
+        papermill.execute_notebook(notebook, out, asked, kernel_name='python3', progress_bar=False, cwd=str(out.parent),
+                                   extra_arguments=['--IPKernelApp.log_level=40'])
     except papermill.PapermillExecutionError as e: raise ValueError(f'The report of {folder.name} failed: {e.ename}: {e.evalue} ({out})') from None
     made = sorted(f for f in (paths().figures/folder.name).glob('*') if f.stat().st_mtime >= start)
     for f in made:

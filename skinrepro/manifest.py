@@ -45,7 +45,7 @@ def _skin_types(values:pd.Series) -> pd.Series: # Int64, NA where unknown
         raise ManifestError(f'Row {i}, column skin_type: {values[i]!r} is not a whole number 1..6 or missing.')
     return numbers.astype('Int64')
 
-# %% ../nbs/10_manifest.ipynb #da456186
+# %% ../nbs/10_manifest.ipynb #d4d0c5c0
 def validate(
     m:pd.DataFrame,            # manifest
     labels:list|None=None,     # the paper's label list; None accepts any
@@ -66,7 +66,9 @@ def validate(
     _refuse(real, real.md5.duplicated(keep='first'), 'md5', 'occurs twice: the same file under two ids. Keep one of them')
     _refuse(m, (m.source == 'synthetic') & m.parent_id.isna() & m.path.isna(), 'parent_id', 'is missing for a synthetic image')
     if labels is not None: _refuse(m, ~m.label.isin(labels), 'label', f'is not in the label list {list(labels)}')
-    if files: _refuse(m, ~m.path.map(lambda p: (Path(root or '.')/p).is_file()).astype(bool), 'path', 'does not exist', f' (looked in {Path(root).resolve()})' if root else '')
+    if files:
+        absent = ~m.path.map(lambda p: (Path(root or '.')/p).is_file()).astype(bool)
+        _refuse(m, absent, 'path', 'does not exist', f' (looked in {Path(root).resolve()})' if root else '')
     return m
 
 

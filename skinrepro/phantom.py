@@ -572,7 +572,7 @@ def sheet(
     fig.text(.5, .008, 'phantom: procedural, not patients', ha='center', fontsize=9, color='crimson')
     return fig
 
-# %% ../nbs/12_phantom.ipynb #3ea240db
+# %% ../nbs/12_phantom.ipynb #22e57aeb
 def seed_of(
     image_id:str, # any text
 ) -> int:         # 0 <= seed < 2**60
@@ -590,6 +590,7 @@ def phantom_manifest(
     if missing:
         raise ValueError(f'Missing column(s) {missing}: give counts (label, skin_type, n) or annotations (image_id, label, skin_type).')
     t = table.reset_index(drop=True)
+    if (bad := t.label.isna()).any(): raise ValueError(f'Row {bad.idxmax()}: label is missing.')
     types = pd.to_numeric(t.skin_type, errors='coerce')
     if (bad := ~types.isin(range(1, 7))).any():
         raise ValueError(f'Row {bad.idxmax()}: skin_type is {t.skin_type[bad.idxmax()]!r}, not in 1..6. A phantom needs a type: '
@@ -602,6 +603,7 @@ def phantom_manifest(
         if (bad := t.duplicated(['label', 'skin_type'])).any():
             raise ValueError(f'Row {bad.idxmax()}: this label and skin_type are counted twice; add the two up.')
         t = t.loc[t.index.repeat(n.astype(int))]
+        if t.empty: raise ValueError('The counts add up to no rows: every n is 0.')
         number = t.groupby(level=0).cumcount().map('{:05d}'.format)
         t = t.assign(image_id=name + '-' + t.label.str.replace(r'\W+', '_', regex=True) + '-fst' + t.skin_type.astype(str) + '-' + number)
     ids = t.image_id.astype(str)

@@ -72,7 +72,7 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #d63abf34
+# %% ../nbs/01_runs.ipynb #e2da187f
 RESERVED = ('notebook', 'rebuilds', 'needs')
 
 
@@ -130,7 +130,7 @@ def read_grid(
     out = {}
     for name, (plist, notebook, needs) in by_section.items():
         out[name] = []
-        for p, swept in plist:
+        for p, _ in plist:
             ids = []
             for other in needs:
                 if other not in by_section: raise ParameterError(f'{file}, section [{name}] needs [{other}], which has no runs for profile {profile}.')

@@ -45,7 +45,7 @@ STUDIES = {s.data: s for s in [
                'Not the data of the paper.'),
 ]}
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #89c302bc
+# %% ../../nbs/papers/wang2024/protocol.ipynb #6fb961c1
 def load(
     data:str='phantom',         # key of STUDIES
     label_source:str='scale',   # skin type labels of Fitzpatrick17k; the paper uses `fitzpatrick_scale`
@@ -109,9 +109,12 @@ def _whole(m, data, missing):
     bad = found[found.status != 'ok']
     if len(bad) == len(m) or (len(bad) and missing == 'error'):
         kinds = ', '.join(f'{n} {s}' for s, n in bad.status.value_counts().items())
-        raise FileNotFoundError(f'{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used ({kinds}), e.g. {m.path[m.image_id == bad.index[0]].iloc[0]}. '
-                                f'`skinrepro data fetch {data}` gets what can be had, `skinrepro data verify {data}` lists the rest; missing="drop" goes on without them.')
-    return m[(found.status == 'ok').to_numpy()].assign(md5=found.md5[found.status == 'ok'].to_numpy()).reset_index(drop=True), inventory_hash(found.reset_index())
+        example = m.path[m.image_id == bad.index[0]].iloc[0]
+        raise FileNotFoundError(f'{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used ({kinds}), e.g. {example}. '
+                                f'`skinrepro data fetch {data}` gets what can be had, `skinrepro data verify {data}` lists the rest; '
+                                'missing="drop" goes on without them.')
+    ok = found.status.eq('ok').to_numpy()
+    return m[ok].assign(md5=found.md5[ok].to_numpy()).reset_index(drop=True), inventory_hash(found.reset_index())
 
 
 def _thin(m, fraction, at_least=2*N_FLEXIBLE):

@@ -1,4 +1,4 @@
-"""Images per second of skinrepro.images against decoding every epoch, as the papers' classifier scripts do.
+"""Images per second of skinrepro.images and skinrepro.batches against decoding every epoch, as the papers' classifier scripts do.
 
     python benchmarks/loader.py                  # all rows, about five minutes on two cores
     python benchmarks/loader.py --quick          # fewer images and repeats, to see that it runs
@@ -10,7 +10,7 @@ What is compared, in the same process, on the same files, alternating (A B A B .
   Groh et al. 2021 that Wang et al. 2024 reuse: RandomResizedCrop(scale .8-1), RandomRotation(15), ColorJitter(), RandomHorizontalFlip,
   CenterCrop, ToTensor, Normalize to train; Resize, CenterCrop, ToTensor, Normalize to evaluate. With no worker process, and with
   two, kept alive between epochs (the released script uses 20 on a server).
-* ours: skinrepro.images.batches on a store that was built before. One thread in all: no prefetch thread, no worker process, also
+* ours: skinrepro.batches.batches on a store that was built before. One thread in all: no prefetch thread, no worker process, also
   against the peer's two. The time to build the two stores is not in the rate; it is in column `build_s`, paid once for all epochs and runs.
 
 Every process computes with one thread (torch.set_num_threads(1)). Rates are by the wall clock, medians over the repeats; the ratio is the
@@ -41,19 +41,19 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
-from skinrepro.core import atomic_path, commit, data_folder, has_data
-from skinrepro.images import (
+from skinrepro.batches import (
     Draw,
     augment,
     batches,
     cache_pair,
     draw_augmentation,
     eval_transform,
-    load_image,
     normalisation,
     resize_for,
     train_transform,
 )
+from skinrepro.core import atomic_path, commit, data_folder, has_data
+from skinrepro.images import load_image
 
 EVAL_MAX, TRAIN_MEAN = 2, 2.0 # levels of 255
 RESULTS = Path(__file__).resolve().parent/'results'/'loader.csv'

@@ -6,7 +6,7 @@
 __all__ = ['ARCHITECTURES', 'RULES', 'Architecture', 'build', 'state_hash', 'choose_epoch', 'train_classifier', 'predict',
            'forget', 'data_parts', 'predictions_table']
 
-# %% ../nbs/40_classify.ipynb #7a42189c
+# %% ../nbs/40_classify.ipynb #80c9c1e7
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .batches import batches, cache_pair, encode_labels, eval_transform, normalisation, train_transform, weighted_sampler
 from .core import atomic_path, check_choice, seed_all
-from .images import batches, cache_pair, encode_labels, eval_transform, normalisation, train_transform, weighted_sampler
 from .loop import checkpoints, fit
 
 # %% ../nbs/40_classify.ipynb #7ddfcdc3
@@ -86,7 +86,7 @@ def _grey_world(net):
 
     return GreyWorld()
 
-# %% ../nbs/40_classify.ipynb #ae8c6db9
+# %% ../nbs/40_classify.ipynb #207ef4ad
 def build(
     arch:str,                 # key of ARCHITECTURES
     n_classes:int,            # length of the label list
@@ -143,7 +143,8 @@ def _timm(a:Architecture, size, pretrained, weights):
     try: return timm.create_model(a.tag, pretrained=pretrained or bool(weights), **sized, **overlay)
     except Exception as e:
         if not (pretrained or weights): raise
-        raise RuntimeError(f'The weights {weights or a.tag} of {a.name} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0]}). Unset HF_HUB_OFFLINE '
+        why = f'{type(e).__name__}: {str(e).splitlines()[0]}'
+        raise RuntimeError(f'The weights {weights or a.tag} of {a.name} could not be loaded ({why}). Set HF_HUB_OFFLINE=0 '
                            'to download them, give a local file by `weights`, or use pretrained=False, which the table will say.') from e
 
 # %% ../nbs/40_classify.ipynb #dfdcd052

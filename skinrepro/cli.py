@@ -159,7 +159,7 @@ def verify_data(
     if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
     if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
 
-# %% ../nbs/70_cli.ipynb #51ffc02f
+# %% ../nbs/70_cli.ipynb #97dfbefc
 @app.command('run', epilog='Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --profile mini --data pad_ufes20 --set seed=0`')
 @reported
 def run_paper(
@@ -210,6 +210,7 @@ def _short(parameters) -> str: return ' '.join(f'{k}={v}' for k, v in parameters
 
 def _report(folder, profile, data):
     "Execute the report notebook, print the tables that it wrote, and name its files."
+    import os
     import time
 
     import papermill
@@ -221,12 +222,12 @@ def _report(folder, profile, data):
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(notebook, out, asked, kernel_name='python3', progress_bar=False, cwd=str(out.parent),
-                                   extra_arguments=['--IPKernelApp.log_level=40'])
+                                   extra_arguments=['--IPKernelApp.log_level=50'])
     except papermill.PapermillExecutionError as e: raise ValueError(f'The report of {folder.name} failed: {e.ename}: {e.evalue} ({out})') from None
     made = sorted(f for f in (paths().figures/folder.name).glob('*') if f.stat().st_mtime >= start)
     for f in made:
         if f.suffix == '.md': typer.echo('\n' + '\n'.join(_aligned([l for l in f.read_text(encoding='utf-8').splitlines() if l[:1] in '#*|' and l])))
-    typer.echo('\nFiles:\n' + '\n'.join(f'  {f}' for f in [*made, out]))
+    typer.echo('\nFiles:\n' + '\n'.join(f'  {os.path.relpath(f)}' for f in [*made, out]))
 
 
 def _aligned(lines) -> list:

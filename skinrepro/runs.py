@@ -186,7 +186,7 @@ def finish(
     with atomic_path(run.folder/'records.csv') as tmp: out.to_csv(tmp, index=False)
     return out
 
-# %% ../nbs/01_runs.ipynb #55d21895
+# %% ../nbs/01_runs.ipynb #8c19a98b
 @dataclass
 class Outcome:
     "What became of a run."
@@ -247,7 +247,7 @@ def _papermill(run:Run, threads:str) -> str: # '' or the last line of the error
     tmp = run.folder/'.executing.ipynb'; error = ''
     try:
         papermill.execute_notebook(run.notebook, tmp, run.parameters, kernel_name='python3', progress_bar=False, cwd=str(run.folder),
-                                   extra_arguments=['--IPKernelApp.log_level=40']) # the kernel's own warnings are not the reader's concern
+                                   extra_arguments=['--IPKernelApp.log_level=50']) # the kernel's own warnings are not the reader's concern
     except papermill.PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.splitlines()[0]
     except Exception as e: error = f'{type(e).__name__}: {e}'.splitlines()[0] # a kernel that died, a broken notebook file
     if not error and not run.done: error = 'the notebook ran to its end without writing a record (runs.finish)'

@@ -18,7 +18,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     (tmp_path/'elsewhere').mkdir()
     before = {f: f.stat().st_mtime for f in ROOT.glob('skinrepro/*.py')}
     papermill.execute_notebook(path, tmp_path/'out.ipynb', cwd=tmp_path/'elsewhere', kernel_name='python3', progress_bar=False, execution_timeout=180,
-                               extra_arguments=['--IPKernelApp.log_level=40'])
+                               extra_arguments=['--IPKernelApp.log_level=50'])
     done = [c for c in json.loads((tmp_path/'out.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
     assert all(c['execution_count'] for c in done if ''.join(c['source']).strip())
     assert before == {f: f.stat().st_mtime for f in ROOT.glob('skinrepro/*.py')} and os.listdir(tmp_path/'elsewhere') == []

@@ -6,14 +6,13 @@
 __all__ = ['RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand', 'read_grid',
            'begin', 'finish', 'Outcome', 'execute', 'read_records', 'read_record']
 
-# %% ../nbs/01_runs.ipynb #f2615630
+# %% ../nbs/01_runs.ipynb #d5824162
 import ast
 import json
 import os
 import time
 import tomllib
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -148,7 +147,7 @@ def _with_needs(section, by_section) -> list:
     names = [n for other in by_section[section][2] for n in _with_needs(other, by_section)] if section in by_section else []
     return list(dict.fromkeys([*names, section])) if section in by_section else []
 
-# %% ../nbs/01_runs.ipynb #6f2bea4c
+# %% ../nbs/01_runs.ipynb #8487c6c7
 IPYTHON_NAMES = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open', 'display'}
 
 
@@ -158,12 +157,32 @@ def begin(
     variables:dict,     # `globals()` of the notebook, right after its parameters cell and before any import
 ) -> Run:
     "Check the parameters that this notebook was given and name the run. Raises ParameterError."
-    import types
     file = paths().papers/paper/f'{notebook}.ipynb'
     defaults = declared(file)
-    mine = {k: v for k, v in variables.items() if not k.startswith('_') and k not in IPYTHON_NAMES
-            and not isinstance(v, types.ModuleType) and not callable(v)}
-    return Run(paper, '', file, check_parameters(mine, defaults, f'{paper}/{notebook}.ipynb'))
+    asked = {k: variables[k] for k in _asked(variables, defaults) if k in variables}
+    return Run(paper, '', file, check_parameters(asked, defaults, f'{paper}/{notebook}.ipynb'))
+
+
+def _asked(variables:dict, defaults:dict) -> list:
+    "Names that the parameters cell and papermill's injected cell have set; in a shell without history, all plain variables."
+    import types
+    if not variables.get('In'):
+        return [k for k, v in variables.items() if not k.startswith('_') and k not in IPYTHON_NAMES
+                and not isinstance(v, types.ModuleType) and not callable(v)]
+    names = dict.fromkeys(defaults)
+    for source in reversed(variables['In'][:-1]): # the last cell is the one that calls `begin`
+        if 'begin(' in source: continue           # that cell, run again
+        if (assigned := _assigned(source)) is None: break
+        names |= dict.fromkeys(assigned)
+    return list(names)
+
+
+def _assigned(source:str): # names, or None
+    "Names that a cell assigns if it does nothing else."
+    try: body = ast.parse(source).body
+    except SyntaxError: return None
+    if not body or not all(isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) for n in body): return None
+    return [n.targets[0].id for n in body]
 
 
 def finish(
@@ -186,7 +205,7 @@ def finish(
     with atomic_path(run.folder/'records.csv') as tmp: out.to_csv(tmp, index=False)
     return out
 
-# %% ../nbs/01_runs.ipynb #8c19a98b
+# %% ../nbs/01_runs.ipynb #1cfae60a
 @dataclass
 class Outcome:
     "What became of a run."
@@ -202,57 +221,83 @@ def execute(
     progress:bool=True, # a bar over all runs
 ) -> list[Outcome]:   # in the order of `runs`
     "Run what has no record, dependencies first. Never raises for a failed run: look at the outcomes."
-    from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+    from concurrent.futures import FIRST_COMPLETED, wait
+    from concurrent.futures.process import BrokenProcessPool
     from graphlib import TopologicalSorter
 
     from tqdm.auto import tqdm
     by_id = {r.id: r for r in runs}
     order = TopologicalSorter({r.id: [n for n in r.needs if n in by_id] for r in runs}); order.prepare()
-    out = {}; running = {}; threads = str(max(1, (os.cpu_count() or 1)//max(1, jobs)))
+    out, running, pool = {}, {}, _workers(jobs)
     bar = tqdm(total=len(by_id), desc='runs', unit='run', disable=not progress)
-    with ThreadPoolExecutor(max(1, jobs)) as pool: # threads only wait: the work is in the kernels' processes
+
+    def finish(run, status, seconds=0., error=''):
+        out[run.id] = Outcome(run, status, seconds, error); order.done(run.id)
+        bar.update(); bar.set_postfix_str(f'{status} {run.id} {seconds:.0f} s')
+        if error: bar.write(f'{run.id} {status}: {error}')
+
+    try:
         while order.is_active():
             for i in order.get_ready():
                 broken = [n for n in by_id[i].needs if n in out and out[n].status in ('failed', 'blocked')]
-                job = partial(Outcome, by_id[i], 'blocked', error=f'needs {broken[0]}') if broken else partial(_execute_one, by_id[i], threads)
-                running[pool.submit(job)] = i
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for f in finished:
-                i = running.pop(f); out[i] = f.result(); order.done(i); bar.update()
-                bar.set_postfix_str(f'{out[i].status} {i} {out[i].seconds:.0f} s')
-                if out[i].error: bar.write(f'{i} {out[i].status}: {out[i].error}')
-    bar.close()
+                if broken: finish(by_id[i], 'blocked', error=f'needs {broken[0]}')
+                else: running[pool.submit(_exported()._execute_one, str(by_id[i].notebook), str(by_id[i].folder), by_id[i].parameters)] = i
+            if not running: continue
+            for f in wait(running, return_when=FIRST_COMPLETED).done:
+                i = running.pop(f)
+                try: finish(by_id[i], *f.result())
+                except BrokenProcessPool: # a worker was killed, and with it the pool
+                    finish(by_id[i], 'failed', error='its process was killed; out of memory? Try fewer jobs')
+                    if not any(not g.done() for g in running): pool = _workers(jobs)
+    finally: pool.shutdown(cancel_futures=True); bar.close()
     return [out[r.id] for r in runs]
 
 
-def _execute_one(run:Run, threads:str) -> Outcome:
+def _workers(jobs:int):
+    "Processes, since papermill changes the working directory of its whole process; spawned, since forking after CUDA has started is not allowed."
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    threads = max(1, (os.cpu_count() or 1)//max(1, jobs))
+    return ProcessPoolExecutor(max(1, jobs), get_context('spawn'), _exported()._limit_threads, (threads,))
+
+
+def _exported():
+    "This module as workers can import it, also when this very notebook runs."
+    import skinrepro.runs
+    return skinrepro.runs
+
+
+def _limit_threads(n:int):
+    "Threads of the kernels that a worker starts, unless the user has set them."
+    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(name, str(n))
+
+
+def _execute_one(notebook:str, folder:str, parameters:dict) -> tuple: # status, seconds, error
     "One run in a fresh kernel, under a lock."
     from filelock import FileLock
-    start = time.time()
-    try: run.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        return Outcome(run, 'failed', 0., f'Cannot write {run.folder}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.')
-    with FileLock(run.folder/'.lock'):
-        if run.done: return Outcome(run, 'done')
-        error = _papermill(run, threads)
-    return Outcome(run, 'failed' if error else 'ran', time.time() - start, error)
+    start = time.time(); folder = Path(folder)
+    try: folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e: return 'failed', 0., f'Cannot write {folder}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.'
+    with FileLock(folder/'.lock'):
+        if (folder/'records.csv').is_file(): return 'done', 0., ''
+        error = _papermill(notebook, folder, parameters)
+    return ('failed' if error else 'ran'), time.time() - start, error
 
 
-def _papermill(run:Run, threads:str) -> str: # '' or the last line of the error
+def _papermill(notebook:str, folder:Path, parameters:dict) -> str: # '' or the last line of the error
     import logging
 
     import papermill
     logging.getLogger('papermill').setLevel(logging.ERROR)
-    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(name, threads)
-    tmp = run.folder/'.executing.ipynb'; error = ''
+    tmp = folder/'.executing.ipynb'; error = ''
     try:
-        papermill.execute_notebook(run.notebook, tmp, run.parameters, kernel_name='python3', progress_bar=False, cwd=str(run.folder),
+        papermill.execute_notebook(notebook, tmp, parameters, kernel_name='python3', progress_bar=False, cwd=folder,
                                    extra_arguments=['--IPKernelApp.log_level=50']) # the kernel's own warnings are not the reader's concern
     except papermill.PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.splitlines()[0]
     except Exception as e: error = f'{type(e).__name__}: {e}'.splitlines()[0] # a kernel that died, a broken notebook file
-    if not error and not run.done: error = 'the notebook ran to its end without writing a record (runs.finish)'
-    if tmp.exists(): os.replace(tmp, run.folder/('failed.ipynb' if error else 'executed.ipynb'))
-    if not error: (run.folder/'failed.ipynb').unlink(missing_ok=True)
+    if not error and not (folder/'records.csv').is_file(): error = 'the notebook ran to its end without writing a record (runs.finish)'
+    if tmp.exists(): os.replace(tmp, folder/('failed.ipynb' if error else 'executed.ipynb'))
+    if not error: (folder/'failed.ipynb').unlink(missing_ok=True)
     return error
 
 # %% ../nbs/01_runs.ipynb #a5bf990e

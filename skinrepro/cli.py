@@ -159,8 +159,8 @@ def verify_data(
     if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
     if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
 
-# %% ../nbs/70_cli.ipynb #97dfbefc
-@app.command('run', epilog='Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --profile mini --data pad_ufes20 --set seed=0`')
+# %% ../nbs/70_cli.ipynb #9ddc711e
+@app.command('run', epilog='Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --section pad_ufes20 --set seed=0`')
 @reported
 def run_paper(
     paper:Annotated[str, typer.Argument(metavar='PAPER', help='Folder below nbs/papers, e.g. wang2024.')],

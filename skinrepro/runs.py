@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand', 'read_grid',
-           'begin', 'finish', 'Outcome', 'execute', 'read_records', 'read_record']
+           'asked_for', 'begin', 'finish', 'Outcome', 'execute', 'read_records', 'read_record']
 
 # %% ../nbs/01_runs.ipynb #d5824162
 import ast
@@ -71,8 +71,8 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #e2da187f
-RESERVED = ('notebook', 'rebuilds', 'needs')
+# %% ../nbs/01_runs.ipynb #d71a57fb
+RESERVED = ('notebook', 'rebuilds', 'needs', 'extra')
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,8 @@ def read_grid(
     if section is not None: check_choice(f'{file}: section', section, grid)
     by_section = {}
     for name, body in grid.items():
-        if profile in PROFILES and profile not in body and any(p in body for p in PROFILES) and profile != 'smoke': continue
+        if body.get('extra') and name != section: continue
+        if profile not in body and any(p in body for p in PROFILES) and profile != 'smoke': continue # this profile does not have it
         fixed = {k: v for k, v in body.items() if k not in RESERVED and k not in PROFILES}
         notebook = folder/f'{body.get("notebook", name)}.ipynb'
         if not notebook.is_file(): raise ParameterError(f'{file}, section [{name}]: there is no notebook {notebook.name}.')
@@ -140,6 +141,17 @@ def read_grid(
             out[name].append(Run(folder.name, name, notebook, p, tuple(dict.fromkeys(ids))))
     wanted = list(out) if section is None else _with_needs(section, by_section)
     return list({r.id: r for name in wanted for r in out[name]}.values()) # equal questions run once
+
+
+def asked_for(
+    records:pd.DataFrame, # from `read_records`, or committed ones
+    runs:list[Run],       # from `read_grid`
+    free:str='seed',      # parameter that may have any value, so that further draws count
+) -> pd.Series:           # bool, index of `records`
+    "Which records belong to a grid: trials with other parameters, left in the store, must not slip into a table."
+    values = {getattr(v, 'item', lambda v=v: v)() for v in records[free].unique()} if len(records) else set()
+    wanted = {run_id(r.paper, r.notebook.stem, {**r.parameters, free: v}) for r in runs for v in values}
+    return records.run_id.isin(wanted) if len(records) else pd.Series(dtype=bool)
 
 
 def _with_needs(section, by_section) -> list:

@@ -360,7 +360,7 @@ def latex_table(
                       rf'\begin{{tabular}}{{{"l" * shown.shape[1]}}}', r'\toprule', *body, r'\bottomrule', r'\end{tabular}}',
                       *(rf'\par\footnotesize {latex_escape(n)}' for n in notes), r'\end{table}', ''])
 
-# %% ../nbs/60_tables.ipynb #015eaa39
+# %% ../nbs/60_tables.ipynb #e67a4a18
 def footnotes(
     table:pd.DataFrame, # long
     rule:str,           # of the verdicts
@@ -371,7 +371,7 @@ def footnotes(
     out = []
     if 'verdict' in table:
         out.append('Verdicts: ' + ', '.join(f'{n} {v}' for v, n in Counter(table['verdict']).items()) + '.')
-        why = Counter(r for r in table['reason'] if r)
+        why = Counter(part for r in table['reason'] if r for part in r.split('; '))
         if why: out.append('Not comparable because: ' + '; '.join(f'{r} ({n} cell{"s" * (n > 1)})' for r, n in why.items()) + '.')
         out += ['A cell reads: reported → reproduced ± standard deviation over runs (number of runs); '
                 '= agrees or equal, ≠ differs, † not comparable.', f'Rule: {rule}']

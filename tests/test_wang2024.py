@@ -1,0 +1,164 @@
+"wang2024 on the real annotations, on photographs in the publisher's layout, and from the committed records."
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skinrepro import runs
+from skinrepro.core import has_data
+from skinrepro.papers.wang2024 import CONDITIONS, SEEDS, STUDIES, load, scenario_split
+from skinrepro.tables import read_reported
+
+needs = lambda name: pytest.mark.skipif(not has_data(name), reason=f'needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)')
+PRINTED = {(r.condition, r.fst): int(r.value) for r in read_reported(
+    ROOT/'nbs'/'papers'/'wang2024'/'reported.csv').query('artefact == "table1"').itertuples()}
+ROMAN = {1: 'I', 2: 'II', 5: 'V', 6: 'VI'}
+FITZ = STUDIES['fitzpatrick17k']
+
+
+def annotated():
+    "The real annotations of the study as a manifest, in file order; the photographs are not needed for a split."
+    from skinrepro.fitzpatrick17k import read_annotations, to_manifest
+    m = to_manifest(read_annotations(), 'scale', labels=CONDITIONS)
+    m = m[m.skin_type.isin(FITZ.majority + FITZ.minority)].reset_index(drop=True)
+    return m.assign(group=m.skin_type.isin(FITZ.majority).map({True: 'light', False: 'dark'}))
+
+
+@needs('fitzpatrick17k')
+def test_table1_from_the_annotations():
+    n = annotated().groupby(['label', 'skin_type']).size()
+    ours = {(c, ROMAN[t]): int(v) for (c, t), v in n.items()}
+    ours |= {(c, 'total'): sum(v for (d, _), v in ours.items() if d == c) for c in CONDITIONS}
+    ours |= {('total', t): sum(v for (_, s), v in ours.items() if s == t) for t in [*ROMAN.values(), 'total']}
+    assert len(PRINTED) == 40 and ours == PRINTED
+
+
+@needs('fitzpatrick17k')
+@pytest.mark.parametrize('reading', ['stratified', 'union'])
+def test_sizes_for_every_official_seed(reading):
+    m = annotated()
+    for seed in SEEDS:
+        sizes = {s: scenario_split(m, FITZ, s, seed, reading).split.value_counts().to_dict() for s in ('i', 'ii', 'iii')}
+        assert sizes == dict(i=dict(train=1519, test=56), ii=dict(train=1284, test=291), iii=dict(train=1228, test=291))
+
+
+@needs('fitzpatrick17k')
+def test_released_list_is_the_stratified_reading():
+    m = annotated()
+    released, drawn = (scenario_split(m, FITZ, 'ii', 0, how) for how in ('released', 'stratified'))
+    sizes = lambda s: s.groupby(['split', 'group', 'label', 'skin_type']).size().to_dict()
+    assert sizes(released) == sizes(drawn)
+    dark = released[(released.split == 'train') & (released.group == 'dark')]
+    assert len(dark) == 56 and set(dark.groupby(['label', 'skin_type']).size()) == {4}
+    with pytest.raises(ValueError, match='seed 0'): scenario_split(m, FITZ, 'ii', 42, 'released')
+
+
+@pytest.fixture(scope='module')
+def photographs(tmp_path_factory):
+    "Fitzpatrick17k as its publisher lays it out, with made-up annotations and noise for photographs: 9 images of each condition and skin type."
+    from PIL import Image
+
+    from skinrepro.fitzpatrick17k import COLUMNS
+    home = tmp_path_factory.mktemp('data')/'fitzpatrick17k'; (home/'images').mkdir(parents=True); rows = []
+    for label in CONDITIONS:
+        for skin in (1, 2, 5, 6):
+            for i in range(9):
+                buffer = io.BytesIO()
+                Image.fromarray(np.random.default_rng([CONDITIONS.index(label), skin, i]).integers(0, 256, (24, 30, 3), dtype='uint8')).save(buffer, 'JPEG')
+                md5 = hashlib.md5(buffer.getvalue()).hexdigest(); (home/'images'/f'{md5}.jpg').write_bytes(buffer.getvalue())
+                rows.append({**dict.fromkeys(COLUMNS, ''), 'md5hash': md5, 'fitzpatrick_scale': skin, 'fitzpatrick_centaur': skin, 'label': label,
+                             'nine_partition_label': 'inflammatory', 'three_partition_label': 'non-neoplastic', 'url': f'http://nowhere/{md5}.jpg'})
+    pd.DataFrame(rows).to_csv(home/'fitzpatrick17k.csv', index=False)
+    return home
+
+
+def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
+    "The paper's own data path: annotations, photographs, inventory, splits, training, record."
+    monkeypatch.setenv('SKINREPRO_DATA', str(photographs.parent)); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
+    run = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', 'scenario', data='fitzpatrick17k', scenario='iii', train='real', arch='resnet_small', epochs=1)[0]
+    outcome, = runs.execute([run], progress=False)
+    assert outcome.status == 'ran', outcome.error
+    r = runs.read_records('wang2024')
+    assert set(r.data) == {'fitzpatrick17k'} and r.inventory_hash.str.len().eq(16).all() and set(r.n_test) == {7*9*2 - 56}
+
+
+def test_missing_or_altered_photographs_are_never_silent(photographs, tmp_path, monkeypatch):
+    home = tmp_path/'data'/'fitzpatrick17k'; shutil.copytree(photographs, home)
+    monkeypatch.setenv('SKINREPRO_DATA', str(home.parent))
+    whole, stock = load('fitzpatrick17k')
+    files = sorted((home/'images').iterdir())
+    files[0].unlink(); files[1].write_bytes(files[1].read_bytes()[:200]); shutil.copy(files[3], files[2])
+    with pytest.raises(FileNotFoundError) as e: load('fitzpatrick17k')
+    assert all(w in str(e.value) for w in ['3 of the 252', 'missing', 'corrupt', 'skinrepro data verify', 'missing="drop"'])
+    rest, less = load('fitzpatrick17k', missing='drop')
+    assert len(rest) == len(whole) - 3 and less != stock and not set(rest.image_id) & {f.stem for f in files[:3]}
+    shutil.rmtree(home/'images'); (home/'images').mkdir()
+    with pytest.raises(FileNotFoundError, match='252 of the 252'): load('fitzpatrick17k', missing='drop') # nothing is not a part
+
+
+@needs('pad_ufes20')
+def test_pad_ufes20_through_plain_papermill(tmp_path):
+    out = tmp_path/'out.ipynb'; command = [sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'papers'/'wang2024'/'scenario.ipynb'), str(out), '-k', 'python3']
+    for name, value in dict(data='pad_ufes20', scenario='i', fraction='1.0', epochs=1, arch='resnet_small').items(): command += ['-p', name, str(value)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'SKINREPRO_RUNS': str(tmp_path/'runs')})
+    assert done.returncode == 0, done.stderr[-2000:]
+    r = runs.read_record(next((tmp_path/'runs').rglob('records.csv')))
+    assert set(r.data) == {'pad_ufes20'} and set(r.n_test) == {32} and set(r.flexible_used) == {'union'}
+
+
+@needs('pad_ufes20')
+def test_pad_ufes20_patients_stay_on_one_side():
+    m, _ = load('pad_ufes20'); study = STUDIES['pad_ufes20']
+    for s in ('i', 'ii', 'iii'):
+        for seed in SEEDS[:3]:
+            split = scenario_split(m, study, s, seed, val_fraction=.1)
+            assert (split.groupby('patient_id').split.nunique() == 1).all() and set(split.split) == {'train', 'val', 'test'}
+
+
+def report(tmp_path, **env):
+    import papermill
+    papermill.execute_notebook(ROOT/'nbs'/'papers'/'wang2024'/'report.ipynb', tmp_path/'report.ipynb', kernel_name='python3', progress_bar=False,
+                               cwd=str(tmp_path), extra_arguments=['--IPKernelApp.log_level=50'])
+
+
+@pytest.mark.parametrize('with_data', [True, False])
+def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_data):
+    "A reviewer without data, runs or GPU rebuilds every table, byte by byte."
+    if with_data and not has_data('fitzpatrick17k'): pytest.skip('needs fitzpatrick17k: set SKINREPRO_DATA')
+    if not with_data: monkeypatch.delenv('SKINREPRO_DATA', raising=False)
+    monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
+    committed = ROOT/'figures'/'wang2024'; (tmp_path/'figures'/'wang2024').mkdir(parents=True)
+    shutil.copy(committed/'records.csv', tmp_path/'figures'/'wang2024')
+    report(tmp_path)
+    tables = sorted(f.name for f in committed.iterdir() if f.suffix in ('.md', '.csv', '.tex'))
+    assert 'table1.md' in tables and 'pad_ufes20.md' in tables
+    for name in tables: assert (tmp_path/'figures'/'wang2024'/name).read_bytes() == (committed/name).read_bytes(), name
+
+
+def test_committed_tables_are_stamped_and_honest():
+    home = ROOT/'figures'/'wang2024'
+    for name in ('table2', 'table3', 'table4'):
+        t = pd.read_csv(home/f'{name}.csv', keep_default_na=False)
+        on_phantoms = t[t.data == 'phantom']
+        assert len(on_phantoms) and set(on_phantoms.verdict) == {'not comparable'} and set(t[t.data == ''].verdict) == {'not run'}
+        assert 'PHANTOM DATA' in (home/f'{name}.md').read_text() and 'PHANTOM DATA' in (home/f'{name}.tex').read_text()
+    t = pd.read_csv(home/'table1.csv'); assert len(t) == 40 and set(t.verdict) == {'equal'}
+    assert 'CC BY 4.0' in (home/'pad_ufes20.md').read_text()
+    r = runs.read_record(home/'records.csv')
+    assert set(r.profile) == {'mini'} and {'data_hash', 'version', 'commit', 'device', 'seconds', 'weights'} <= set(r.columns) and r.data_hash.str.len().eq(16).all()
+
+
+def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):
+    closed = tmp_path/'file'; closed.write_text('')
+    monkeypatch.setenv('SKINREPRO_FIGURES', str(closed/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
+    with pytest.raises(Exception) as e: report(tmp_path)
+    assert 'SKINREPRO_FIGURES' in str(e.value) and str(closed) in str(e.value)
+    assert json.loads((tmp_path/'report.ipynb').read_text())['cells'], 'the executed notebook is kept'

@@ -36,7 +36,7 @@ lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs/index.ipynb
 
 export: $(STAMP)  ## notebooks -> package, and strip outputs
-	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean
+	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace $(shell find nbs -name '*.ipynb' -not -path '*/.*')
 
 check: $(STAMP)  ## style, and whether notebooks and package are in step
 	@$(BIN)/ruff check . && $(BIN)/python -m pytest -q tests/test_sync.py tests/test_layers.py tests/test_papers.py

@@ -162,7 +162,7 @@ def choose_epoch(
         raise ValueError(f'select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction > 0, or select on "last".')
     return int(np.argmin(losses[rule]))
 
-# %% ../nbs/40_classify.ipynb #d98dfed4
+# %% ../nbs/40_classify.ipynb #8b2c6192
 def train_classifier(
     model,                          # from `build`
     train:Callable,                 # epoch -> batches of (images (b, 3, s, s) float, codes (b,) int64, ...)
@@ -203,7 +203,7 @@ def predict(model, batches, device:str='cpu') -> tuple: # (n, k) float32 probabi
     import torch
     model.eval(); p, y = [], []
     with torch.inference_mode():
-        for b in batches: p.append(model(b[0].to(device)).float().softmax(1).cpu()); y.append(torch.as_tensor(b[1]))
+        for b in batches: p.append(model(b[0].to(device)).float().softmax(1).cpu()); y.append(torch.as_tensor(b[1]).cpu())
     if not p: raise ValueError('Nothing to predict: the part has no images.')
     return torch.cat(p).numpy(), torch.cat(y).numpy()
 

@@ -326,7 +326,7 @@ def _write_log(items, old, rows, lock, path):
 
 def _watch(threads, stop, save, rows, total, progress, every=10.):
     "Run the threads to their end, or to a Ctrl-C."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     saved = time.monotonic()
     with tqdm(total=total, initial=len(rows), unit='file', disable=not progress) as bar:
         try:

@@ -238,7 +238,7 @@ def verify(
     "Look at every photograph. Raises FileNotFoundError if there is no such folder."
     from concurrent.futures import ThreadPoolExecutor
 
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     folder = Path(folder)
     if not folder.is_dir(): raise FileNotFoundError(f'No folder {folder}. Give the folder with the <md5hash>.jpg, or fetch them into it.')
     known = set(ann.md5hash)

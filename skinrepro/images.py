@@ -311,7 +311,7 @@ def _copy_known(kind, files, array): # -> {MD5: (width, height)} of what was cop
 
 # %% ../nbs/15_images.ipynb #60abf4a7
 def _decode_all(jobs:dict, array, fit, resample, threads, progress) -> dict: # jobs: MD5 -> (row, path); returns MD5 -> (width, height)
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     size, errors = array.shape[1], []
 
     def one(job):

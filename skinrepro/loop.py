@@ -97,7 +97,7 @@ def fit(
 
     import torch
     from accelerate import Accelerator
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False)
     model.to(device) # before the optimizer is used: its state follows the weights
     for s in optimizer.state.values():

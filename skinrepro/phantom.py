@@ -678,7 +678,7 @@ def _each(work, jobs, progress) -> list:
     "Run `_write` over the work in order, here or in processes; small matrices are fastest on one BLAS thread."
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     with threadpool_limits(1):
         done = (_write(*w) for w in work)
         if jobs != 1: done = Parallel(n_jobs=jobs, return_as='generator', batch_size=16)(delayed(_write)(*w) for w in work)

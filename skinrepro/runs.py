@@ -237,7 +237,7 @@ def execute(
     from concurrent.futures.process import BrokenProcessPool
     from graphlib import TopologicalSorter
 
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     by_id = {r.id: r for r in runs}
     order = TopologicalSorter({r.id: [n for n in r.needs if n in by_id] for r in runs}); order.prepare()
     out, running, pool = {}, {}, _workers(jobs)

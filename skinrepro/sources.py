@@ -236,7 +236,7 @@ def inspect_images(
     "Decode every image of a manifest and say which are not whole, and which are the same bytes as an earlier one."
     from concurrent.futures import ThreadPoolExecutor
 
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     with ThreadPoolExecutor(jobs) as pool:
         rows = list(tqdm(pool.map(_inspect, m.path), total=len(m), unit='file', disable=not progress))
     t = pd.DataFrame(rows, columns=['status', 'bytes', 'md5', 'detail'], index=m.index).astype({'bytes': 'Int64', 'md5': 'string'})

@@ -44,3 +44,11 @@ def test_every_export_is_followed_by_a_check(path):
     "Show, then assert: a notebook that exports also checks what it exports."
     code = [''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'code']
     if any(c.startswith('#| export') for c in code): assert any('assert' in c and not c.startswith('#| export') for c in code)
+
+
+def test_cleaning_keeps_the_parameters_tag(tmp_path):
+    "nbdev_clean with our settings: an output of a cell may stay, the tag that papermill needs must."
+    for name in ('settings.ini', 'pyproject.toml', 'README.md'): shutil.copy(ROOT/name, tmp_path/name)
+    shutil.copytree(ROOT/'nbs', tmp_path/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints')); shutil.copytree(ROOT/'skinrepro', tmp_path/'skinrepro')
+    subprocess.run([nbdev('nbdev_clean')], cwd=tmp_path, check=True, capture_output=True)
+    for f in NOTEBOOKS: assert (tmp_path/f.relative_to(ROOT)).read_text() == f.read_text(), f'{f.name}: `make export` and commit'

@@ -83,7 +83,8 @@ def photographs(tmp_path_factory):
 def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
     "The paper's own data path: annotations, photographs, inventory, splits, training, record."
     monkeypatch.setenv('SKINREPRO_DATA', str(photographs.parent)); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
-    run = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', 'scenario', data='fitzpatrick17k', scenario='iii', train='real', arch='resnet_small', epochs=1)[0]
+    run = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', 'scenario', data='fitzpatrick17k', scenario='iii', train='real', arch='resnet_small',
+                         epochs=1)[0]
     outcome, = runs.execute([run], progress=False)
     assert outcome.status == 'ran', outcome.error
     r = runs.read_records('wang2024')
@@ -153,7 +154,8 @@ def test_committed_tables_are_stamped_and_honest():
     t = pd.read_csv(home/'table1.csv'); assert len(t) == 40 and set(t.verdict) == {'equal'}
     assert 'CC BY 4.0' in (home/'pad_ufes20.md').read_text()
     r = runs.read_record(home/'records.csv')
-    assert set(r.profile) == {'mini'} and {'data_hash', 'version', 'commit', 'device', 'seconds', 'weights'} <= set(r.columns) and r.data_hash.str.len().eq(16).all()
+    assert set(r.profile) == {'mini'} and {'data_hash', 'version', 'commit', 'device', 'seconds', 'weights'} <= set(r.columns)
+    assert r.data_hash.str.len().eq(16).all()
 
 
 def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ the committed numbers come
 from `eval-*`, which were not looked at before. Two networks that differ in what they are given: `log` sees the logarithm of light with the median of
 each image taken out, so that complexion and exposure cancel and what is left of the gap is in the lesions
 `plain` sees standardised pixels, as most
-classifiers do. Writes figures/phantom/difficulty.{csv,png} and sheet.png; a run that is in the csv is not repeated.
+classifiers do. Writes figures/phantom/difficulty.{csv,png} sheet.png and banner.png; a run that is in the csv is not repeated.
 """
 import os
 
@@ -158,4 +158,6 @@ if __name__ == '__main__':
         with atomic_path(target) as tmp: t.to_csv(tmp, index=False)
     figure(t)
     with atomic_path(paths().figures/'phantom'/'sheet.png') as tmp: sheet(difficulty=.5).savefig(tmp, dpi=75)
+    few = ('basal cell carcinoma', 'psoriasis', 'nematode infection', 'allergic contact dermatitis')
+    with atomic_path(paths().figures/'phantom'/'banner.png') as tmp: sheet(few, difficulty=.5).savefig(tmp, dpi=75)
     print(t.groupby(['gap', 'difficulty', 'network'])[['light', 'dark']].agg(['mean', 'std', 'count']).round(3))

@@ -159,12 +159,12 @@ def verify_data(
     if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
     if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
 
-# %% ../nbs/70_cli.ipynb #9ddc711e
+# %% ../nbs/70_cli.ipynb #839f5bf9
 @app.command('run', epilog='Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --section pad_ufes20 --set seed=0`')
 @reported
 def run_paper(
     paper:Annotated[str, typer.Argument(metavar='PAPER', help='Folder below nbs/papers, e.g. wang2024.')],
-    profile:Annotated[str, typer.Option(help='mini (laptop) or paper (CUDA, real data and weights).')]='mini',
+    profile:Annotated[str, typer.Option(help='smoke (does it run?), mini (laptop) or paper (CUDA, real data and weights).')]='mini',
     section:Annotated[str|None, typer.Option(help='Only this section of grid.toml.', show_default='all')]=None,
     data:Annotated[str|None, typer.Option(help='Another data set than the grid names.', show_default='as in grid.toml')]=None,
     set_:Annotated[list[str]|None, typer.Option('--set', metavar='NAME=VALUE', help='Fix a parameter; may be repeated.', show_default=False)]=None,
@@ -218,7 +218,7 @@ def _report(folder, profile, data):
     from skinrepro.core import paths
     from skinrepro.runs import declared
     notebook = folder/'report.ipynb'; out = paths().runs/folder.name/'report.ipynb'; start = time.time() - 1
-    asked = {k: v for k, v in dict(profile=profile, data=data).items() if v and k in declared(notebook)}
+    asked = {k: v for k, v in dict(profile=profile, data=data).items() if v and v != 'smoke' and k in declared(notebook)} # smoke runs are not results
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         papermill.execute_notebook(notebook, out, asked, kernel_name='python3', progress_bar=False, cwd=str(out.parent),

@@ -73,7 +73,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #4eeae53b
+# %% ../nbs/02_loop.ipynb #6170b98f
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -99,10 +99,7 @@ def fit(
     from accelerate import Accelerator
     from tqdm import tqdm
     acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False)
-    model.to(device) # before the optimizer is used: its state follows the weights
-    for s in optimizer.state.values():
-        for k, v in s.items():
-            if torch.is_tensor(v): s[k] = v.to(device)
+    model.to(device) # before a checkpoint is loaded: the optimizer's state follows the weights
     log, first = [], 0
     if folder and checkpoints(folder):
         state = load_checkpoint(folder, model, optimizer, scheduler)

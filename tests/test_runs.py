@@ -1,6 +1,7 @@
 "Runs in the real world: wrong questions, full stops, and places that cannot be written."
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,3 +121,25 @@ def test_a_grid_that_asks_for_nothing_that_exists(tmp_path):
         (tmp_path/'grid.toml').write_text(body)
         with pytest.raises(ValueError) as e: runs.read_grid(tmp_path)
         assert all(w in str(e.value) for w in words)
+
+
+def skinrepro(*arguments, **env):
+    "The command as a user types it."
+    command = [sys.executable, '-c', 'from skinrepro.cli import app; app()', *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **env})
+
+
+def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
+    "`skinrepro run`, which `make demo` calls: runs, tables, files; a second call recomputes nothing; a failed run gives exit code 1 and a traceback to read."
+    shutil.copytree(ROOT/'figures', tmp_path/'figures')
+    env = dict(SKINREPRO_RUNS=str(tmp_path/'runs'), SKINREPRO_FIGURES=str(tmp_path/'figures'))
+    small = [x for k, v in {**SMALL, 'scenario': 'i,iii', 'seed': 0}.items() for x in ('--set', f'{k}={v}')]
+    first = skinrepro('run', 'wang2024', '--profile', 'smoke', '--jobs', '2', *small, **env)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert '2 runs, 0 of them done' in first.stdout and '# Table 1' in first.stdout and 'PHANTOM DATA' in first.stdout
+    for line in first.stdout.split('Files:')[1].split(): assert os.path.exists(line), line
+    stamps = {f: f.stat().st_mtime for f in (tmp_path/'runs').rglob('records.csv')}; assert len(stamps) == 2
+    again = skinrepro('run', 'wang2024', '--profile', 'smoke', '--jobs', '2', *small, **env)
+    assert again.returncode == 0 and '2 runs, 2 of them done' in again.stdout and {f: f.stat().st_mtime for f in stamps} == stamps
+    broken = skinrepro('run', 'wang2024', '--profile', 'smoke', *small, '--set', 'data=pad_ufes20', **env, SKINREPRO_DATA='')
+    assert broken.returncode == 1 and 'SKINREPRO_DATA is not set' in broken.stderr and 'failed.ipynb' in broken.stderr

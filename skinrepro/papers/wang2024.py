@@ -45,7 +45,7 @@ STUDIES = {s.data: s for s in [
                'Not the data of the paper.'),
 ]}
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #6fb961c1
+# %% ../../nbs/papers/wang2024/protocol.ipynb #ae5979ad
 def load(
     data:str='phantom',         # key of STUDIES
     label_source:str='scale',   # skin type labels of Fitzpatrick17k; the paper uses `fitzpatrick_scale`
@@ -101,11 +101,15 @@ def _pad_ufes20(study, label_source):
 
 def _whole(m, data, missing):
     "The photographs that are there and whole, and the hash of the inventory."
-    from skinrepro.fitzpatrick17k import inventory_hash
+    from skinrepro.fitzpatrick17k import inventory_hash, read_annotations, verify
     from skinrepro.sources import inspect_images
-    found = inspect_images(m).set_index('image_id').loc[m.image_id]
-    other = found.status.eq('ok') & m.md5.notna().to_numpy() & (found.md5 != m.md5.to_numpy()).fillna(False)
-    found.loc[other, 'status'] = 're-encoded' # an image, but not the bytes that the annotations mean
+    if data == 'fitzpatrick17k': # the only one whose table says which bytes a photograph has
+        ann = read_annotations(); images = data_folder(data)/'images'
+        if not images.is_dir():
+            raise FileNotFoundError(f'No folder {images} with the photographs <md5hash>.jpg. `skinrepro data fetch {data}` gets what can be had.')
+        found = verify(ann[ann.md5hash.isin(m.image_id)], images)
+    else: found = inspect_images(m)
+    found = found.set_index('image_id').loc[m.image_id]
     bad = found[found.status != 'ok']
     if len(bad) == len(m) or (len(bad) and missing == 'error'):
         kinds = ', '.join(f'{n} {s}' for s, n in bad.status.value_counts().items())

@@ -73,7 +73,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #6170b98f
+# %% ../nbs/02_loop.ipynb #c37185ec
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -125,6 +125,6 @@ def fit(
         if after_epoch: run.eval(); row |= after_epoch(acc.unwrap_model(run), epoch)
         log.append(row | dict(seconds=round(time.time() - start, 2)))
         if folder: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log))
-        bar.update(); bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != 'epoch' and not math.isnan(v)})
+        bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != 'epoch' and not math.isnan(v)}, refresh=False); bar.update()
     bar.close()
     return pd.DataFrame(log)

@@ -217,7 +217,7 @@ def finish(
     with atomic_path(run.folder/'records.csv') as tmp: out.to_csv(tmp, index=False)
     return out
 
-# %% ../nbs/01_runs.ipynb #1cfae60a
+# %% ../nbs/01_runs.ipynb #da8ece1e
 @dataclass
 class Outcome:
     "What became of a run."
@@ -245,7 +245,7 @@ def execute(
 
     def finish(run, status, seconds=0., error=''):
         out[run.id] = Outcome(run, status, seconds, error); order.done(run.id)
-        bar.update(); bar.set_postfix_str(f'{status} {run.id} {seconds:.0f} s')
+        bar.set_postfix_str(f'{status} {run.id} {seconds:.0f} s', refresh=False); bar.update()
         if error: bar.write(f'{run.id} {status}: {error}')
 
     try:

@@ -144,6 +144,26 @@ def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_da
     for name in tables: assert (tmp_path/'figures'/'wang2024'/name).read_bytes() == (committed/name).read_bytes(), name
 
 
+def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypatch):
+    "One run of the grid in the store, and one trial with other parameters: the first is in the tables, the second nowhere."
+    monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
+    home = tmp_path/'figures'/'wang2024'; home.mkdir(parents=True); shutil.copy(ROOT/'figures'/'wang2024'/'records.csv', home)
+    committed = runs.read_record(home/'records.csv')
+    mine = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'mini', 'scenario')[0]; trial = 'scenario-000000000000'
+    made = committed[committed.run_id == mine.id].assign(commit='mine'); assert len(made)
+    made.loc[made.metric == 'accuracy', 'value'] = .125
+    for name in (mine.id, trial):
+        (tmp_path/'runs'/'wang2024'/name).mkdir(parents=True)
+        made.assign(run_id=name).to_csv(tmp_path/'runs'/'wang2024'/name/'records.csv', index=False)
+    report(tmp_path)
+    after = runs.read_record(home/'records.csv')
+    assert set(after[after.data == 'phantom'].run_id) == {mine.id} and trial not in set(after.run_id), 'all of phantom/mini is replaced, the trial stays out'
+    other = after.data != 'phantom'
+    assert set(after[other].run_id) == set(committed[committed.data != 'phantom'].run_id), 'other data sets keep their records'
+    t = pd.read_csv(home/'table2.csv')
+    assert t[(t.arch == 'VGG-16') & (t.train == 'real') & (t.metric == 'accuracy')].reproduced.tolist() == [12.5]*3
+
+
 def test_committed_tables_are_stamped_and_honest():
     home = ROOT/'figures'/'wang2024'
     for name in ('table2', 'table3', 'table4'):

@@ -73,7 +73,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #c37185ec
+# %% ../nbs/02_loop.ipynb #82121138
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -101,6 +101,7 @@ def fit(
     acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False)
     model.to(device) # before a checkpoint is loaded: the optimizer's state follows the weights
     log, first = [], 0
+    for stale in Path(folder).glob('.tmp-checkpoint-*') if folder else (): _remove(stale) # a killed process was writing them
     if folder and checkpoints(folder):
         state = load_checkpoint(folder, model, optimizer, scheduler)
         log, first = state['log'], state['epoch'] + 1

@@ -233,7 +233,7 @@ def test_a_site_is_treated_with_respect(serve, tmp_path):
     fetch_many(items(site, want), tmp_path/'a', jobs=8, per_host=3, **QUICK)
     assert 2 <= site.busiest <= 3
     site.starts.clear(); fetch_many(items(site, want), tmp_path/'b', jobs=8, per_host=8, **{**QUICK, 'delay': .05})
-    assert all(b - a > .03 for a, b in zip(sorted(site.starts), sorted(site.starts)[1:])) # .05 s, less the jitter of threads
+    assert max(site.starts) - min(site.starts) > .8*11*.05 # a busy machine makes it longer, never shorter, up to the jitter of both ends
 
 
 def test_one_slow_site_does_not_hold_up_another(serve, tmp_path):

@@ -26,7 +26,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-demo: $(STAMP)  ## wang2024 at mini: the three scenarios on real training images, tables beside the printed numbers
+demo: $(STAMP)  ## wang2024 at profile mini: its three scenarios on the embedded phantoms, tables beside the printed numbers
 	@$(BIN)/skinrepro run wang2024 --profile mini --jobs $(JOBS)
 
 test: $(STAMP)  ## all tests: package, notebooks, paper folders, faults

@@ -41,7 +41,7 @@ class Source:
         "One line: title, licence and citation."
         return f'{self.title} ({self.licence}). {self.citation}'
 
-# %% ../nbs/13_sources.ipynb #2ad0560c
+# %% ../nbs/13_sources.ipynb #f0b783b2
 PHANTOM = Source(
     name='phantom', title='procedural skin phantoms, drawn by this package (no patients)', licence='Apache-2.0, as the package',
     citation='none; say "phantom" beside every number', homepage='nbs/12_phantom.ipynb', layout='rendered when first used',
@@ -52,7 +52,7 @@ FITZPATRICK17K = Source(
     citation='Groh et al., Evaluating Deep Neural Networks Trained on Clinical Images in Dermatology with the Fitzpatrick 17k Dataset, '
              'CVPR Workshops 2021, arXiv:2104.09957',
     homepage='https://github.com/mattgroh/fitzpatrick17k', layout='fitzpatrick17k.csv; images/<md5hash>.jpg',
-    needs='annotations 6 MB; of the photographs, many addresses have died since 2021, and 41 rows never had one',
+    needs='annotations 4 MB; of the photographs, many addresses have died since 2021, and 41 rows never had one',
     how='`skinrepro data fetch fitzpatrick17k` gets the annotations and every photograph that its website still serves; '
         'for the rest ask the authors by the form in their repository, then `skinrepro data verify fitzpatrick17k`')
 
@@ -227,7 +227,7 @@ def read_ham10000(
     rows = _attach_images(rows, folder, '.jpg', missing, md5, HAM10000)
     return manifest.validate(manifest.make(rows), labels=HAM10000.labels)
 
-# %% ../nbs/13_sources.ipynb #eb6e2916
+# %% ../nbs/13_sources.ipynb #8212161c
 def inspect_images(
     m:pd.DataFrame,         # manifest with absolute paths
     jobs:int=4,             # files read at a time

@@ -71,7 +71,7 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #d71a57fb
+# %% ../nbs/01_runs.ipynb #7ec4e7f4
 RESERVED = ('notebook', 'rebuilds', 'needs', 'extra')
 
 
@@ -146,12 +146,15 @@ def read_grid(
 def asked_for(
     records:pd.DataFrame, # from `read_records`, or committed ones
     runs:list[Run],       # from `read_grid`
-    free:str='seed',      # parameter that may have any value, so that further draws count
+    free=('seed', 'missing'), # parameters that may have any value: further draws count, and so do runs on an incomplete data set
 ) -> pd.Series:           # bool, index of `records`
     "Which records belong to a grid: trials with other parameters, left in the store, must not slip into a table."
-    values = {getattr(v, 'item', lambda v=v: v)() for v in records[free].unique()} if len(records) else set()
-    wanted = {run_id(r.paper, r.notebook.stem, {**r.parameters, free: v}) for r in runs for v in values}
-    return records.run_id.isin(wanted) if len(records) else pd.Series(dtype=bool)
+    if not len(records): return pd.Series(dtype=bool)
+    free = [f for f in free if f in records]
+    plain = lambda v: v.item() if hasattr(v, 'item') else v
+    have = [dict(zip(free, map(plain, t))) for t in records[free].drop_duplicates().itertuples(index=False)]
+    wanted = {run_id(r.paper, r.notebook.stem, r.parameters | {k: v for k, v in h.items() if k in r.parameters}) for r in runs for h in have}
+    return records.run_id.isin(wanted)
 
 
 def _with_needs(section, by_section) -> list:

@@ -152,12 +152,14 @@ def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypa
     mine = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'mini', 'scenario')[0]; trial = 'scenario-000000000000'
     made = committed[committed.run_id == mine.id].assign(commit='mine'); assert len(made)
     made.loc[made.metric == 'accuracy', 'value'] = .125
-    for name in (mine.id, trial):
+    partial = runs.run_id('wang2024', 'scenario', mine.parameters | {'missing': 'drop', 'seed': 7}) # a further draw, on an incomplete data set
+    for name, kind in {mine.id: {}, trial: {}, partial: dict(missing='drop', seed=7)}.items():
         (tmp_path/'runs'/'wang2024'/name).mkdir(parents=True)
-        made.assign(run_id=name).to_csv(tmp_path/'runs'/'wang2024'/name/'records.csv', index=False)
+        made.assign(run_id=name, **kind).to_csv(tmp_path/'runs'/'wang2024'/name/'records.csv', index=False)
     report(tmp_path)
     after = runs.read_record(home/'records.csv')
-    assert set(after[after.data == 'phantom'].run_id) == {mine.id} and trial not in set(after.run_id), 'all of phantom/mini is replaced, the trial stays out'
+    assert set(after[after.data == 'phantom'].run_id) == {mine.id, partial} and trial not in set(after.run_id), 'phantom/mini is replaced, the trial stays out'
+    assert trial in (tmp_path/'report.ipynb').read_text(), 'and the report says so'
     other = after.data != 'phantom'
     assert set(after[other].run_id) == set(committed[committed.data != 'phantom'].run_id), 'other data sets keep their records'
     t = pd.read_csv(home/'table2.csv')

@@ -6,12 +6,13 @@
 __all__ = ['RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand', 'read_grid',
            'asked_for', 'begin', 'finish', 'Outcome', 'execute', 'read_records', 'read_record']
 
-# %% ../nbs/01_runs.ipynb #d5824162
+# %% ../nbs/01_runs.ipynb #c9f77680
 import ast
 import json
 import os
 import time
 import tomllib
+from collections import deque
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -71,7 +72,7 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #7ec4e7f4
+# %% ../nbs/01_runs.ipynb #62be2490
 RESERVED = ('notebook', 'rebuilds', 'needs', 'extra')
 
 
@@ -139,6 +140,8 @@ def read_grid(
                 if not match: raise ParameterError(f'{file}, section [{name}]: no run of [{other}] agrees with {p}.')
                 ids += [run_id(folder.name, their_notebook.stem, q) for q in match]
             out[name].append(Run(folder.name, name, notebook, p, tuple(dict.fromkeys(ids))))
+    if section is not None and section not in by_section:
+        raise ParameterError(f'{file}, section [{section}] has no runs for profile {profile}; it has {[p for p in PROFILES if p in grid[section]]}.')
     wanted = list(out) if section is None else _with_needs(section, by_section)
     return list({r.id: r for name in wanted for r in out[name]}.values()) # equal questions run once
 
@@ -159,8 +162,7 @@ def asked_for(
 
 def _with_needs(section, by_section) -> list:
     "The section after everything that it needs, each once."
-    names = [n for other in by_section[section][2] for n in _with_needs(other, by_section)] if section in by_section else []
-    return list(dict.fromkeys([*names, section])) if section in by_section else []
+    return list(dict.fromkeys([*(n for other in by_section[section][2] for n in _with_needs(other, by_section)), section]))
 
 # %% ../nbs/01_runs.ipynb #8487c6c7
 IPYTHON_NAMES = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open', 'display'}
@@ -220,7 +222,7 @@ def finish(
     with atomic_path(run.folder/'records.csv') as tmp: out.to_csv(tmp, index=False)
     return out
 
-# %% ../nbs/01_runs.ipynb #da8ece1e
+# %% ../nbs/01_runs.ipynb #ed670c01
 @dataclass
 class Outcome:
     "What became of a run."
@@ -244,6 +246,7 @@ def execute(
     by_id = {r.id: r for r in runs}
     order = TopologicalSorter({r.id: [n for n in r.needs if n in by_id] for r in runs}); order.prepare()
     out, running, pool = {}, {}, _workers(jobs)
+    ready, suspects, alone = deque(), deque(), set() # suspects were running when a worker was killed, and run once more, one at a time
     bar = tqdm(total=len(by_id), desc='runs', unit='run', disable=not progress)
 
     def finish(run, status, seconds=0., error=''):
@@ -251,19 +254,28 @@ def execute(
         bar.set_postfix_str(f'{status} {run.id} {seconds:.0f} s', refresh=False); bar.update()
         if error: bar.write(f'{run.id} {status}: {error}')
 
+    def start(i):
+        broken = [n for n in by_id[i].needs if n in out and out[n].status in ('failed', 'blocked')]
+        if broken: finish(by_id[i], 'blocked', error=f'needs {broken[0]}')
+        else: running[submit(str(by_id[i].notebook), str(by_id[i].folder), by_id[i].parameters)] = i
+
+    def submit(*run):
+        nonlocal pool
+        try: return pool.submit(_exported()._execute_one, *run)
+        except BrokenProcessPool: pool = _workers(jobs); return pool.submit(_exported()._execute_one, *run)
+
     try:
         while order.is_active():
-            for i in order.get_ready():
-                broken = [n for n in by_id[i].needs if n in out and out[n].status in ('failed', 'blocked')]
-                if broken: finish(by_id[i], 'blocked', error=f'needs {broken[0]}')
-                else: running[pool.submit(_exported()._execute_one, str(by_id[i].notebook), str(by_id[i].folder), by_id[i].parameters)] = i
+            ready.extend(order.get_ready())
+            if suspects and not running: alone.add(suspects[0]); start(suspects.popleft())
+            while ready and not suspects and not alone.intersection(running.values()) and len(running) < jobs: start(ready.popleft())
             if not running: continue
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 i = running.pop(f)
                 try: finish(by_id[i], *f.result())
-                except BrokenProcessPool: # a worker was killed, and with it the pool
-                    finish(by_id[i], 'failed', error='its process was killed; out of memory? Try fewer jobs')
-                    if not any(not g.done() for g in running): pool = _workers(jobs)
+                except BrokenProcessPool: # a worker was killed, and with it the pool: which of its runs was to blame?
+                    if i in alone: finish(by_id[i], 'failed', error='its process was killed; out of memory? Give it a smaller batch or a larger machine')
+                    else: suspects.append(i)
     finally: pool.shutdown(cancel_futures=True); bar.close()
     return [out[r.id] for r in runs]
 

@@ -116,6 +116,24 @@ def test_failed_run_keeps_its_notebook_with_the_traceback(tmp_path, store, monke
     assert 'FileNotFoundError' in (run.folder/'failed.ipynb').read_text() and not run.done
 
 
+def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, store):
+    "Out of memory usually means SIGKILL: the run is reported as failed, and what comes after it still runs."
+    code = """
+import os, signal, time
+from pathlib import Path
+if seed == 0: os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)
+Path('records.csv').write_text('run_id')
+"""
+    cell = lambda source, tags: dict(cell_type='code', id=f'c{len(tags)}', metadata=dict(tags=tags), source=[source], outputs=[], execution_count=None)
+    kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    nb = dict(cells=[cell('seed = 0', ['parameters']), cell(code, [])], metadata=kernel, nbformat=4, nbformat_minor=5)
+    folder = tmp_path/'paper2031'; folder.mkdir(); (folder/'toy.ipynb').write_text(json.dumps(nb))
+    (folder/'grid.toml').write_text('[toy]\nseed = [0, 1, 2]\n')
+    killed, *others = runs.execute(runs.read_grid(folder), jobs=2, progress=False)
+    assert killed.status == 'failed' and 'killed' in killed.error and not killed.run.done
+    assert all(o.status in ('ran', 'done') and o.run.done for o in others), others # also the one that ran beside it (its kernel may have lived on)
+
+
 def test_a_grid_that_asks_for_nothing_that_exists(tmp_path):
     for body, words in {'[a]\nnotebook = "b"': ['grid.toml', '[a]', 'b.ipynb'], '[a\n': ['grid.toml']}.items():
         (tmp_path/'grid.toml').write_text(body)

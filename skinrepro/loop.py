@@ -15,13 +15,14 @@ import pandas as pd
 
 from .core import atomic_path
 
-# %% ../nbs/02_loop.ipynb #2ca7ead8
+# %% ../nbs/02_loop.ipynb #4e908170
 def save_checkpoint(
     folder,      # holds the checkpoints of one training
     model,       # torch module
     optimizer,   # torch optimizer
     scheduler,   # learning-rate scheduler or None
     state:dict,  # plain values to keep; `epoch` names the checkpoint
+    ema=None,    # diffusers' EMAModel of the trainable parameters, or None
 ) -> Path:       # <folder>/checkpoint-<epoch>
     "Write all that training needs to go on, atomically, then drop the older checkpoints."
     import torch
@@ -37,7 +38,9 @@ def save_checkpoint(
         save_file({k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}, tmp/'model.safetensors')
         save_file(tensors, tmp/'optimizer.safetensors')
         save_file(rng, tmp/'random.safetensors')
-        meta = dict(state=state, groups=opt['param_groups'], plain=plain, scheduler=scheduler.state_dict() if scheduler else None)
+        if ema is not None: save_file({str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)}, tmp/'ema.safetensors')
+        meta = dict(state=state, groups=opt['param_groups'], plain=plain, scheduler=scheduler.state_dict() if scheduler else None,
+                    ema_steps=ema.optimization_step if ema is not None else None)
         (tmp/'state.json').write_text(json.dumps(meta, default=float))
     for old in checkpoints(folder):
         if old != path: _remove(old)
@@ -49,7 +52,7 @@ def checkpoints(folder) -> list[Path]: # oldest first
     return sorted(p for p in Path(folder).glob('checkpoint-*') if (p/'state.json').is_file())
 
 
-def load_checkpoint(folder, model, optimizer, scheduler=None) -> dict: # the state that was kept
+def load_checkpoint(folder, model, optimizer, scheduler=None, ema=None) -> dict: # the state that was kept
     "Restore the newest checkpoint, in place. Raises ValueError when it is of another model, FileNotFoundError when there is none."
     import torch
     from safetensors.torch import load_file
@@ -63,6 +66,11 @@ def load_checkpoint(folder, model, optimizer, scheduler=None) -> dict: # the sta
         i, name = key.split('.', 1); state.setdefault(int(i), {})[name] = v
     optimizer.load_state_dict(dict(state=state, param_groups=meta['groups']))
     if scheduler is not None: scheduler.load_state_dict(meta['scheduler'])
+    if ema is not None:
+        if not (path/'ema.safetensors').is_file(): raise ValueError(f'{path} was made without ema; delete it to start again, or train without ema.')
+        averages = load_file(path/'ema.safetensors')
+        for i, p in enumerate(ema.shadow_params): p.copy_(averages[str(i)])
+        ema.optimization_step = meta['ema_steps']
     rng = load_file(path/'random.safetensors')
     torch.set_rng_state(rng['cpu'])
     if torch.cuda.is_available() and 'cuda0' in rng: torch.cuda.set_rng_state_all([rng[f'cuda{i}'] for i in range(torch.cuda.device_count())])
@@ -73,7 +81,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #82121138
+# %% ../nbs/02_loop.ipynb #03c13f0a
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -91,41 +99,88 @@ def fit(
     precision:str='no',                     # 'no', 'bf16' or 'fp16'
     clip:float|None=None,                   # gradient norm
     progress:bool=True,                     # a bar with loss and the numbers of `after_epoch`
-) -> pd.DataFrame:                          # one row per epoch: epoch, lr, loss, seconds and the numbers of `after_epoch`
+    accumulate:int=1,                       # batches per optimizer step; an epoch's last step takes what is left
+    ema:float|None=None,                    # decay of a moving average of the trained weights, which `after_epoch` sees and the model ends with
+    every:int=1,                            # epochs from one log row, callback and checkpoint to the next
+    unit:str='epoch',                       # what an epoch is called: 'step' where it is a single optimizer step
+    log_csv=None,                           # file to keep the log in as well, e.g. to follow a long training
+    title:str='train',                      # what the bar says
+) -> pd.DataFrame:                          # one row per epoch (or per `every`): epoch, lr, loss, seconds and the numbers of `after_epoch`
     "Train. Raises TrainingError on a loss that is not finite, naming epoch and batch."
     import time
 
     import torch
-    from accelerate import Accelerator
     from tqdm import tqdm
-    acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False)
+    if min(accumulate, every) < 1: raise ValueError(f'accumulate = {accumulate} and every = {every}: both count from 1.')
+    acc = _accelerator(precision, device)
     model.to(device) # before a checkpoint is loaded: the optimizer's state follows the weights
+    learned = [p for p in model.parameters() if p.requires_grad]; average = _average(learned, ema)
     log, first = [], 0
     for stale in Path(folder).glob('.tmp-checkpoint-*') if folder else (): _remove(stale) # a killed process was writing them
     if folder and checkpoints(folder):
-        state = load_checkpoint(folder, model, optimizer, scheduler)
+        state = load_checkpoint(folder, model, optimizer, scheduler, average)
         log, first = state['log'], state['epoch'] + 1
     run, opt = acc.prepare(model, optimizer)
-    bar = tqdm(total=epochs, initial=min(first, epochs), desc='train', unit='epoch', disable=not progress, leave=False)
+    kept = first - 1 # the last epoch with a checkpoint
+    bar = tqdm(total=epochs, initial=min(first, epochs), desc=title, unit=unit, disable=not progress, leave=False)
     for epoch in range(first, epochs):
-        start = time.time(); run.train(); total = torch.zeros((), device=device); n = 0; bad = torch.full((), -1, device=device)
+        if epoch == first or epoch % every == 0: # a new row of the log; after a resume it starts where the checkpoint ended
+            start = time.time(); run.train(); total = torch.zeros((), device=device); bad = torch.full((), -1, device=device); seen = []
+        pending = 0
         for b, batch in enumerate(batches(epoch)):
             with acc.autocast(): value = loss(run, batch)
-            acc.backward(value)
-            if clip: acc.clip_grad_norm_(run.parameters(), clip)
-            opt.step(); opt.zero_grad(set_to_none=True)
-            bad = torch.where((bad < 0) & ~torch.isfinite(value.detach()), b, bad)
-            total += value.detach().float(); n += 1
-        if not n: raise TrainingError(f'Epoch {epoch} has no batches: the training set is empty or smaller than one batch.')
+            acc.backward(value/accumulate if accumulate > 1 else value); pending += 1
+            if pending == accumulate: _step(acc, run, opt, clip, average, learned); pending = 0
+            bad = torch.where((bad < 0) & ~torch.isfinite(value.detach()), len(seen), bad)
+            total += value.detach().float(); seen.append((epoch, b))
+        if pending: _step(acc, run, opt, clip, average, learned)
+        if not seen or seen[-1][0] != epoch:
+            raise TrainingError(f'{unit.capitalize()} {epoch} has no batches: the training set is empty or smaller than one batch.')
+        lr = optimizer.param_groups[0]['lr']
+        if (epoch + 1) % every and epoch + 1 < epochs:
+            if scheduler is not None: scheduler.step()
+            bar.update(); continue
         if int(bad) >= 0:
-            raise TrainingError(f'Loss is not finite in epoch {epoch}, batch {int(bad)}. '
-                                + (f'The checkpoint of epoch {epoch - 1} is kept in {folder}. ' if folder and epoch else 'Nothing is kept yet. ')
+            bar.close(); e, b = seen[int(bad)]
+            raise TrainingError(f'Loss is not finite in {unit} {e}, batch {b}. '
+                                + (f'The checkpoint of {unit} {kept} is kept in {folder}. ' if folder and kept >= 0 else 'Nothing is kept yet. ')
                                 + 'Lower the learning rate, or clip gradients.')
-        row = dict(epoch=epoch, lr=optimizer.param_groups[0]['lr'], loss=float(total)/n)
+        row = {unit: epoch, 'lr': lr, 'loss': float(total)/len(seen)}
         if scheduler is not None: scheduler.step()
-        if after_epoch: run.eval(); row |= after_epoch(acc.unwrap_model(run), epoch)
+        if after_epoch:
+            run.eval()
+            if average: average.store(learned); average.copy_to(learned)
+            row |= after_epoch(acc.unwrap_model(run), epoch) or {}
+            if average: average.restore(learned)
         log.append(row | dict(seconds=round(time.time() - start, 2)))
-        if folder: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log))
-        bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != 'epoch' and not math.isnan(v)}, refresh=False); bar.update()
+        if folder: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log), average); kept = epoch
+        if log_csv: _write_csv(log, log_csv)
+        bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != unit and not math.isnan(v)}, refresh=False); bar.update()
     bar.close()
+    if average: average.copy_to(learned)
     return pd.DataFrame(log)
+
+
+def _accelerator(precision, device):
+    "Accelerate keeps the first precision and device that a process asked for; a notebook may train twice."
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1: AcceleratorState._reset_state(reset_partial_state=True)
+    return Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False)
+
+
+def _step(acc, run, opt, clip, average, learned):
+    if clip: acc.clip_grad_norm_(run.parameters(), clip)
+    opt.step(); opt.zero_grad(set_to_none=True)
+    if average: average.step(learned)
+
+
+def _average(parameters, decay):
+    "Moving average whose decay warms up as (1 + n)/(10 + n), so that a short training is not an average of its start."
+    if decay is None: return None
+    from diffusers.training_utils import EMAModel
+    return EMAModel(parameters, decay=decay, foreach=True)
+
+
+def _write_csv(log, path):
+    with atomic_path(path) as tmp: pd.DataFrame(log).to_csv(tmp, index=False)

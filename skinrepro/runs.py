@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand', 'read_grid',
-           'asked_for', 'begin', 'finish', 'Outcome', 'execute', 'read_records', 'read_record']
+           'asked_for', 'begin', 'finish', 'find', 'Outcome', 'execute', 'read_records', 'read_record']
 
 # %% ../nbs/01_runs.ipynb #c9f77680
 import ast
@@ -72,8 +72,8 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #62be2490
-RESERVED = ('notebook', 'rebuilds', 'needs', 'extra')
+# %% ../nbs/01_runs.ipynb #831de2f9
+RESERVED = ('notebook', 'rebuilds', 'needs', 'extra', 'defines', 'like', 'skip')
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,7 @@ class Run:
     notebook:Path     # template
     parameters:dict = field(hash=False)
     needs:tuple = ()  # ids of the runs that must be done before
+    made_from:dict = field(default_factory=dict, hash=False, compare=False) # parameter -> the run whose id it holds
 
     @property
     def id(self) -> str: return run_id(self.paper, self.notebook.stem, self.parameters)
@@ -104,7 +105,7 @@ def expand(
 def read_grid(
     folder,              # a paper's folder: holds grid.toml and the notebooks
     profile:str='mini',  # mini or paper
-    section:str|None=None, # only this section
+    section:str|None=None, # only this section and what it needs; several with commas
     **override,          # parameters that replace the grid's, scalar or list, e.g. data='pad_ufes20'
 ) -> list[Run]:
     "Runs of a paper, dependencies resolved. Raises ParameterError naming file, section and parameter."
@@ -113,37 +114,110 @@ def read_grid(
     try: grid = tomllib.loads(file.read_text(encoding='utf-8'))
     except FileNotFoundError: raise FileNotFoundError(f'No {file}: every paper folder has a grid.') from None
     except tomllib.TOMLDecodeError as e: raise ParameterError(f'{file}: {e}') from None
-    if section is not None: check_choice(f'{file}: section', section, grid)
-    by_section = {}
-    for name, body in grid.items():
-        if body.get('extra') and name != section: continue
-        if profile not in body and any(p in body for p in PROFILES) and profile != 'smoke': continue # this profile does not have it
-        fixed = {k: v for k, v in body.items() if k not in RESERVED and k not in PROFILES}
-        notebook = folder/f'{body.get("notebook", name)}.ipynb'
-        if not notebook.is_file(): raise ParameterError(f'{file}, section [{name}]: there is no notebook {notebook.name}.')
-        defaults = declared(notebook); where = f'{file}, section [{name}]'
-        asked = {**fixed, **({'profile': profile} if 'profile' in defaults else {}), **body.get(profile, {})}
-        asked |= {k: v for k, v in override.items() if k in defaults}
-        lost = [k for k in override if k not in defaults]
-        if lost: raise ParameterError(f'{where}: {notebook.name} has no parameter {lost}; it has {list(defaults)}.')
-        swept = {k for k, v in asked.items() if isinstance(v, list)}
-        by_section[name] = [(check_parameters(p, defaults, where), swept) for p in expand(asked)], notebook, body.get('needs', [])
+    named = [] if section is None else [check_choice(f'{file}: section', s.strip(), grid) for s in section.split(',')]
+    sections = {name: _section(name, grid, file, profile, override) for name in grid}
+    lacking = [n for n in named if sections[n] is None]
+    if lacking:
+        has = {p: grid[lacking[0]][p] for p in PROFILES if p in grid[lacking[0]]}
+        raise ParameterError(f'{file}, section [{lacking[0]}] has no runs for profile {profile}' + (f' and {override}' if override else '')
+                             + f'; it has {list(has)}' + (f' and is defined by {grid[lacking[0]]["defines"]}.' if 'defines' in grid[lacking[0]] else '.'))
     out = {}
-    for name, (plist, notebook, needs) in by_section.items():
-        out[name] = []
-        for p, _ in plist:
-            ids = []
-            for other in needs:
-                if other not in by_section: raise ParameterError(f'{file}, section [{name}] needs [{other}], which has no runs for profile {profile}.')
-                theirs, their_notebook, _ = by_section[other]
-                match = [q for q, s in theirs if all(p.get(k) == q[k] for k in s if k in p)]
-                if not match: raise ParameterError(f'{file}, section [{name}]: no run of [{other}] agrees with {p}.')
-                ids += [run_id(folder.name, their_notebook.stem, q) for q in match]
-            out[name].append(Run(folder.name, name, notebook, p, tuple(dict.fromkeys(ids))))
-    if section is not None and section not in by_section:
-        raise ParameterError(f'{file}, section [{section}] has no runs for profile {profile}; it has {[p for p in PROFILES if p in grid[section]]}.')
-    wanted = list(out) if section is None else _with_needs(section, by_section)
-    return list({r.id: r for name in wanted for r in out[name]}.values()) # equal questions run once
+    for name in named or [n for n, s in sections.items() if s and not grid[n].get('extra')]: _resolve(name, sections, out, file, profile)
+    lost = [k for k in override if not any(k in sections[n].defaults for n in out)]
+    if lost:
+        other = [f'[{n}] is defined by other values' for n, body in grid.items() if set(lost) & set(body.get('defines', []))]
+        raise ParameterError(f'{file}: no notebook of the section(s) {list(out)} has a parameter {lost}; '
+                             + '; '.join([*(f'[{n}] has {list(sections[n].defaults)}' for n in out), *other]) + '.')
+    once = {}
+    for r in (r for runs in out.values() for r in runs): once.setdefault(r.id, r) # equal questions run once, under the section that comes first
+    return list(once.values())
+
+
+@dataclass(frozen=True)
+class _Section:
+    "A section of a grid for one profile, before the sweep."
+    notebook:Path
+    defaults:dict  # what its notebook declares
+    asked:dict     # parameter -> value, list of values, or '@section'
+    needs:tuple    # sections that run before
+    skip:tuple     # combinations that are left out: parameter -> value or list of values
+
+    @property
+    def swept(self) -> set: return {k for k, v in self.asked.items() if isinstance(v, list)}
+    @property
+    def combinations(self) -> list:
+        left_out = lambda p: any(all(p[k] in _listed(v) for k, v in rule.items()) for rule in self.skip)
+        return [p for p in expand(self.asked) if not left_out(p)]
+
+
+_listed = lambda v: v if isinstance(v, list) else [v]
+_refers = lambda v: isinstance(v, str) and v.startswith('@')
+
+
+def _section(name:str, grid:dict, file:Path, profile:str, override:dict): # _Section, or None when it has no runs for this profile and override
+    "What a section asks for. Raises ParameterError when its notebook or a parameter is not there."
+    body, where = grid[name], f'{file}, section [{name}]'
+    if profile not in body and any(p in body for p in PROFILES) and profile != 'smoke': return None
+    notebook = file.parent/f'{body.get("notebook", name)}.ipynb'
+    if not notebook.is_file(): raise ParameterError(f'{where}: there is no notebook {notebook.name}.')
+    defaults = declared(notebook)
+    asked = {'profile': profile} if 'profile' in defaults else {}
+    asked |= {k: v for k, v in _inherited(name, grid, profile, where).items() if k in defaults} | _own(body, profile)
+    for k, v in override.items():
+        if k not in defaults: continue
+        if k not in body.get('defines', []): asked[k] = v; continue
+        if k not in asked: raise ParameterError(f'{where}: `defines` names {k}, which the section does not set.')
+        kept = [own for own in _listed(asked[k]) if own in _listed(v)]
+        if not kept: return None
+        asked[k] = kept if isinstance(asked[k], list) else kept[0]
+    check_parameters({k: _listed(v)[0] for k, v in asked.items() if _listed(v)}, defaults, where)
+    refers = [v[1:] for values in asked.values() for v in _listed(values) if _refers(v)]
+    skip = tuple(body.get('skip', []))
+    unknown = {k for rule in skip for k in rule} - set(asked)
+    if unknown: raise ParameterError(f'{where}: `skip` names {sorted(unknown)}, which the section does not set.')
+    return _Section(notebook, defaults, asked, tuple(dict.fromkeys([*body.get('needs', []), *refers])), skip)
+
+
+def _own(body:dict, profile:str) -> dict: # parameters that a section sets itself
+    return {k: v for k, v in body.items() if k not in RESERVED and k not in PROFILES} | body.get(profile, {})
+
+
+def _inherited(name:str, grid:dict, profile:str, where:str, below:tuple=()) -> dict: # parameters of the section that this one is like
+    if 'like' not in grid[name]: return {}
+    model = check_choice(f'{where}: like', grid[name]['like'], [n for n in grid if n not in (name, *below)])
+    return _inherited(model, grid, profile, where, (name, *below)) | _own(grid[model], profile)
+
+
+def _resolve(name:str, sections:dict, out:dict, file:Path, profile:str, above:tuple=()):
+    "Put the runs of a section into `out`, after those of the sections that it needs."
+    if name in out: return
+    s, where = sections[name], f'{file}, section [{name}]'
+    for other in s.needs:
+        if other in (*above, name): raise ParameterError(f'{where} needs [{other}], which needs [{name}]: a circle.')
+        if sections.get(other) is None: raise ParameterError(f'{where} needs [{other}], which has no runs for profile {profile} (is it spelt right?).')
+        _resolve(other, sections, out, file, profile, (*above, name))
+    runs = []
+    for p in s.combinations:
+        p = check_parameters(p, s.defaults, where); refs = {k: v[1:] for k, v in p.items() if _refers(v)}
+        fits = {other: _agreeing(p, s, out[other], sections[other], refs) for other in s.needs}
+        for other, found in fits.items():
+            if not found: raise ParameterError(f'{where}: no run of [{other}] agrees with {p}.')
+        made = {k: _only(fits[other], f'{where}: {k} = "@{other}"') for k, other in refs.items()}
+        p |= {k: r.id for k, r in made.items()}
+        runs.append(Run(file.parent.name, name, s.notebook, p, tuple(dict.fromkeys(r.id for found in fits.values() for r in found)), made))
+    out[name] = runs
+
+
+def _agreeing(p:dict, mine:_Section, theirs:list, their:_Section, refs) -> list:
+    "Runs of a needed section that have the same value in all that both notebooks declare and either section sweeps."
+    keys = [k for k in mine.swept | their.swept if k in p and k in their.defaults and k not in refs]
+    return [r for r in theirs if all(r.parameters[k] == p[k] for k in keys if k not in r.made_from)]
+
+
+def _only(found:list, what:str) -> Run:
+    if len(found) == 1: return found[0]
+    differ = [k for k in found[0].parameters if len({repr(r.parameters[k]) for r in found}) > 1]
+    raise ParameterError(f'{what} fits {len(found)} runs, which differ in {differ}: fix these, or declare them in the notebook that asks.')
 
 
 def asked_for(
@@ -151,20 +225,20 @@ def asked_for(
     runs:list[Run],       # from `read_grid`
     free=('seed', 'missing'), # parameters that may have any value: further draws count, and so do runs on an incomplete data set
 ) -> pd.Series:           # bool, index of `records`
-    "Which records belong to a grid: trials with other parameters, left in the store, must not slip into a table."
+    "Which records belong to a grid: trials with other parameters, or made from the images of such trials, must not slip into a table."
     if not len(records): return pd.Series(dtype=bool)
     free = [f for f in free if f in records]
     plain = lambda v: v.item() if hasattr(v, 'item') else v
     have = [dict(zip(free, map(plain, t))) for t in records[free].drop_duplicates().itertuples(index=False)]
-    wanted = {run_id(r.paper, r.notebook.stem, r.parameters | {k: v for k, v in h.items() if k in r.parameters}) for r in runs for h in have}
-    return records.run_id.isin(wanted)
+    return records.run_id.isin({_varied(r, h) for r in runs for h in have})
 
 
-def _with_needs(section, by_section) -> list:
-    "The section after everything that it needs, each once."
-    return list(dict.fromkeys([*(n for other in by_section[section][2] for n in _with_needs(other, by_section)), section]))
+def _varied(run:Run, free:dict) -> str:
+    "Id of a run with other values of the free parameters, in it and in all that it is made from."
+    p = run.parameters | {k: v for k, v in free.items() if k in run.parameters} | {k: _varied(r, free) for k, r in run.made_from.items()}
+    return run_id(run.paper, run.notebook.stem, p)
 
-# %% ../nbs/01_runs.ipynb #8487c6c7
+# %% ../nbs/01_runs.ipynb #92e74315
 IPYTHON_NAMES = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open', 'display'}
 
 
@@ -211,6 +285,7 @@ def finish(
     "Store predictions, then the record (which says that the run is done)."
     lacking = [c for c in ('metric', 'group', 'value', 'n') if c not in records]
     if lacking: raise ValueError(f'{run.id}: the records lack the column(s) {lacking}.')
+    if 'timing only' in stamp.weights: raise ValueError(f'{run.id}: {stamp.weights}: no record can be made with such weights. Load the pre-trained ones.')
     keys = dict(run_id=run.id, paper=run.paper, notebook=run.notebook.stem, **run.parameters)
     clash = [c for c in records if c in keys and c not in ('select_on', 'data', 'profile')]
     if clash: raise ValueError(f'{run.id}: the records repeat the parameter(s) {clash}.')
@@ -219,10 +294,26 @@ def finish(
     out = out.drop(columns=[c for c in records if c in out]).join(records.reset_index(drop=True)).assign(**provenance)
     if predictions is not None:
         with atomic_path(run.folder/'predictions.parquet') as tmp: predictions.assign(run_id=run.id).to_parquet(tmp)
+    with atomic_path(run.folder/'run.json') as tmp:
+        tmp.write_text(json.dumps(dict(paper=run.paper, notebook=run.notebook.stem, parameters=run.parameters), indent=1))
     with atomic_path(run.folder/'records.csv') as tmp: out.to_csv(tmp, index=False)
     return out
 
-# %% ../nbs/01_runs.ipynb #ed670c01
+# %% ../nbs/01_runs.ipynb #9e36eea0
+def find(
+    paper:str,  # paper key
+    run_id:str, # e.g. 'generator-1f0c9a2b7d3e'
+) -> Run:       # with its parameters and folder
+    "A finished run. Raises ParameterError with the remedy when there is none."
+    folder = paths().runs/paper/run_id; notebook = run_id.rpartition('-')[0] or run_id
+    try: kept = json.loads((folder/'run.json').read_text(encoding='utf-8'))
+    except FileNotFoundError: kept = None
+    if kept is None or not (folder/'records.csv').is_file():
+        raise ParameterError(f'There is no finished run {run_id!r} of {paper} in {folder.parent}: run {notebook} first: '
+                             f'skinrepro run {paper} --section {notebook}')
+    return Run(kept['paper'], '', paths().papers/paper/f'{kept["notebook"]}.ipynb', kept['parameters'])
+
+# %% ../nbs/01_runs.ipynb #8cb5a1b3
 @dataclass
 class Outcome:
     "What became of a run."
@@ -327,7 +418,7 @@ def _papermill(notebook:str, folder:Path, parameters:dict) -> str: # '' or the l
     if not error: (folder/'failed.ipynb').unlink(missing_ok=True)
     return error
 
-# %% ../nbs/01_runs.ipynb #a5bf990e
+# %% ../nbs/01_runs.ipynb #b1b03615
 def read_records(
     paper:str,        # paper key
     notebook:str|None=None, # only runs of this notebook

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['REPORTED', 'COUNTS', 'ORDER', 'UNMIXED', 'OUT', 'MARKS', 'PHANTOM_STAMP', 'LICENCE', 'LATEX', 'read_reported',
-           'verdict_rule', 'judge', 'is_phantom', 'reasons', 'compare', 'cell_text', 'layout', 'stamp_of', 'plain',
-           'markdown_table', 'latex_escape', 'latex_table', 'footnotes', 'save_table']
+           'verdict_rule', 'judge', 'is_phantom', 'reasons', 'refuse_timing', 'compare', 'cell_text', 'layout',
+           'stamp_of', 'plain', 'markdown_table', 'latex_escape', 'latex_table', 'footnotes', 'save_table', 'csv_text']
 
 # %% ../nbs/60_tables.ipynb #41baaffe
 import csv
@@ -115,7 +115,7 @@ def judge(
     if pd.isna(low) or pd.isna(high): return float('nan'), 'one run'
     return float('nan'), 'agrees' if low - half_digit - eps <= reported <= high + half_digit + eps else 'differs'
 
-# %% ../nbs/60_tables.ipynb #8a701c3c
+# %% ../nbs/60_tables.ipynb #503be2c0
 def is_phantom(
     data, # data set of a record
 ) -> bool:
@@ -141,11 +141,21 @@ def reasons(
     return out
 
 
+def refuse_timing(
+    table:pd.DataFrame, # records, or what is to be saved
+):
+    "Models with random weights are for measuring speed. Raises ValueError where a number comes from one."
+    for column in table.select_dtypes(exclude='number'):
+        found = [v for v in dict.fromkeys(table[column].map(str)) if 'timing only' in v]
+        if found: raise ValueError(f'Column {column} says {found[0]!r}: such a model has learned nothing, and its numbers belong in no table or figure. '
+                                   'Load the pre-trained weights and run again.')
+
+
 def _text(v) -> str: # how a key looks in a csv: '' for missing, 56 for 56.0
     if v is None or v is pd.NA or (isinstance(v, float) and v != v): return ''
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
 
-# %% ../nbs/60_tables.ipynb #b2a16f23
+# %% ../nbs/60_tables.ipynb #b296035f
 ORDER = ['val', 'test', 'last'] # selection rules: the honest one first
 UNMIXED = ('data', 'profile', 'arch', 'weights', 'version') # never averaged over
 
@@ -189,7 +199,7 @@ def compare(
 def _levels(rows:list[dict], across:str) -> list[str]: # the values of `across` that occur, in order
     return sorted({r[across] for r in rows if r.get(across)}, key=lambda v: (ORDER.index(v) if v in ORDER else len(ORDER), v))
 
-# %% ../nbs/60_tables.ipynb #93cbe635
+# %% ../nbs/60_tables.ipynb #014e83c4
 OUT = ['unit', 'decimals', 'reported', 'reported_std', 'reproduced', 'sd', 'n_seeds', 'n_test', 'low', 'high', 'delta', 'tolerance',
        'verdict', 'reason', 'data', 'runs', 'source', 'note'] # `low`, `high`: of the mean over seeds; of a single run, over test images
 
@@ -230,9 +240,10 @@ def _why(mine:list[dict], cell:dict, setting) -> list[str]:
     if n and any(_text(r['n']) != n for r in mine): why.append(f'not tested on {n} images as in the paper')
     return why
 
-# %% ../nbs/60_tables.ipynb #773873a7
+# %% ../nbs/60_tables.ipynb #ace287ff
 def _check(records, reported, mapping, setting, across):
     "Refuse what cannot be compared, before any number is shown."
+    refuse_timing(records)
     missing = [k for k in [*mapping, 'value', 'unit', 'decimals', 'std', 'source', 'note'] if k not in reported]
     if missing: raise ValueError(f'The reported table lacks {missing}; it has {list(reported.columns)}. Read it with read_reported.')
     if len(reported) == 0: raise ValueError('No reported cell was selected. Check the name of the artefact.')
@@ -262,7 +273,7 @@ def _poolable(mine:list[dict], cell:dict, pooled:str):
         if n > 1: raise ValueError(f'{n} records of {where} share {pooled} {seed or "(not recorded)"}: some other parameter varies. Select '
                                    f'one of its values, or add it to `by`; runs: {runs(twice)}.')
 
-# %% ../nbs/60_tables.ipynb #5ee8b610
+# %% ../nbs/60_tables.ipynb #7195be1d
 MARKS = {'agrees': ' =', 'equal': ' =', 'differs': ' ≠', 'not comparable': ' †'} # the reasons stand under the table
 
 
@@ -297,7 +308,7 @@ def layout(
         cells[key, h] = cell_text(row)
     return pd.DataFrame([[*key, *(cells.get((key, h), '') for h in order)] for key in dict.fromkeys(where)], columns=[*rows, *order])
 
-# %% ../nbs/60_tables.ipynb #6d6e7f39
+# %% ../nbs/60_tables.ipynb #f389dc29
 PHANTOM_STAMP = 'PHANTOM DATA: procedural images, not patients'
 LICENCE = 'Licence: Apache-2.0. Printed values are quoted from the paper.'
 
@@ -323,7 +334,7 @@ def plain(
         return numbers.map(lambda v: '' if pd.isna(v) else f'{v + 0.:.{digits}f}')
     return pd.DataFrame({c: text(table[c]) for c in table})
 
-# %% ../nbs/60_tables.ipynb #0128dbb9
+# %% ../nbs/60_tables.ipynb #f6182f74
 def markdown_table(
     shown:pd.DataFrame, # text cells
 ) -> str:
@@ -331,7 +342,7 @@ def markdown_table(
     line = lambda cells: '| ' + ' | '.join(str(c).replace('|', r'\|').replace('\n', ' ') for c in cells) + ' |'
     return '\n'.join([line(shown.columns), line(['---'] * shown.shape[1]), *(line(r) for r in shown.itertuples(index=False))])
 
-# %% ../nbs/60_tables.ipynb #e8fb6a2e
+# %% ../nbs/60_tables.ipynb #ace76146
 LATEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}',
          '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'$<$', '>': r'$>$', '|': r'$|$', '→': r'$\rightarrow$',
          '±': r'$\pm$', '≠': r'$\neq$', '≤': r'$\leq$', '≥': r'$\geq$', '·': r'$\cdot$', '×': r'$\times$', '−': r'$-$',
@@ -360,7 +371,7 @@ def latex_table(
                       rf'\begin{{tabular}}{{{"l" * shown.shape[1]}}}', r'\toprule', *body, r'\bottomrule', r'\end{tabular}}',
                       *(rf'\par\footnotesize {latex_escape(n)}' for n in notes), r'\end{table}', ''])
 
-# %% ../nbs/60_tables.ipynb #e67a4a18
+# %% ../nbs/60_tables.ipynb #4e636957
 def footnotes(
     table:pd.DataFrame, # long
     rule:str,           # of the verdicts
@@ -371,10 +382,12 @@ def footnotes(
     out = []
     if 'verdict' in table:
         out.append('Verdicts: ' + ', '.join(f'{n} {v}' for v, n in Counter(table['verdict']).items()) + '.')
-        why = Counter(part for r in table['reason'] if r for part in r.split('; '))
-        if why: out.append('Not comparable because: ' + '; '.join(f'{r} ({n} cell{"s" * (n > 1)})' for r, n in why.items()) + '.')
-        out += ['A cell reads: reported → reproduced ± standard deviation over runs (number of runs); '
-                '= agrees or equal, ≠ differs, † not comparable.', f'Rule: {rule}']
+        if 'reported' in table: # of `compare`; claims have verdicts, too
+            why = Counter(part for r in table['reason'] if r for part in r.split('; '))
+            if why: out.append('Not comparable because: ' + '; '.join(f'{r} ({n} cell{"s" * (n > 1)})' for r, n in why.items()) + '.')
+            out.append('A cell reads: reported → reproduced ± standard deviation over runs (number of runs); '
+                       '= agrees or equal, ≠ differs, † not comparable.')
+        out.append(f'Rule: {rule}')
     return [*out, *notes, licence]
 
 
@@ -389,7 +402,7 @@ def save_table(
     licence:str=LICENCE,
 ) -> list[Path]:              # .md, .csv, .tex
     "Write a table three times. Same input, same bytes. Raises ValueError; PermissionError naming the folder if it cannot be written."
-    rule = rule or table.attrs.get('rule', '')
+    rule = rule or table.attrs.get('rule', ''); refuse_timing(table)
     if 'verdict' in table and not rule:
         raise ValueError('A table with verdicts needs its rule: save_table(..., rule=verdict_rule(n_paper)).')
     if 'data' not in table:
@@ -403,7 +416,7 @@ def save_table(
     path = Path(stem) if Path(stem).is_absolute() else paths().figures/stem
     label = re.sub(r'[^a-z0-9]+', '-', '-'.join(path.parts[-2:]).lower()).strip('-')
     md = [f'# {title}', *([f'**{stamp}**'] if stamp else []), markdown_table(shown), *lines]
-    texts = {'.md': '\n\n'.join(md) + '\n', '.csv': _csv(table),
+    texts = {'.md': '\n\n'.join(md) + '\n', '.csv': csv_text(table),
              '.tex': latex_table(shown, f'{title}. {stamp}.' if stamp else f'{title}.', label, lines)}
     out = []
     for suffix, text in texts.items():
@@ -412,7 +425,10 @@ def save_table(
     return out
 
 
-def _csv(table) -> str: # six decimals hide the last bits, which differ between machines
+def csv_text(
+    table:pd.DataFrame,
+) -> str: # six decimals hide the last bits, which differ between machines
+    "A table as csv text that is the same on every machine."
     number = lambda v: f'{round(v, 6) + 0.:.6f}'.rstrip('0').rstrip('.') # + 0. turns -0.0 into 0.0
     text = table.apply(lambda c: c.map(lambda v: '' if pd.isna(v) else number(v)) if pd.api.types.is_float_dtype(c) else c)
     return text.to_csv(index=False, lineterminator='\n')

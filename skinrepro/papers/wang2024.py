@@ -4,15 +4,25 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES',
-           'TRAIN_TYPES', 'Study', 'load', 'selection', 'scenario_split', 'check_train_type']
+           'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
+           'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
+           'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
+           'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #f09509d4
+# %% ../../nbs/papers/wang2024/protocol.ipynb #af7e7329
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from ..core import check_choice, data_folder, paths
-from ..manifest import validate
+from .. import __version__
+from ..core import atomic_path, check_choice, data_folder, hash_text, paths
+from ..loop import checkpoints
+from ..manifest import content_hash, make, read, validate
+from ..runs import ParameterError, find
 from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
@@ -22,7 +32,7 @@ MAJORITY, MINORITY = (1, 2), (5, 6)
 SEEDS = (0, 42, 123, 1111, 1234)
 N_FLEXIBLE = 8 # images per condition and group, section 3
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #8f19da6c
+# %% ../../nbs/papers/wang2024/protocol.ipynb #f0617674
 @dataclass(frozen=True)
 class Study:
     "The paper's design on a data set."
@@ -35,6 +45,11 @@ class Study:
     comparable:bool = False   # whether its numbers may be compared with the printed ones
     note:str = ''             # what a reader of its table must know
 
+    def group_of(self, skin_types) -> pd.Series: # 'light' or 'dark', missing where the type is in neither group
+        "Group of each skin type."
+        types = {**dict.fromkeys(self.majority, 'light'), **dict.fromkeys(self.minority, 'dark')}
+        return pd.Series(skin_types).map(types).astype('string')
+
 
 STUDIES = {s.data: s for s in [
     Study('fitzpatrick17k', tuple(CONDITIONS), comparable=True),
@@ -45,7 +60,7 @@ STUDIES = {s.data: s for s in [
                'Not the data of the paper.'),
 ]}
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #ae5979ad
+# %% ../../nbs/papers/wang2024/protocol.ipynb #3a6b0b82
 def load(
     data:str='phantom',         # key of STUDIES
     label_source:str='scale',   # skin type labels of Fitzpatrick17k; the paper uses `fitzpatrick_scale`
@@ -59,8 +74,7 @@ def load(
     if not 0 < fraction <= 1: raise ValueError(f'fraction = {fraction} is not in (0, 1].')
     m = {'phantom': _phantoms, 'fitzpatrick17k': _fitzpatrick17k, 'pad_ufes20': _pad_ufes20}[data](study, label_source)
     m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
-    light = m.skin_type.isin(study.majority)
-    m = validate(_thin(m.assign(group=light.map({True: 'light', False: 'dark'}).astype('string')), fraction).reset_index(drop=True), list(study.labels))
+    m = validate(_thin(m.assign(group=study.group_of(m.skin_type)), fraction).reset_index(drop=True), list(study.labels))
     if data == 'phantom':
         from filelock import FileLock
 
@@ -127,7 +141,7 @@ def _thin(m, fraction, at_least=2*N_FLEXIBLE):
     size = m.groupby(['label', 'skin_type']).label.transform('size'); rank = m.groupby(['label', 'skin_type']).cumcount()
     return m[rank < (size*fraction).clip(lower=at_least//2 + 1)]
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #cbd74c9f
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9218f6e5
 SCENARIOS = { # scenario -> (parts that train, part that tests), section 3
     'i': (('nonflexible_majority', 'nonflexible_minority'), 'flexible_minority'),
     'ii': (('nonflexible_majority', 'flexible_minority'), 'nonflexible_minority'),
@@ -143,14 +157,16 @@ def scenario_split(
     seed:int=0,                 # of the flexible subset and of the validation part
     flexible:str='',            # reading: 'stratified', 'union', 'released'; '' for the study's default
     val_fraction:float=0.,      # of the training images, per label, held out to choose the epoch; 0 trains on all, as released
+    test_on:str='dark',         # 'dark', or 'light': the light flexible images, for Table 5
 ) -> pd.DataFrame:              # rows of the scenario with column `split`: train, val, test
     "Split of a scenario (section 3). Raises ValueError for what cannot be drawn."
-    check_choice('scenario', scenario, SCENARIOS)
+    check_choice('scenario', scenario, SCENARIOS); check_choice('test_on', test_on, ['dark', 'light'])
     flexible = check_choice('flexible', flexible or study.flexible, READINGS)
     if not 0 <= val_fraction < 1: raise ValueError(f'val_fraction = {val_fraction} is not in [0, 1).')
     if flexible == 'released': parts = _released(m, study, seed)
     else: parts = flexible_split(m, study.majority, study.minority, N_FLEXIBLE, flexible, seed, study.together)
     trains, tests = SCENARIOS[scenario]
+    if test_on == 'light': tests = 'flexible_majority'
     train = pd.concat([getattr(parts, p) for p in trains]); test = getattr(parts, tests)
     val = train.iloc[:0]
     if val_fraction: train, val = holdout(train, val_fraction, seed, together=study.together)
@@ -169,7 +185,7 @@ def _released(m, study, seed):
     light = m[m.skin_type.isin(study.majority) & ~m.image_id.isin(listed.index)].image_id
     return flexible_parts(m, study.majority, study.minority, [*listed[listed == 'flexible_dark'].index, *light])
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #b2341e0b
+# %% ../../nbs/papers/wang2024/protocol.ipynb #b325dff2
 RECIPES = { # recipe -> arguments of classify.build
     'scratch': dict(pretrained=False, head='linear', train_layers='all'),
     'released': dict(pretrained=True, head='mlp', train_layers='head'),
@@ -177,13 +193,274 @@ RECIPES = { # recipe -> arguments of classify.build
 }
 TRAIN_TYPES = ('real', 'syn', 'real+syn')
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #2670f8b0
+METHODS, PIPELINES, TARGETS = ('vanilla', 'ti', 'lora', 'ti+lora'), ('txt2img', 'img2img'), ('dark', 'source')
+TONES = {1: 'a very light-skinned', 2: 'a light-skinned', 3: 'a medium light-skinned', 4: 'a medium dark-skinned', 5: 'a dark-skinned',
+         6: 'a very dark-skinned'}
+NAMES = {'ACK': 'actinic keratosis', 'BCC': 'basal cell carcinoma', 'MEL': 'melanoma', 'NEV': 'naevus'} # labels that are no words, PAD-UFES-20
 
-def check_train_type(
-    train:str, # one of TRAIN_TYPES
+
+def token(
+    label:str, # of the study's label list
+) -> str:      # e.g. 'bas-class'
+    "The word that textual inversion learns for a condition (official code, 2025)."
+    return f'{NAMES.get(label, label)[:3]}-class'
+
+
+def prompt(
+    method:str,     # one of METHODS: with 'ti' the learned token, without it the condition's name
+    label:str,      # of the study's label list
+    skin_type:int,  # 1..6
 ) -> str:
-    "Refuse what cannot be trained on yet. Raises ValueError for another name, NotImplementedError for synthetic images."
+    "What the base model is asked for (official code, inference notebook)."
+    check_choice('method', method, METHODS); check_choice('skin_type', skin_type, TONES)
+    return f'An image of {token(label) if "ti" in method else NAMES.get(label, label)} on the skin of {TONES[skin_type]} individual'
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #a05203d7
+def specs(
+    rows:pd.DataFrame,        # manifest of the training images that are used as parents
+    method:str='ti+lora',     # one of METHODS
+    pipeline:str='img2img',   # one of PIPELINES
+    target:str='dark',        # one of TARGETS
+    per_image:int=5,          # images for each row, section 3
+    strength:float=.5,        # of img2img, in (0, 1], official code
+    guidance:float=2.,        # classifier-free, official code
+    steps:int=100,            # of the whole schedule, of which img2img makes the last `strength`, official code
+    seed:int=0,
+    minority:tuple=MINORITY,  # skin types that a light parent may become
+) -> pd.DataFrame:            # image_id, path, prompt, strength, guidance, steps, seed, label, skin_type, parent_id, method, pipeline
+    "What to make from training images, as `generate.generate` takes it."
+    from skinrepro.generate import targets
+    check_choice('method', method, METHODS); check_choice('pipeline', pipeline, PIPELINES); check_choice('target', target, TARGETS)
+    if per_image < 1: raise ValueError(f'per_image = {per_image}; make at least one image for each parent.')
+    if not 0 < strength <= 1: raise ValueError(f'strength = {strength} is not in (0, 1].')
+    if rows.empty: raise ValueError('There are no training images to make specs from.')
+    t = rows[['image_id', 'path', 'label', 'skin_type']].loc[rows.index.repeat(per_image)].reset_index(drop=True)
+    k = np.tile(np.arange(per_image), len(rows))
+    seeds = [int(hash_text('wang2024', seed, i, n)[:13], 16) for i, n in zip(t.image_id, k)]
+    types = t.skin_type.astype(int).to_numpy()
+    if target == 'dark': types = np.asarray(targets(types, seeds, minority))
+    alone = pipeline == 'txt2img'
+    return pd.DataFrame(dict(
+        image_id=[f'{i}-syn{n}' for i, n in zip(t.image_id, k)], path='' if alone else t.path,
+        prompt=[prompt(method, l, int(s)) for l, s in zip(t.label, types)],
+        strength=1. if alone else float(strength), guidance=float(guidance), steps=int(steps), seed=seeds, label=t.label, skin_type=types,
+        parent_id=pd.NA if alone else t.image_id, method=method, pipeline=pipeline)).astype({'parent_id': 'string', 'path': 'string'})
+
+
+def parents_of(
+    train:pd.DataFrame, # training part of a scenario
+    study:Study,        # the study it belongs to
+    target:str='dark',  # 'dark': all training images; 'source': those of the majority, for the light column of Table 5
+    parents:float=1.,   # share of them, in (0, 1]; above 1 the largest number of them
+    seed:int=0,         # of the choice
+) -> pd.DataFrame:      # rows of train, in its order
+    "Training images that are used as parents: all (as the paper), or a share of every label and skin type."
+    check_choice('target', target, TARGETS)
+    if target == 'source': train = train[train.skin_type.isin(study.majority)]
+    if not parents > 0: raise ValueError(f'parents = {parents} is neither a share in (0, 1] nor a number of images.')
+    n = min(len(train), round(len(train)*parents) if parents <= 1 else round(parents))
+    if n == len(train): return train
+    lot = np.random.default_rng([seed, 20240602]).permutation(len(train)) # within a stratum
+    order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
+    return train.iloc[np.sort(order[((np.arange(max(1, n)) + .5)*len(train)/max(1, n)).astype(int)])] # evenly spaced over the strata: each gets its share
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #f08755a1
+AS_RELEASED = dict( # official code, 2025; section 3 of the paper where it says so
+    ti_steps=500, ti_batch=4, ti_accumulate=4, ti_lr=5e-4, ti_data='condition', # --scale_lr: times batch times accumulation = 8e-3
+    lora_steps=3000, lora_batch=4, lora_lr=5e-6,                                # rank 8, gradients clipped at 1
+    per_image=5, strength=.5, guidance=2., steps=100, size=256, format='jpg')
+TI_DATA, LORA_PER = ('condition', 'all'), ('all', 'condition')
+
+
+def kept_weights(
+    kind:str,       # 'ti' or 'lora'
+    asked:dict,     # all that the result depends on, plain values
+    train:Callable, # folder -> log (DataFrame); leaves the weights in the folder
+) -> Path:          # folder with the weights, steps.csv and asked.json, named by what was asked
+    "Train once and share: runs that ask the same wait for each other, and a killed training goes on from its checkpoint."
+    import shutil
+    import time
+
+    from filelock import FileLock
+    asked = asked | dict(version=__version__) # raised when numbers may change
+    folder = paths().runs/'wang2024'/'weights'/f'{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}'
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder/'.lock'):
+        if not (folder/'asked.json').is_file(): # written last
+            start = time.time(); log = train(folder)
+            with atomic_path(folder/'steps.csv') as tmp: log.to_csv(tmp, index=False)
+            with atomic_path(folder/'asked.json') as tmp: tmp.write_text(json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1))
+            for scratch in [folder/'training', *checkpoints(folder)]: shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def training_log(
+    folder, # from `learn_tokens` or `learn_lora`
+) -> tuple[pd.DataFrame, float]: # the log, and the seconds that the training took when it was done
+    return pd.read_csv(Path(folder)/'steps.csv'), json.loads((Path(folder)/'asked.json').read_text())['seconds']
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #59ed7ae2
+def learn_tokens(
+    base,                      # latent.Base; it is left as it is
+    train:pd.DataFrame,        # training images
+    steps:int=500,             # optimizer steps
+    batch_size:int=4,          # images of each condition in a batch
+    accumulate:int=4,          # batches in a step
+    lr:float=5e-4,             # times batch_size and accumulate (--scale_lr)
+    data:str='condition',      # one of TI_DATA
+    seed:int=0,
+    precision:str='no',        # 'no', 'bf16' or 'fp16'
+    progress:bool=True,
+) -> Path:                     # folder with a file for each token, as load_textual_inversion reads it
+    "Textual inversion of every condition (section 2; settings of the official code)."
+    from skinrepro.latent import encode_images
+    from skinrepro.personalise import textual_inversion
+    check_choice('ti_data', data, TI_DATA)
+    how = dict(steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, precision=precision)
+    asked = dict(how, data=data, base=base.weights_hash, images=content_hash(train))
+
+    def train_tokens(folder):
+        own, tokens, scratch = base.copy(), [token(l) for l in train.label], folder/'training'
+        latents = encode_images(base, train.path.tolist(), squash=True, flips=True, cache=scratch/'latents.safetensors', progress=progress)
+        if data == 'condition': return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
+        log = [textual_inversion(own, latents, [t]*len(train), **how, folder=scratch/t, progress=progress).assign(token=t) for t in sorted(set(tokens))]
+        for f in scratch.glob('*/*.safetensors'): f.replace(folder/f.name)
+        return pd.concat(log)
+
+    return kept_weights('ti', asked, train_tokens)
+
+
+def learn_lora(
+    base,                      # latent.Base; it is left as it is
+    train:pd.DataFrame,        # training images
+    method:str='ti+lora',      # 'ti+lora': prompts with learned tokens; 'lora': with the conditions' names
+    tokens=None,               # folder from `learn_tokens`, for 'ti+lora'
+    steps:int=3000,            # optimizer steps of each LoRA
+    batch_size:int=4,
+    lr:float=5e-6,
+    per:str='all',             # one of LORA_PER
+    crops:int=1,               # places of the crop that are encoded; 1 for square images
+    seed:int=0,
+    precision:str='no',        # 'no', 'bf16' or 'fp16'
+    progress:bool=True,
+) -> dict[str, Path]:          # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
+    "LoRA of rank 8 in the UNet's attention layers (section 2; settings of the official code)."
+    from skinrepro.latent import encode_images
+    from skinrepro.personalise import lora, personalised
+    check_choice('lora_per', per, LORA_PER)
+    if ('ti' in method) != (tokens is not None):
+        raise ValueError(f'method = {method!r} and tokens = {tokens}: learned tokens go with "ti+lora", and only with it.')
+    how = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed, precision=precision)
+    asked = dict(how, method=method, per=per, crops=crops, tokens=Path(tokens).name if tokens else '', base=base.weights_hash)
+
+    def weights_of(rows):
+        def train_lora(folder):
+            own = personalised(base, embeddings=tokens)
+            latents = encode_images(base, rows.path.tolist(), crops=crops, cache=folder/'training'/'latents.safetensors', seed=seed, progress=progress)
+            share = 1/rows.groupby('skin_type').label.transform('size') if per == 'condition' else None
+            return lora(own, latents, [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)], rank=8, clip=1., **how,
+                        weights=None if share is None else share.to_numpy(), folder=folder, progress=progress)
+
+        return kept_weights('lora', asked | dict(images=content_hash(rows)), train_lora)
+
+    labels = sorted(train.label.unique())
+    if per == 'all': return dict.fromkeys(labels, weights_of(train))
+    return {l: weights_of(train[train.label == l]) for l in labels}
+
+
+def make_images(
+    base,                 # latent.Base
+    wanted:pd.DataFrame,  # from `specs`
+    folder,               # images go there
+    tokens=None,          # from `learn_tokens`
+    loras:dict|None=None, # from `learn_lora`
+    **options,            # of generate.generate: size, format, batch_size, progress
+) -> pd.DataFrame:        # manifest in the order of `wanted`
+    "Generate with the personalised base model, one LoRA after the other where there are several."
+    from skinrepro.generate import generate
+    from skinrepro.personalise import personalised
+    loras = loras or dict.fromkeys(wanted.label.unique())
+    parts = []
+    for weights in dict.fromkeys(loras[l] for l in wanted.label.unique()):
+        labels = [l for l in loras if loras[l] == weights]
+        own = personalised(base, embeddings=tokens, lora=weights) if tokens or weights else base
+        parts.append(generate(own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options))
+    return pd.concat(parts).set_index('image_id', drop=False).loc[wanted.image_id].reset_index(drop=True)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #67487cb2
+SPLIT_BY = ('scenario', 'seed', 'data', 'val_fraction', 'flexible', 'label_source', 'fraction', 'missing')
+
+
+def images_of(
+    run_id:str,      # of a generator run
+    parameters:dict, # of the run that uses its images
+) -> tuple[pd.DataFrame, pd.DataFrame]: # manifest of its images, its records
+    "What a generator has made. Raises ParameterError when it was not run, or was run for another split."
+    from skinrepro.runs import read_record
+    if not run_id:
+        raise ParameterError(f'train = {parameters.get("train", "syn")!r} needs synthetic images: give the id of a generator run as `images`. Run generator '
+                             'first: skinrepro run wang2024 --section generator (sections of grid.toml that train on synthetic images find it themselves).')
+    made = find('wang2024', run_id)
+    if made.notebook.stem != 'generator': raise ParameterError(f'images = {run_id!r} is a run of {made.notebook.stem}, not of generator.')
+    differ = {k: (made.parameters[k], parameters[k]) for k in SPLIT_BY if k in parameters and made.parameters[k] != parameters[k]}
+    if differ:
+        raise ParameterError(f'images = {run_id!r} were made for another split: '
+                             + ', '.join(f'{k} = {a!r} there, {b!r} here' for k, (a, b) in differ.items()) + '.')
+    return read(made.folder/'manifest.parquet'), read_record(made.folder/'records.csv')
+
+
+def training_set(
+    split:pd.DataFrame,          # real images, from `scenario_split`
+    train:str,                   # one of TRAIN_TYPES
+    study:Study,                 # the study they belong to
+    made:pd.DataFrame|None=None, # manifest of synthetic images, for 'syn' and 'real+syn'
+) -> pd.DataFrame:               # manifest with split train, val, test
+    "Real, synthetic or both kinds of images for training; the other parts stay real. Raises ValueError for parents outside the training part."
     check_choice('train', train, TRAIN_TYPES)
-    if train != 'real':
-        raise NotImplementedError(f'train = {train!r} needs synthetic images, and this version has no generator for wang2024 yet (textual inversion, LoRA, '
-                                  'image-to-image). Use train="real"; the rows of the tables say `not run`.')
-    return train
+    if train == 'real': return split
+    if made is None: raise ValueError(f'train = {train!r} needs synthetic images.')
+    own = split[split.split == 'train']
+    strange = made.parent_id[made.parent_id.notna() & ~made.parent_id.isin(own.image_id)]
+    if len(strange):
+        raise ValueError(f'{len(strange)} synthetic image(s) were made from images that are not in the training part, first {strange.iloc[0]!r}. '
+                         'Generate again for this split (scenario, seed, val_fraction, flexible).')
+    made = make(made).assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy(), split='train').astype({'split': 'string', 'group': 'string'})
+    kept = split if train == 'real+syn' else split[split.split != 'train']
+    joined = validate(pd.concat([kept, made[kept.columns]], ignore_index=True), list(study.labels))
+    parts = [joined[joined.split == p] for p in ('train', 'val', 'test')]
+    for i, a in enumerate(parts):
+        for b in parts[i + 1:]: assert_disjoint(a, b, by=['image_id', 'md5', *study.together])
+    return joined
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #af8aa3b1
+DARK_ITA, LIGHT_ITA = 10., 28. # degrees: the upper end of type V, the lower end of type III (Del Bino & Bernerd 2013)
+
+
+def pixels(
+    files,         # paths
+    size:int=64,   # side in px
+) -> np.ndarray:   # (n, size, size, 3) uint8
+    "Images brought to one small size: shorter side, then the centre."
+    from skinrepro.images import fit_image, load_image
+    return np.stack([fit_image(load_image(f), size, 'shorter') for f in files])
+
+
+def skin_ita(
+    images:np.ndarray, # (n, h, w, 3) uint8
+) -> np.ndarray:       # (n,) degrees
+    "ITA of the median colour."
+    from skinrepro.phantom import ita
+    return ita(np.median(images, axis=(1, 2)).astype(np.uint8))
+
+
+def structure_correlation(
+    a:np.ndarray, # (n, h, w, 3) uint8
+    b:np.ndarray, # the same shape
+) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
+    "Pearson correlation of the lightness (L*) of each pair."
+    from skinrepro.phantom import lab
+    x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
+    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
+    norm = np.sqrt((x**2).sum(1)*(y**2).sum(1))
+    return np.divide((x*y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)

@@ -37,7 +37,7 @@ def papermill(tmp_path, *parameters, env=None):
     ('scenaro', 'ii', ['no parameter', 'scenaro', 'scenario']),      # a misspelt name, which papermill itself only warns about
     ('seed', 'zero', ['seed', 'str', 'int']),                        # a wrong type
     ('scenario', 'iv', ['scenario', "'iv'", "'i', 'ii', 'iii'"]),    # a scenario that the paper does not have
-    ('train', 'syn', ['synthetic', 'generator']),                    # not part of this version, and it says so
+    ('train', 'syn', ['synthetic', 'skinrepro run wang2024 --section generator']), # without the images to train on
     ('data', 'fitzpatrick17', ['data', 'fitzpatrick17k']),
 ])
 def test_wrong_parameter_is_refused_with_what_there_is(tmp_path, store, name, value, words):
@@ -63,7 +63,7 @@ def test_plain_papermill_leaves_a_record(tmp_path, store):
 
 
 def grid_run(**parameters):
-    return runs.read_grid(WANG, 'smoke', seed=7, scenario='ii', train='real', **{**SMALL, **parameters})[0]
+    return runs.read_grid(WANG, 'smoke', 'scenario', seed=7, scenario='ii', **{**SMALL, **parameters})[0]
 
 
 def test_same_command_same_record(tmp_path, monkeypatch):
@@ -152,12 +152,65 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
     shutil.copytree(ROOT/'figures', tmp_path/'figures')
     env = dict(SKINREPRO_RUNS=str(tmp_path/'runs'), SKINREPRO_FIGURES=str(tmp_path/'figures'))
     small = [x for k, v in {**SMALL, 'scenario': 'i,iii', 'seed': 0}.items() for x in ('--set', f'{k}={v}')]
-    first = skinrepro('run', 'wang2024', '--profile', 'smoke', '--jobs', '2', *small, **env)
+    command = ('run', 'wang2024', '--profile', 'smoke', '--jobs', '2', '--section', 'scenario')
+    first = skinrepro(*command, *small, **env)
     assert first.returncode == 0, first.stderr[-2000:]
     assert '2 runs, 0 of them done' in first.stdout and '# Table 1' in first.stdout and 'PHANTOM DATA' in first.stdout
     for line in first.stdout.split('Files:')[1].split(): assert os.path.exists(line), line
     stamps = {f: f.stat().st_mtime for f in (tmp_path/'runs').rglob('records.csv')}; assert len(stamps) == 2
-    again = skinrepro('run', 'wang2024', '--profile', 'smoke', '--jobs', '2', *small, **env)
+    again = skinrepro(*command, *small, **env)
     assert again.returncode == 0 and '2 runs, 2 of them done' in again.stdout and {f: f.stat().st_mtime for f in stamps} == stamps
-    broken = skinrepro('run', 'wang2024', '--profile', 'smoke', *small, '--set', 'data=pad_ufes20', **env, SKINREPRO_DATA='')
+    broken = skinrepro(*command, *small, '--set', 'data=pad_ufes20', **env, SKINREPRO_DATA='')
     assert broken.returncode == 1 and 'SKINREPRO_DATA is not set' in broken.stderr and 'failed.ipynb' in broken.stderr
+
+
+# A run that is made from another ---------------------------------------------------------------------------------------------------------------
+
+
+def toy_paper(tmp_path, grid):
+    "Two notebooks: `make` writes a file, `use` reads it through the id that it is given."
+    folder = tmp_path/'paper2032'; folder.mkdir(exist_ok=True)
+    cell = lambda source, tags: dict(cell_type='code', id=f'c{len(tags)}', metadata=dict(tags=tags), source=[source], outputs=[], execution_count=None)
+    head = 'import json\nfrom pathlib import Path\n'
+    record = "Path('run.json').write_text(json.dumps(dict(paper='paper2032', notebook=NAME, parameters=P))); Path('records.csv').write_text('run_id')"
+    make = "NAME, P = 'make', dict(seed=seed, steps=steps)\nif steps < 0: raise ValueError('negative')\nPath('made').write_text(str(seed*steps))\n"
+    use = "NAME, P = 'use', dict(seed=seed, images=images)\nfrom skinrepro.runs import find\n" \
+          "Path('seen').write_text((find('paper2032', images).folder/'made').read_text())\n"
+    kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
+    for name, parameters, code in [('make', 'seed = 0\nsteps = 1', make), ('use', 'seed = 0\nimages = ""', use)]:
+        nb = dict(cells=[cell(parameters, ['parameters']), cell(head + code + record, [])], metadata=kernel, nbformat=4, nbformat_minor=5)
+        (folder/f'{name}.ipynb').write_text(json.dumps(nb))
+    (folder/'grid.toml').write_text(grid)
+    return folder
+
+
+def test_a_run_gets_what_another_has_made(tmp_path, store):
+    folder = toy_paper(tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\nsteps = 10\n')
+    grid = runs.read_grid(folder, section='use')
+    assert [r.section for r in grid] == ['make', 'make', 'use', 'use'], 'a needed section comes along, first'
+    outcomes = runs.execute(grid, jobs=2, progress=False)
+    assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
+    assert {(r.folder/'seen').read_text() for r in grid if r.section == 'use'} == {'10', '20'}
+    other = runs.read_grid(folder, section='use', steps=11)
+    assert {r.id for r in other if r.section == 'use'}.isdisjoint(r.id for r in grid), 'another maker, another run'
+
+
+def test_what_needs_a_failed_run_is_not_started(tmp_path, store):
+    folder = toy_paper(tmp_path, '[use]\nseed = [1]\nimages = "@make"\n[make]\nseed = [1]\nsteps = -1\n')
+    made, used = runs.execute(runs.read_grid(folder), progress=False)
+    assert made.status == 'failed' and used.status == 'blocked' and made.run.id in used.error and not used.run.folder.exists()
+
+
+def test_find_wants_a_finished_run(tmp_path, store):
+    for name in ('generator-0123456789ab', 'nonsense'):
+        with pytest.raises(runs.ParameterError, match='first: skinrepro run wang2024 --section'): runs.find('wang2024', name)
+    folder = store/'wang2024'/'generator-0123456789ab'; folder.mkdir(parents=True); (folder/'run.json').write_text('{}') # killed before its record
+    with pytest.raises(runs.ParameterError, match='no finished run'): runs.find('wang2024', folder.name)
+
+
+def test_overrides_reach_every_section_that_has_the_parameter(tmp_path):
+    folder = toy_paper(tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\n')
+    grid = runs.read_grid(folder, seed=2, steps=7) # `steps` is the maker's alone
+    assert [r.parameters for r in grid if r.section == 'make'] == [dict(seed=2, steps=7)] and len(grid) == 2
+    with pytest.raises(runs.ParameterError, match='no notebook.*stepz.*steps'): runs.read_grid(folder, stepz=7)
+    with pytest.raises(runs.ParameterError, match='steps.*str.*int'): runs.read_grid(folder, steps='many')

@@ -290,6 +290,24 @@ def test_a_table_says_what_it_was_measured_on(tmp_path):
     with pytest.raises(ValueError, match='rule'): save_table(t.assign(verdict='agrees', reason=''), tmp_path/'t', 'T')
 
 
+def test_models_with_random_weights_are_in_no_table(tmp_path):
+    "Full-size models with random weights measure speed; `random` alone is a network trained from scratch."
+    name = 'random weights of sd21-base, timing only'
+    with pytest.raises(ValueError, match='Column weights says .*timing only'):
+        compare(random_records(np.random.default_rng(0), data='fitzpatrick17k', weights=name), wang('table2'), BY, SETTING)
+    t = pd.DataFrame({'a': [1.], 'data': ['x'], 'base': [name]})
+    with pytest.raises(ValueError, match='Column base'): save_table(t, tmp_path/'t', 'T')
+    assert not list(tmp_path.iterdir()) and save_table(t.assign(base='random'), tmp_path/'t', 'T')
+
+
+def test_verdicts_that_are_not_about_printed_cells(tmp_path):
+    "Claims have verdicts and a rule, but no cells `reported → reproduced` to explain."
+    t = pd.DataFrame({'claim': ['x'], 'verdict': ['inconclusive'], 'data': ['phantom']})
+    with pytest.raises(ValueError, match='needs its rule'): save_table(t, tmp_path/'t', 'T')
+    md = save_table(t, tmp_path/'t', 'T', rule='as printed')[0].read_text(encoding='utf-8')
+    assert 'Verdicts: 1 inconclusive.' in md and 'Rule: as printed' in md and 'A cell reads' not in md and 'PHANTOM DATA' in md
+
+
 def test_layout_refuses_to_hide_a_cell():
     t = compare(pd.DataFrame(), wang('table2'), BY, SETTING)
     with pytest.raises(ValueError, match='do not tell them apart'): layout(t, 'arch')

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import has_data
-from skinrepro.papers.wang2024 import CONDITIONS, SEEDS, STUDIES, load, scenario_split
+from skinrepro.papers.wang2024 import AS_RELEASED, CONDITIONS, METHODS, SEEDS, SPLIT_BY, STUDIES, load, scenario_split
 from skinrepro.tables import read_reported
 
 needs = lambda name: pytest.mark.skipif(not has_data(name), reason=f'needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)')
@@ -186,3 +186,137 @@ def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):
     with pytest.raises(Exception) as e: report(tmp_path)
     assert 'SKINREPRO_FIGURES' in str(e.value) and str(closed) in str(e.value)
     assert json.loads((tmp_path/'report.ipynb').read_text())['cells'], 'the executed notebook is kept'
+
+
+# The generator --------------------------------------------------------------------------------------------------------------------------------
+
+WANG = ROOT/'nbs'/'papers'/'wang2024'
+of = lambda grid, section: [r for r in grid if r.section == section]
+
+
+def test_the_paper_profile_has_the_settings_of_the_paper():
+    for section in ('generator', 'ablation_images'):
+        for r in of(runs.read_grid(WANG, 'paper', section), section):
+            assert {k: r.parameters[k] for k in AS_RELEASED} == AS_RELEASED and r.parameters['base'] == 'sd21-base' and r.parameters['parents'] == 1
+    assert {r.parameters['seed'] for r in runs.read_grid(WANG, 'paper', 'synthetic')} == set(SEEDS)
+
+
+@pytest.mark.parametrize('profile', ['smoke', 'mini', 'paper'])
+def test_classifiers_get_the_images_of_their_own_split(profile):
+    "By scenario, draw and validation part; in Table 5 by strategy and target, too."
+    grid = runs.read_grid(WANG, profile, 'synthetic,ablation'); shared = [k for k in SPLIT_BY if k not in ('flexible', 'label_source', 'missing')]
+    for section in ('synthetic', 'ablation'):
+        assert of(grid, section)
+        for r in of(grid, section):
+            maker = r.made_from['images']; keys = shared + (['method', 'pipeline', 'target'] if section == 'ablation' else [])
+            assert r.parameters['images'] == maker.id and maker.id in r.needs
+            assert {k: r.parameters[k] for k in keys} == {k: maker.parameters[k] for k in keys}
+    cells = {(r.parameters['pipeline'], r.parameters['method'], r.parameters['target']) for r in of(grid, 'ablation')}
+    assert cells == {(p, m, t) for t in ('dark', 'source') for p, m in [('txt2img', 'vanilla'), ('txt2img', 'ti'), *(('img2img', m) for m in METHODS)]}
+
+
+def test_one_cell_of_table5_is_the_generator_of_table2():
+    "Equal questions run once: with all parents, image-to-image with TI and LoRA for dark skin is what Table 2 has."
+    grid = runs.read_grid(WANG, 'paper', 'generator,ablation')
+    ours = dict(method='ti+lora', pipeline='img2img', target='dark')
+    cell = next(r for r in of(grid, 'ablation') if ours.items() <= r.parameters.items())
+    assert cell.parameters['images'] in {r.id for r in of(grid, 'generator')}
+
+
+def test_the_demo_is_one_scenario_and_one_draw():
+    grid = runs.read_grid(WANG, 'mini', scenario='ii', seed=0)
+    assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(generator=1, scenario=3, synthetic=6)
+    assert {r.parameters['scenario'] for r in grid} == {'ii'} and {r.parameters['seed'] for r in grid} == {0}
+
+
+def test_records_made_from_foreign_images_stay_out():
+    "A further draw counts when its images are of that draw; images of other settings, or of another draw, do not."
+    grid = of(runs.read_grid(WANG, 'mini', 'synthetic'), 'synthetic'); r = grid[0]
+    with_images = lambda seed, maker: runs.run_id('wang2024', 'scenario', r.parameters | dict(seed=seed, images=maker))
+    maker = lambda **other: runs.run_id('wang2024', 'generator', r.made_from['images'].parameters | other)
+    made = [maker(seed=7), maker(seed=0), maker(seed=7, strength=.9)]
+    rows = pd.DataFrame(dict(seed=7, missing='error', run_id=[with_images(7, i) for i in made]))
+    assert runs.asked_for(rows, grid).tolist() == [True, False, False]
+
+
+@pytest.fixture(scope='module')
+def store(tmp_path_factory):
+    "A generator's run and two classifiers trained on its images, profile smoke."
+    before = os.environ.get('SKINREPRO_RUNS'); os.environ['SKINREPRO_RUNS'] = str(tmp_path_factory.mktemp('generator'))
+    grid = runs.read_grid(WANG, 'smoke', 'synthetic', scenario='ii', epochs=1, lora_steps=2)
+    outcomes = runs.execute(grid, progress=False)
+    assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
+    yield grid
+    if before is None: os.environ.pop('SKINREPRO_RUNS')
+    else: os.environ['SKINREPRO_RUNS'] = before
+
+
+def test_a_generator_leaves_images_that_say_what_they_are(store):
+    from skinrepro.generate import read_provenance
+    from skinrepro.manifest import read
+    run, = of(store, 'generator'); m = read(run.folder/'manifest.parquet'); r = runs.read_record(run.folder/'records.csv')
+    assert len(m) == 14 and (m.source == 'synthetic').all() and set(m.group) == {'dark'} and m.parent_id.notna().all()
+    for row in m.itertuples():
+        says = read_provenance(row.path)
+        assert says['what'].startswith('synthetic') and says['parent_id'] == row.parent_id and '-class on the skin of a' in says['prompt']
+    values = r[r.group == 'all'].set_index('metric').value
+    assert values['n_images'] == 14 and -90 < values['ita'] < 90 and values['images_per_second'] > 0 and {'seconds_ti', 'seconds_lora'} <= set(values.index)
+    assert r.weights.str.startswith('miniature').all() and r.weights_hash.str.len().eq(64).all() and (r.tokens != '').all()
+    assert not list((run.folder.parent/'weights').rglob('checkpoint-*')), 'checkpoints go when the weights are there'
+
+
+def test_classifiers_on_synthetic_images_leave_the_other_parts_real(store):
+    made = {i: len(pd.read_parquet(r.folder/'manifest.parquet')) for r in of(store, 'generator') for i in [r.id]}
+    for run in of(store, 'synthetic'):
+        r = runs.read_record(run.folder/'records.csv'); p = pd.read_parquet(run.folder/'predictions.parquet')
+        n = made[run.parameters['images']]; size = r[r.metric == 'train_size'].value.iloc[0]
+        assert set(r.n_synthetic) == {n} and set(r.generator_method) == {'ti+lora'} and r.generator_weights_hash.str.len().eq(64).all()
+        assert size == n if run.parameters['train'] == 'syn' else size > n
+        assert not p.image_id.str.contains('-syn').any() and set(p.split) == {'test'}
+
+
+def test_images_of_another_draw_are_refused(store, tmp_path):
+    maker, = of(store, 'generator'); user = of(store, 'synthetic')[0]
+    other = runs.Run('wang2024', '', user.notebook, user.parameters | dict(seed=42))
+    outcome, = runs.execute([other], progress=False)
+    assert outcome.status == 'failed' and maker.id in outcome.error and 'seed = 0 there, 42 here' in outcome.error
+    wrong = runs.Run('wang2024', '', user.notebook, user.parameters | dict(images=user.id))
+    outcome, = runs.execute([wrong], progress=False)
+    assert outcome.status == 'failed' and 'not of generator' in outcome.error
+
+
+def test_methods_share_what_they_learn_and_a_broken_run_goes_on(store):
+    "Another pipeline trains nothing anew. Then the record and half of the images are lost, and one image is cut short: the rerun gives the same images."
+    first, = of(store, 'generator'); weights = first.folder.parent/'weights'; before = sorted(f.name for f in weights.iterdir() if f.is_dir())
+    alone = runs.Run('wang2024', '', first.notebook, first.parameters | dict(pipeline='txt2img', method='ti', parents=3.))
+    outcome, = runs.execute([alone], progress=False); assert outcome.status == 'ran', outcome.error
+    assert sorted(f.name for f in weights.iterdir() if f.is_dir()) == before
+    from skinrepro.images import load_image
+    files = sorted((first.folder/'images').iterdir()); pixels = {f: load_image(f).astype(int) for f in files}; whole = files[1].read_bytes()
+    (first.folder/'records.csv').unlink()
+    for f in files[::2]: f.unlink()
+    files[1].write_bytes(whole[:len(whole)//2]); kept = {f: f.stat().st_mtime_ns for f in files[3::2]}
+    outcome, = runs.execute([first], progress=False); assert outcome.status == 'ran', outcome.error
+    assert {f: f.stat().st_mtime_ns for f in kept} == kept, 'whole images are not made again'
+    assert max(abs(load_image(f) - pixels[f]).max() for f in files) <= 1 # the size of the batch moves the last bit
+    assert sorted(f.name for f in weights.iterdir() if f.is_dir()) == before
+
+
+@needs('pad_ufes20')
+def test_the_generator_runs_on_photographs(tmp_path, monkeypatch):
+    "PAD-UFES-20: from photograph to classifier, the base model being the miniature; the split keeps patients together."
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path))
+    grid = runs.read_grid(WANG, 'smoke', 'pad_synthetic', scenario='iii', train='syn', epochs=1)
+    outcomes = runs.execute(grid, progress=False); assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
+    r = runs.read_record(of(grid, 'pad_generator')[0].folder/'records.csv')
+    assert set(r.data) == {'pad_ufes20'} and set(r.base) == {'miniature'} and r.inventory_hash.str.len().eq(16).all()
+
+
+def test_what_the_generator_is_not(tmp_path, monkeypatch):
+    "Wrong values, and a base model that is not here, end with what there is."
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path)); monkeypatch.delenv('SKINREPRO_DATA', raising=False)
+    run = of(runs.read_grid(WANG, 'smoke', 'generator', scenario='iii'), 'generator')[0]
+    for change, words in [(dict(method='dreambooth'), ["'ti+lora'"]), (dict(base='sd3'), ['miniature', 'sd21-base']), (dict(parents=0.), ['parents']),
+                          (dict(strength=1.5), ['strength'])]:
+        outcome, = runs.execute([runs.Run('wang2024', '', run.notebook, run.parameters | change)], progress=False)
+        assert outcome.status == 'failed' and all(w in outcome.error for w in words), outcome.error

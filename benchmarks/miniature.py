@@ -1,9 +1,10 @@
 """How good is the shipped miniature base model, and what does its design rest on?
 
-    python benchmarks/miniature.py card      # samples judged by a classifier trained on phantoms; writes the model card's numbers and pictures (about 15 min on 2 cores)
-    python benchmarks/miniature.py ablation  # noise offset and schedule, on and off, trained briefly: which tone does image-to-image reach? (about 20 min)
+    python benchmarks/miniature.py card      # samples, judged; writes the model card and its pictures (15 min on 2 cores)
+    python benchmarks/miniature.py ablation  # noise offset and schedule on and off: which tone does image-to-image reach? (30 min)
 
-The judge is a small residual network trained on rendered phantoms of all conditions; its own accuracy on fresh phantoms is printed first, and nothing that it says is better than that.
+The judge is a small residual network trained on rendered phantoms of all conditions; its own accuracy on fresh phantoms is
+printed first, and nothing that it says is better than that.
 Skin tone is measured, not judged: the median individual typology angle (ITA) of the image; below 10 degrees is dark. Everything is seeded.
 """
 import argparse
@@ -42,6 +43,7 @@ def train_judge(n=12000, epochs=12, seed=0):
     "A classifier of the ten conditions; flips, gain and colour are varied so that it looks at the lesion."
     import torch
     import torch.nn.functional as F
+
     from skinrepro.classify import build
     from skinrepro.loop import fit
     seed_all(seed)
@@ -93,16 +95,24 @@ def structure(a, b): # (n,) correlation of the lightness inside each pair, tone 
 def text_to_image(base, judge, folder, guidance, n=24, steps=25):
     "Known conditions and healthy skin in four tones: does the judge see what was asked?"
     from skinrepro.miniature import KNOWN, NO_LESION, caption
-    rows = [dict(image_id=f't2i-{c[:4]}-{t}-{i}', path='', prompt=caption(c, t), strength=1., guidance=guidance, steps=steps, seed=1000*t + i + 7*len(c), label=c, skin_type=t,
-                 parent_id='') for c in (*KNOWN, NO_LESION) for t in (1, 2, 5, 6) for i in range(n)]
+    rows = [dict(image_id=f't2i-{c[:4]}-{t}-{i}', path='', prompt=caption(c, t), strength=1., guidance=guidance, steps=steps,
+                 seed=1000*t + i + 7*len(c), label=c, skin_type=t, parent_id='') for c in (*KNOWN, NO_LESION) for t in (1, 2, 5, 6) for i in range(n)]
     specs = pd.DataFrame(rows); x = make(base, specs, folder); angle = tone(x)
     out = specs.assign(seen=judge(x), ita=angle, right=lambda d: d.seen == d.label, tone=np.where(specs.skin_type >= 5, angle < DARK, angle > 28))
     return x, out
 
 
+def numbers(parents, images, seen, label, asked):
+    "Tone, identity and structure of images beside their parents."
+    label, asked = np.array(label), np.array(asked)
+    return dict(dark=float((tone(images) < DARK).mean()), ita=float(np.median(tone(images))), parents_condition=float((seen == label).mean()),
+                prompts_condition=float((seen == asked).mean()), structure=float(structure(parents, images).mean()))
+
+
 def image_to_image(base, judge, folder, strengths, guidance, n=60, steps=25):
     "Light parents of the known conditions, a dark prompt; the control names another condition."
     from PIL import Image
+
     from skinrepro.miniature import KNOWN, caption
     folder.mkdir(parents=True, exist_ok=True)
     label = [KNOWN[i % len(KNOWN)] for i in range(n)]
@@ -114,13 +124,12 @@ def image_to_image(base, judge, folder, strengths, guidance, n=60, steps=25):
     for s in strengths:
         for control in (False, True):
             other = [KNOWN[(KNOWN.index(c) + 1) % len(KNOWN)] if control else c for c in label]
-            specs = pd.DataFrame([dict(image_id=f'i2i-{s:g}-{control}-{i}', path=str(f), prompt=caption(o, 5 + i//4 % 2), strength=s, guidance=guidance, steps=steps, seed=i, label=c,
-                                       skin_type=5 + i//4 % 2, parent_id=f.stem) for i, (f, c, o) in enumerate(zip(files, label, other))])
+            specs = pd.DataFrame([dict(image_id=f'i2i-{s:g}-{control}-{i}', path=str(f), prompt=caption(o, 5 + i//4 % 2), strength=s,
+                                       guidance=guidance, steps=steps, seed=i, label=c, skin_type=5 + i//4 % 2, parent_id=f.stem)
+                                  for i, (f, c, o) in enumerate(zip(files, label, other))])
             x = make(base, specs, folder/'out'); seen = judge(x); shown[s, control] = x
-            rows.append(dict(strength=s, guidance=guidance, wrong_prompt=control, dark=float((tone(x) < DARK).mean()), ita=float(np.median(tone(x))),
-                             parents_condition=float((seen == label).mean()), prompts_condition=float((seen == other).mean()), structure=float(structure(light, x).mean())))
-    reference = dict(strength='truth', guidance=guidance, wrong_prompt=False, dark=float((tone(truth) < DARK).mean()), ita=float(np.median(tone(truth))),
-                     parents_condition=float((judge(truth) == label).mean()), prompts_condition=float((judge(truth) == label).mean()), structure=float(structure(light, truth).mean()))
+            rows.append(dict(strength=s, guidance=guidance, wrong_prompt=control, **numbers(light, x, seen, label, other)))
+    reference = dict(strength='truth', guidance=guidance, wrong_prompt=False, **numbers(light, truth, judge(truth), label, label))
     return light, truth, shown, pd.DataFrame([*rows, reference])
 
 
@@ -147,30 +156,40 @@ tags: [stable-diffusion, text-to-image, phantom]
 ---
 # Miniature base model {version}
 
-A text-to-image latent diffusion model with the anatomy of Stable Diffusion and {parameters:.1f} million parameters, 64 px, for running the methods of this project without a download and without a GPU.
+A text-to-image latent diffusion model with the anatomy of Stable Diffusion and {parameters:.1f} million parameters, 64 px, for running the methods of
+this project without a download and without a GPU.
 
-**It has seen procedural phantoms only (`skinrepro.phantom`). What it draws is no photograph and says nothing about patients; no number made with it can be compared with a printed one.**
+**It has seen procedural phantoms only (`skinrepro.phantom`). What it draws is no photograph and says nothing about patients; no number made with it
+can be compared with a printed one.**
 
 ## Data
-{pictures:,} phantoms of all six skin types, rendered with seeds that no experiment uses (`skinrepro.miniature.training_set`): healthy skin 12 %, basal cell carcinoma, folliculitis, psoriasis and squamous cell
-carcinoma 12 % each, allergic contact dermatitis and lichen planus 5 % each, the rest 40 labels of Fitzpatrick17k as generic lesions. It has **never seen** nematode infection, neutrophilic dermatoses or
+{pictures:,} phantoms of all six skin types, rendered with seeds that no experiment uses (`skinrepro.miniature.training_set`): healthy skin 12 %,
+basal cell carcinoma, folliculitis, psoriasis and squamous cell
+carcinoma 12 % each, allergic contact dermatitis and lichen planus 5 % each, the rest 40 labels of Fitzpatrick17k as generic lesions. It has **never
+seen** nematode infection, neutrophilic dermatoses or
 prurigo nodularis, and it **has** seen dark skin, with the four known conditions on it.
 
 ## Parts
-Codec: 8 principal components of 4 x 4 patches and a small convolutional network ({codec_db:.1f} dB on held-out pictures; `skinrepro.latent.PatchCodec`). Text: word-level tokenizer of 224 words, CLIP text encoder (2 layers,
-width 96, 24 tokens). U-Net2DConditionModel (48, 96, 128) on 16 x 16 x 8 latents, v-prediction, shifted cosine schedule (sigma/alpha = {shift} tan(pi u/2)), noise with a per-channel offset of {noise_offset}.
+Codec: 8 principal components of 4 x 4 patches and a small convolutional network ({codec_db:.1f} dB on held-out pictures;
+`skinrepro.latent.PatchCodec`). Text: word-level tokenizer of 224 words, CLIP text encoder (2 layers,
+width 96, 24 tokens). U-Net2DConditionModel (48, 96, 128) on 16 x 16 x 8 latents, v-prediction, shifted cosine schedule (sigma/alpha = {shift} tan(pi
+u/2)), noise with a per-channel offset of {noise_offset}.
 
 ## Training
-{steps:,} steps of {batch_size} on two CPU cores, AdamW {lr}, EMA {ema}, captions dropped in 10 %, seed {seed}.{note} `skinrepro.miniature.train` trains it anew.
+{steps:,} steps of {batch_size} on two CPU cores, AdamW {lr}, EMA {ema}, captions dropped in 10 %, seed {seed}.{note} `skinrepro.miniature.train`
+trains it anew.
 
 ## Measured
-By `benchmarks/miniature.py card`. The judge, a classifier trained on other phantoms, is itself right on {judge[all]:.1%} of fresh ones (light skin {judge[light]:.1%}, dark skin {judge[dark]:.1%}).
+By `benchmarks/miniature.py card`. The judge, a classifier trained on other phantoms, is itself right on {judge[all]:.1%} of fresh ones (light skin
+{judge[light]:.1%}, dark skin {judge[dark]:.1%}).
 
-Text to image (guidance {guidance}, 25 steps, {n} samples): {condition:.1%} show the asked condition, {skin_group:.1%} the asked tone group (types I-II above 28 degrees ITA, V-VI below {dark}).
+Text to image (guidance {guidance}, 25 steps, {n} samples): {condition:.1%} show the asked condition, {skin_group:.1%} the asked tone group (types
+I-II above 28 degrees ITA, V-VI below {dark}).
 
 {by_label}
 
-Image to image, light parents of the known conditions and a prompt that asks for dark skin (guidance {img2img_guidance}, 25 steps); `structure` is the correlation of lightness with the parent. The control
+Image to image, light parents of the known conditions and a prompt that asks for dark skin (guidance {img2img_guidance}, 25 steps); `structure` is the
+correlation of lightness with the parent. The control
 prompt names another condition. `truth` is the same scene really rendered on dark skin.
 
 {img2img}
@@ -183,12 +202,15 @@ def write_card(facts, table, guidance, shipped):
     "The model card, every number from this measurement."
     made = json.loads((shipped/'miniature.json').read_text())
     rows = ['| asked | condition | tone |', '|---|---|---|'] + [f'| {k} | {v["right"]:.0%} | {v["tone"]:.0%} |' for k, v in facts['text_to_image'].items()]
-    both = table.merge(table[table.wrong_prompt.astype(bool)][['strength', 'parents_condition']].rename(columns={'parents_condition': 'control'}), on='strength', how='left')
+    control = table[table.wrong_prompt.astype(bool)][['strength', 'parents_condition']].rename(columns={'parents_condition': 'control'})
+    both = table.merge(control, on='strength', how='left')
     lines = ['| strength | ITA below 10 | ITA, median | judged as the parent | the same, control prompt | structure |', '|---|---|---|---|---|---|']
     for r in both[~both.wrong_prompt.astype(bool)].itertuples():
-        lines.append(f'| {r.strength} | {r.dark:.0%} | {r.ita:.0f} | {r.parents_condition:.0%} | {"" if np.isnan(r.control) else f"{r.control:.0%}"} | {r.structure:.2f} |')
-    values = {'note': '', **made, **facts}
-    text = CARD.format(**values, n=sum(int(v['n']) for v in facts['text_to_image'].values()), dark=DARK, by_label='\n'.join(rows), img2img='\n'.join(lines), img2img_guidance=guidance)
+        other = '' if np.isnan(r.control) else f'{r.control:.0%}'
+        lines.append(f'| {r.strength} | {r.dark:.0%} | {r.ita:.0f} | {r.parents_condition:.0%} | {other} | {r.structure:.2f} |')
+    n = sum(int(v['n']) for v in facts['text_to_image'].values())
+    values = {'note': '', **made, **facts, 'n': n, 'dark': DARK, 'img2img_guidance': guidance}
+    text = CARD.format(**values, by_label='\n'.join(rows), img2img='\n'.join(lines))
     with atomic_path(shipped/'README.md') as tmp: tmp.write_text(text)
 
 
@@ -209,7 +231,8 @@ def card(a):
         print(by.round(3), '\nITA\n', spread.round(1), '\nall:', seen.right.mean().round(4), seen.tone.mean().round(4), flush=True)
         light, truth, shown, table = image_to_image(base, judge, Path(d)/'i2i', a.strengths, a.img2img_guidance)
         print(table.round(3).to_string(), flush=True)
-    facts = dict(judge=own, guidance=a.guidance, text_to_image={k: {c: round(float(v), 4) for c, v in r.items()} for k, r in by.to_dict('index').items()},
+    facts = dict(judge=own, guidance=a.guidance,
+                 text_to_image={k: {c: round(float(v), 4) for c, v in r.items()} for k, r in by.to_dict('index').items()},
                  condition=round(float(seen.right.mean()), 4), skin_group=round(float(seen.tone.mean()), 4),
                  ita={int(k): {c: round(float(v), 1) for c, v in r.items()} for k, r in spread.to_dict('index').items()}, weights_hash=base.weights_hash,
                  parameters=sum(p.numel() for m in (base.unet, base.text_encoder, base.vae) for p in m.parameters())/1e6)
@@ -218,8 +241,10 @@ def card(a):
     with atomic_path(OUT/'img2img.csv') as tmp: table.round(4).to_csv(tmp, index=False)
     if not a.base: write_card(facts, table, a.img2img_guidance, paths().root/'skinrepro'/'miniature_base')
     groups = [x[((seen.label == c) & (seen.skin_type == s)).to_numpy()][:3] for c in (NO_LESION, *KNOWN) for s in (1, 2, 5, 6)]
-    sheet([np.concatenate(groups[i:i + 4]) for i in range(0, len(groups), 4)], OUT/'samples.png', [c.replace(' ', '\n') for c in ('healthy skin', *KNOWN)])
-    sheet([light[:12], truth[:12], *(shown[s, False][:12] for s in a.strengths)], OUT/'img2img.png', ['parent', 'same scene\ntruly dark', *(f'strength {s:g}' for s in a.strengths)])
+    rows = [np.concatenate(groups[i:i + 4]) for i in range(0, len(groups), 4)]
+    sheet(rows, OUT/'samples.png', [c.replace(' ', '\n') for c in ('healthy skin', *KNOWN)])
+    titles = ['parent', 'same scene\ntruly dark', *(f'strength {s:g}' for s in a.strengths)]
+    sheet([light[:12], truth[:12], *(shown[s, False][:12] for s in a.strengths)], OUT/'img2img.png', titles)
 
 
 def ablation(a):

@@ -36,9 +36,9 @@ def concepts(
     rest = (1 - sum(share for *_, share in own))/max(1, len(t))
     return pd.DataFrame([*own, *((label, p, rest) for label, p in zip(t.label, t.partition))], columns=['label', 'partition', 'share'])
 
-# %% ../nbs/31_miniature.ipynb #d4aa90ee
-TEMPLATES = ('a photo of {}', 'an image of {}', 'a close-up photo of {}', 'a cropped photo of {}', 'a photo of one {}', 'a good photo of {}', 'a rendering of {}',
-             'a picture of {}')
+# %% ../nbs/31_miniature.ipynb #a19af960
+TEMPLATES = ('a photo of {}', 'an image of {}', 'a close-up photo of {}', 'a cropped photo of {}', 'a photo of one {}', 'a good photo of {}',
+             'a rendering of {}', 'a picture of {}')
 
 
 def caption(
@@ -74,7 +74,7 @@ def training_set(
 def _picture(label, partition, skin_type, seed, size, difficulty):
     return render(label, skin_type, seed, size, partition, difficulty=difficulty, clutter=.7)
 
-# %% ../nbs/31_miniature.ipynb #209086e3
+# %% ../nbs/31_miniature.ipynb #5aa56cc0
 def fit_codec(
     images:np.ndarray,   # uint8 (n, H, W, 3); the last 200 (or a tenth) are held out for the measurement
     channels:int=8,      # principal components
@@ -100,7 +100,8 @@ def fit_codec(
         d = codec.decode(z).sample - batch
         return d.abs().mean() + .5*slope(d)
 
-    fit(codec, lambda _: [train[torch.randint(0, len(train), (16,))]], loss, optimizer, steps, rate, clip=1., every=max(1, steps), unit='step', progress=False)
+    fit(codec, lambda _: [train[torch.randint(0, len(train), (16,))]], loss, optimizer, steps, rate, clip=1., every=max(1, steps), unit='step',
+        progress=False)
     codec.eval().requires_grad_(False)
     with torch.no_grad(): error = (codec.decode(codec.encoder(held)).sample.clamp(-1, 1) - held)/2
     return codec, float(-10*torch.log10(error.square().mean((1, 2, 3))).mean())
@@ -110,15 +111,16 @@ def _signed(images): # uint8 (n, H, W, 3) -> float (n, 3, H, W) in [-1, 1]
     import torch
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()/127.5 - 1
 
-# %% ../nbs/31_miniature.ipynb #0961d1fd
+# %% ../nbs/31_miniature.ipynb #de5e7417
 def make_tokenizer(
     length:int=24, # tokens of a prompt, begin and end included
 ):                 # transformers.PreTrainedTokenizerFast
     "A word-level tokenizer that knows the prompts of the papers and the labels of Fitzpatrick17k."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    words = ("an a image images photo photograph picture rendering depiction close up closeup cropped good bright dark clean dirty of on the my one skin healthy normal individual "
-             "person patient very medium light skinned with no lesion lesions in nice weird small large cool clinical - ' , .").split()
+    words = ("an a image images photo photograph picture rendering depiction close up closeup cropped good bright dark clean dirty of on the my one "
+             "skin healthy normal individual person patient very medium light skinned with no lesion lesions in nice weird small large "
+             "cool clinical - ' , .").split()
     for label in sorted(annotation_counts().label.unique()): words += label.replace('-', ' - ').replace("'", " ' ").replace('/', ' ').split()
     words += 'melanoma nevus naevus seborrheic actinic keratosis bowen disease'.split()
     begin, end = '<|startoftext|>', '<|endoftext|>'
@@ -127,7 +129,8 @@ def make_tokenizer(
     t = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
     t.post_processor = processors.TemplateProcessing(single=f'{begin} $A {end}', special_tokens=[(begin, 1), (end, 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=end, bos_token=begin, eos_token=end, unk_token='<unk>', model_max_length=length)
+    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=end, bos_token=begin, eos_token=end, unk_token='<unk>',
+                                   model_max_length=length)
 
 
 def make_text_encoder(
@@ -136,8 +139,9 @@ def make_text_encoder(
 ):              # transformers.CLIPTextModel
     "CLIP's text encoder with two layers."
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3*width, projection_dim=width, num_hidden_layers=2,
-                                        num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length, bos_token_id=1, eos_token_id=2, pad_token_id=0))
+    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3*width, projection_dim=width,
+                                        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
+                                        bos_token_id=1, eos_token_id=2, pad_token_id=0))
 
 
 def make_unet(
@@ -171,7 +175,7 @@ def make_scheduler(
     return DDIMScheduler(num_train_timesteps=steps, trained_betas=[float(f'{b:.6g}') for b in beta], prediction_type='v_prediction', clip_sample=False,
                          set_alpha_to_one=True, timestep_spacing='trailing', steps_offset=1)
 
-# %% ../nbs/31_miniature.ipynb #3ae0cf93
+# %% ../nbs/31_miniature.ipynb #daece2ba
 def train(
     folder,                      # the base model is written here, with checkpoints while it trains
     n:int=40_000,                # pictures
@@ -215,8 +219,10 @@ def train(
 
     optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .99), weight_decay=.01, fused=True)
     rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1)/200)*_cosine(s/steps))
-    log = fit(model, batches, loss, optimizer, steps, rate, folder=folder/'checkpoints', device=device, clip=1., ema=ema, every=every, unit='step', progress=progress)
-    facts = dict(version=VERSION, noise_offset=noise_offset, shift=shift, pictures=n, steps=steps, batch_size=batch_size, lr=lr, ema=ema, seed=seed, codec_db=round(db, 2))
+    log = fit(model, batches, loss, optimizer, steps, rate, folder=folder/'checkpoints', device=device, clip=1., ema=ema, every=every,
+              unit='step', progress=progress)
+    facts = dict(version=VERSION, noise_offset=noise_offset, shift=shift, pictures=n, steps=steps, batch_size=batch_size, lr=lr, ema=ema,
+                 seed=seed, codec_db=round(db, 2))
     save_base(folder, codec, tokenizer, model['text_encoder'].cpu(), model['unet'].cpu(), scheduler, facts)
     return log
 

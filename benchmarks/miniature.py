@@ -3,6 +3,8 @@
     python benchmarks/miniature.py card      # samples, judged; writes the model card and its pictures (15 min on 2 cores)
     python benchmarks/miniature.py ablation  # noise offset and schedule on and off: which tone does image-to-image reach? (30 min)
 
+The ablation trains four smaller U-Nets (widths 32 and 64) for fewer steps, all else as the shipped one; it compares them with each other, not with it.
+
 The judge is a small residual network trained on rendered phantoms of all conditions; its own accuracy on fresh phantoms is
 printed first, and nothing that it says is better than that.
 Skin tone is measured, not judged: the median individual typology angle (ITA) of the image; below 10 degrees is dark. Everything is seeded.
@@ -171,8 +173,8 @@ prurigo nodularis, and it **has** seen dark skin, with the four known conditions
 
 ## Parts
 Codec: 8 principal components of 4 x 4 patches and a small convolutional network ({codec_db:.1f} dB on held-out pictures;
-`skinrepro.latent.PatchCodec`). Text: word-level tokenizer of 224 words, CLIP text encoder (2 layers,
-width 96, 24 tokens). U-Net2DConditionModel (48, 96, 128) on 16 x 16 x 8 latents, v-prediction, shifted cosine schedule (sigma/alpha = {shift} tan(pi
+`skinrepro.latent.PatchCodec`). Text: word-level tokenizer of 225 words, CLIP text encoder (2 layers,
+width 96, 24 tokens). U-Net2DConditionModel (48, 96, 128) with cross-attention at every scale, on 16 x 16 x 8 latents, v-prediction, shifted cosine schedule (sigma/alpha = {shift} tan(pi
 u/2)), noise with a per-channel offset of {noise_offset}.
 
 ## Training
@@ -257,7 +259,8 @@ def ablation(a):
     for offset in (.5, 0.):
         for shift in (.6, 1.): # 1 is the plain cosine schedule
             with tempfile.TemporaryDirectory() as d:
-                train(Path(d)/'base', n=a.pictures, steps=a.steps, noise_offset=offset, shift=shift, every=a.steps, progress=False)
+                train(Path(d)/'base', n=a.pictures, steps=a.steps, noise_offset=offset, shift=shift, widths=(32, 64), every=a.steps,
+                      progress=False)
                 base = load_base('miniature', folder=Path(d)/'base')
                 *_, table = image_to_image(base, judge, Path(d)/'i2i', (.4, .5, .6, .7, .8), a.img2img_guidance, n=40)
                 rows.append(table[~table.wrong_prompt].assign(noise_offset=offset, shift=shift)); print(rows[-1].round(3).to_string(), flush=True)

@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import has_data
-from skinrepro.papers.wang2024 import AS_RELEASED, CONDITIONS, METHODS, SEEDS, SPLIT_BY, STUDIES, load, scenario_split
+from skinrepro.papers.wang2024 import AS_RELEASED, CONDITIONS, METHODS, SEEDS, SPLIT_BY, STUDIES, load, read_weights, scenario_split
 from skinrepro.tables import read_reported
 
 needs = lambda name: pytest.mark.skipif(not has_data(name), reason=f'needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)')
@@ -199,7 +199,8 @@ of = lambda grid, section: [r for r in grid if r.section == section]
 def test_the_paper_profile_has_the_settings_of_the_paper():
     for section in ('generator', 'ablation_images'):
         for r in of(runs.read_grid(WANG, 'paper', section), section):
-            assert {k: r.parameters[k] for k in AS_RELEASED} == AS_RELEASED and r.parameters['base'] == 'sd21-base' and r.parameters['parents'] == 1
+            asked = r.made_from['learned'].parameters | r.parameters
+            assert {k: asked[k] for k in AS_RELEASED} == AS_RELEASED and asked['base'] == 'sd21-base' and asked['parents'] == 1
     assert {r.parameters['seed'] for r in runs.read_grid(WANG, 'paper', 'synthetic')} == set(SEEDS)
 
 
@@ -207,6 +208,11 @@ def test_the_paper_profile_has_the_settings_of_the_paper():
 def test_classifiers_get_the_images_of_their_own_split(profile):
     "By scenario, draw and validation part; in Table 5 by strategy and target, too."
     grid = runs.read_grid(WANG, profile, 'synthetic,ablation'); shared = [k for k in SPLIT_BY if k not in ('flexible', 'label_source', 'missing')]
+    for section in ('generator', 'ablation_images'):
+        for r in of(grid, section):
+            maker = r.made_from['learned']; keys = [*shared, 'method', 'base']
+            assert r.parameters['learned'] == maker.id and maker.id in r.needs
+            assert {k: r.parameters[k] for k in keys} == {k: maker.parameters[k] for k in keys}
     for section in ('synthetic', 'ablation'):
         assert of(grid, section)
         for r in of(grid, section):
@@ -227,7 +233,7 @@ def test_one_cell_of_table5_is_the_generator_of_table2():
 
 def test_the_demo_is_one_scenario_and_one_draw():
     grid = runs.read_grid(WANG, 'mini', scenario='ii', seed=0)
-    assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(generator=1, scenario=3, synthetic=6)
+    assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(weights=1, generator=1, scenario=3, synthetic=6)
     assert {r.parameters['scenario'] for r in grid} == {'ii'} and {r.parameters['seed'] for r in grid} == {0}
 
 
@@ -235,10 +241,11 @@ def test_records_made_from_foreign_images_stay_out():
     "A further draw counts when its images are of that draw; images of other settings, or of another draw, do not."
     grid = of(runs.read_grid(WANG, 'mini', 'synthetic'), 'synthetic'); r = grid[0]
     with_images = lambda seed, maker: runs.run_id('wang2024', 'scenario', r.parameters | dict(seed=seed, images=maker))
-    maker = lambda **other: runs.run_id('wang2024', 'generator', r.made_from['images'].parameters | other)
-    made = [maker(seed=7), maker(seed=0), maker(seed=7, strength=.9)]
+    first = r.made_from['images']; learned = lambda seed: runs.run_id('wang2024', 'weights', first.made_from['learned'].parameters | dict(seed=seed))
+    maker = lambda seed, weights, **other: runs.run_id('wang2024', 'generator', first.parameters | dict(seed=seed, learned=learned(weights), **other))
+    made = [maker(7, 7), maker(0, 0), maker(7, 7, strength=.9), maker(7, 0)]
     rows = pd.DataFrame(dict(seed=7, missing='error', run_id=[with_images(7, i) for i in made]))
-    assert runs.asked_for(rows, grid).tolist() == [True, False, False]
+    assert runs.asked_for(rows, grid).tolist() == [True, False, False, False]
 
 
 @pytest.fixture(scope='module')
@@ -262,9 +269,22 @@ def test_a_generator_leaves_images_that_say_what_they_are(store):
         says = read_provenance(row.path)
         assert says['what'].startswith('synthetic') and says['parent_id'] == row.parent_id and '-class on the skin of a' in says['prompt']
     values = r[r.group == 'all'].set_index('metric').value
-    assert values['n_images'] == 14 and -90 < values['ita'] < 90 and values['images_per_second'] > 0 and {'seconds_ti', 'seconds_lora'} <= set(values.index)
+    assert values['n_images'] == 14 and -90 < values['ita'] < 90 and values['images_per_second'] > 0
     assert r.weights.str.startswith('miniature').all() and r.weights_hash.str.len().eq(64).all() and (r.tokens != '').all()
-    assert not list((run.folder.parent/'weights').rglob('checkpoint-*')), 'checkpoints go when the weights are there'
+
+
+def test_what_was_learned_is_a_run_that_others_name(store):
+    run, = of(store, 'weights'); r = runs.read_record(run.folder/'records.csv'); values = r.set_index(['metric', 'group']).value
+    assert {('loss', 'ti first'), ('loss', 'lora last'), ('seconds_lora', 'all')} <= set(values.index)
+    tokens, loras = read_weights(run.id, 'ti+lora', run.parameters)
+    assert len(list(tokens.glob('*.safetensors'))) == 7 and (loras['psoriasis']/'pytorch_lora_weights.safetensors').is_file()
+    assert not list(tokens.parent.rglob('checkpoint-*')), 'checkpoints go when the weights are there'
+    for change, words in [(dict(seed=42), 'seed = 0 there, 42 here'), (dict(base='sd21-base'), 'base'), (dict(val_fraction=0.), 'val_fraction')]:
+        with pytest.raises(runs.ParameterError, match=words): read_weights(run.id, 'ti+lora', run.parameters | change)
+    with pytest.raises(runs.ParameterError, match='ti.lora'): read_weights(run.id, 'lora', run.parameters)
+    with pytest.raises(runs.ParameterError, match='--section weights'): read_weights('', 'ti', run.parameters)
+    with pytest.raises(runs.ParameterError, match='not of weights'): read_weights(of(store, 'generator')[0].id, 'ti', run.parameters)
+    assert read_weights('', 'vanilla', run.parameters) == (None, None)
 
 
 def test_classifiers_on_synthetic_images_leave_the_other_parts_real(store):
@@ -288,10 +308,12 @@ def test_images_of_another_draw_are_refused(store, tmp_path):
 
 
 def test_methods_share_what_they_learn_and_a_broken_run_goes_on(store):
-    "Another pipeline trains nothing anew. Then the record and half of the images are lost, and one image is cut short: the rerun gives the same images."
-    first, = of(store, 'generator'); weights = first.folder.parent/'weights'; before = sorted(f.name for f in weights.iterdir() if f.is_dir())
-    alone = runs.Run('wang2024', '', first.notebook, first.parameters | dict(pipeline='txt2img', method='ti', parents=3.))
-    outcome, = runs.execute([alone], progress=False); assert outcome.status == 'ran', outcome.error
+    "A method that shares words does not train them again. Then the record and half of the images are lost, one is cut short: the same images again."
+    first, = of(store, 'generator'); learned, = of(store, 'weights'); weights = first.folder.parent/'weights'
+    before = sorted(f.name for f in weights.iterdir() if f.is_dir())
+    words = runs.Run('wang2024', '', learned.notebook, learned.parameters | dict(method='ti'))
+    alone = runs.Run('wang2024', '', first.notebook, first.parameters | dict(pipeline='txt2img', method='ti', learned=words.id, parents=3.))
+    for run in (words, alone): outcome, = runs.execute([run], progress=False); assert outcome.status == 'ran', outcome.error
     assert sorted(f.name for f in weights.iterdir() if f.is_dir()) == before
     from skinrepro.images import load_image
     files = sorted((first.folder/'images').iterdir()); pixels = {f: load_image(f).astype(int) for f in files}; whole = files[1].read_bytes()
@@ -317,7 +339,7 @@ def test_the_generator_runs_on_photographs(tmp_path, monkeypatch):
 def test_what_the_generator_is_not(tmp_path, monkeypatch):
     "Wrong values, and a base model that is not here, end with what there is."
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path)); monkeypatch.delenv('SKINREPRO_DATA', raising=False)
-    run = of(runs.read_grid(WANG, 'smoke', 'generator', scenario='iii'), 'generator')[0]
+    run = of(runs.read_grid(WANG, 'smoke', 'generator', scenario='iii'), 'generator')[0]; run.parameters.update(method='vanilla', learned='')
     for change, words in [(dict(method='dreambooth'), ["'ti+lora'"]), (dict(base='sd3'), ['miniature', 'sd21-base']), (dict(parents=0.), ['parents']),
                           (dict(strength=1.5), ['strength'])]:
         outcome, = runs.execute([runs.Run('wang2024', '', run.notebook, run.parameters | change)], progress=False)

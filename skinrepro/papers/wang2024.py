@@ -7,7 +7,7 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
            'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation']
+           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #af7e7329
 import json
@@ -265,12 +265,12 @@ def parents_of(
     order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
     return train.iloc[np.sort(order[((np.arange(max(1, n)) + .5)*len(train)/max(1, n)).astype(int)])] # evenly spaced over the strata: each gets its share
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #f08755a1
+# %% ../../nbs/papers/wang2024/protocol.ipynb #930f94c8
 AS_RELEASED = dict( # official code, 2025; section 3 of the paper where it says so
     ti_steps=500, ti_batch=4, ti_accumulate=4, ti_lr=5e-4, ti_data='condition', # --scale_lr: times batch times accumulation = 8e-3
     lora_steps=3000, lora_batch=4, lora_lr=5e-6,                                # rank 8, gradients clipped at 1
     per_image=5, strength=.5, guidance=2., steps=100, size=256, format='jpg')
-TI_DATA, LORA_PER = ('condition', 'all'), ('all', 'condition')
+TI_DATA, LORA_PER = ('condition', 'all'), ('all', 'condition', 'balanced')
 
 
 def kept_weights(
@@ -300,7 +300,7 @@ def training_log(
 ) -> tuple[pd.DataFrame, float]: # the log, and the seconds that the training took when it was done
     return pd.read_csv(Path(folder)/'steps.csv'), json.loads((Path(folder)/'asked.json').read_text())['seconds']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #59ed7ae2
+# %% ../../nbs/papers/wang2024/protocol.ipynb #b797e545
 def learn_tokens(
     base,                      # latent.Base; it is left as it is
     train:pd.DataFrame,        # training images
@@ -358,14 +358,14 @@ def learn_lora(
         def train_lora(folder):
             own = personalised(base, embeddings=tokens)
             latents = encode_images(base, rows.path.tolist(), crops=crops, cache=folder/'training'/'latents.safetensors', seed=seed, progress=progress)
-            share = 1/rows.groupby('skin_type').label.transform('size') if per == 'condition' else None
+            share = None if per == 'all' else 1/rows.groupby(['label', 'skin_type']).label.transform('size')
             return lora(own, latents, [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)], rank=8, clip=1., **how,
                         weights=None if share is None else share.to_numpy(), folder=folder, progress=progress)
 
         return kept_weights('lora', asked | dict(images=content_hash(rows)), train_lora)
 
     labels = sorted(train.label.unique())
-    if per == 'all': return dict.fromkeys(labels, weights_of(train))
+    if per != 'condition': return dict.fromkeys(labels, weights_of(train))
     return {l: weights_of(train[train.label == l]) for l in labels}
 
 
@@ -388,10 +388,43 @@ def make_images(
         parts.append(generate(own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options))
     return pd.concat(parts).set_index('image_id', drop=False).loc[wanted.image_id].reset_index(drop=True)
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #67487cb2
+# %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
 SPLIT_BY = ('scenario', 'seed', 'data', 'val_fraction', 'flexible', 'label_source', 'fraction', 'missing')
 
 
+def write_weights(
+    folder,     # of the run
+    tokens,     # from `learn_tokens`, or None
+    loras,      # from `learn_lora`, or None
+):
+    "Note which weights a run has learned."
+    names = dict(tokens=tokens.name if tokens else None, loras={l: f.name for l, f in loras.items()} if loras else None)
+    with atomic_path(Path(folder)/'weights.json') as tmp: tmp.write_text(json.dumps(names, indent=1))
+
+
+def read_weights(
+    run_id:str,      # of a run of weights.ipynb; '' for vanilla
+    method:str,      # one of METHODS
+    parameters:dict, # of the run that uses them
+) -> tuple[Path|None, dict|None]: # tokens, LoRA of each label, as `make_images` takes them
+    "What a run has learned. Raises ParameterError when there is none, or it has learned something else."
+    if not run_id and method == 'vanilla': return None, None
+    if not run_id:
+        raise ParameterError(f'method = {method!r} needs learned weights: give the id of a run of weights as `learned`. Run it first: '
+                             'skinrepro run wang2024 --section weights (the sections of grid.toml that need it find it themselves).')
+    made = find('wang2024', run_id)
+    if made.notebook.stem != 'weights': raise ParameterError(f'learned = {run_id!r} is a run of {made.notebook.stem}, not of weights.')
+    asked = dict(parameters, method=method)
+    differ = {k: (made.parameters[k], asked[k]) for k in ('method', 'base', *SPLIT_BY) if k in asked and made.parameters[k] != asked[k]}
+    if differ:
+        raise ParameterError(f'learned = {run_id!r} has learned something else: '
+                             + ', '.join(f'{k} = {a!r} there, {b!r} here' for k, (a, b) in differ.items()) + '.')
+    names, folder = json.loads((made.folder/'weights.json').read_text()), paths().runs/'wang2024'/'weights'
+    lost = [n for n in [names['tokens'], *(names['loras'] or {}).values()] if n and not (folder/n/'asked.json').is_file()]
+    if lost: raise ParameterError(f'{folder/lost[0]} is gone. Delete {made.folder} and run it again: skinrepro run wang2024 --section weights')
+    return names['tokens'] and folder/names['tokens'], names['loras'] and {l: folder/n for l, n in names['loras'].items()}
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #54ecf94f
 def images_of(
     run_id:str,      # of a generator run
     parameters:dict, # of the run that uses its images
@@ -433,7 +466,7 @@ def training_set(
         for b in parts[i + 1:]: assert_disjoint(a, b, by=['image_id', 'md5', *study.together])
     return joined
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #af8aa3b1
+# %% ../../nbs/papers/wang2024/protocol.ipynb #6d28f969
 DARK_ITA, LIGHT_ITA = 10., 28. # degrees: the upper end of type V, the lower end of type III (Del Bino & Bernerd 2013)
 
 

@@ -97,7 +97,7 @@ def structure(a, b): # (n,) correlation of the lightness inside each pair, tone 
 def text_to_image(base, judge, folder, guidance, n=24, steps=25):
     "Known conditions and healthy skin in four tones: does the judge see what was asked?"
     from skinrepro.miniature import KNOWN, NO_LESION, caption
-    rows = [dict(image_id=f't2i-{c[:4]}-{t}-{i}', path='', prompt=caption(c, t), strength=1., guidance=guidance, steps=steps,
+    rows = [dict(image_id=f't2i-{c[:2]}-{t}-{i}', path='', prompt=caption(c, t), strength=1., guidance=guidance, steps=steps,
                  seed=1000*t + i + 7*len(c), label=c, skin_type=t, parent_id='') for c in (*KNOWN, NO_LESION) for t in (1, 2, 5, 6) for i in range(n)]
     specs = pd.DataFrame(rows); x = make(base, specs, folder); angle = tone(x)
     out = specs.assign(seen=judge(x), ita=angle, right=lambda d: d.seen == d.label, tone=np.where(specs.skin_type >= 5, angle < DARK, angle > 28))
@@ -174,8 +174,8 @@ prurigo nodularis, and it **has** seen dark skin, with the four known conditions
 ## Parts
 Codec: 8 principal components of 4 x 4 patches and a small convolutional network ({codec_db:.1f} dB on held-out pictures;
 `skinrepro.latent.PatchCodec`). Text: word-level tokenizer of 225 words, CLIP text encoder (2 layers,
-width 96, 24 tokens). U-Net2DConditionModel (48, 96, 128) with cross-attention at every scale, on 16 x 16 x 8 latents, v-prediction, shifted cosine schedule (sigma/alpha = {shift} tan(pi
-u/2)), noise with a per-channel offset of {noise_offset}.
+width 96, 24 tokens). U-Net2DConditionModel (48, 96, 128) with cross-attention at every scale, on 16 x 16 x 8 latents, v-prediction, shifted cosine
+schedule (sigma/alpha = {shift} tan(pi u/2)), noise with a per-channel offset of {noise_offset}.
 
 ## Training
 {steps:,} steps of {batch_size} on two CPU cores, AdamW {lr}, EMA {ema}, captions dropped in 10 %, seed {seed}.{note} `skinrepro.miniature.train`

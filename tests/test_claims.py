@@ -165,6 +165,7 @@ def numbers_of(run, rng):
             dict(test=test, train='syn') if kind == 'ablation' else {})
         return [row(m, min(.5 + gain + rng.normal(0, .004), 1.), n, low=.3, high=.9, select_on=rule, **extra) for m in ('accuracy', 'precision', 'recall', 'f1')
                 for rule in ('val', 'test', 'last')] + [row('train_size', 1284, 1284, select_on=rule, **extra) for rule in ('val', 'test', 'last')]
+    if kind == 'weights': return [row('loss', .3, 900, f'{p["method"]} last'), row('seconds_lora', 60., 900), row('n_train', 900, 900)]
     if kind == 'generator':
         tones = dict(ita=-20., ita_parents=50., dark_share=.9, dark_share_parents=0., structure=.6)
         sizes = dict(n_images=50, n_parents=10, images_per_second=9.)

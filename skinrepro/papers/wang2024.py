@@ -300,7 +300,7 @@ def training_log(
 ) -> tuple[pd.DataFrame, float]: # the log, and the seconds that the training took when it was done
     return pd.read_csv(Path(folder)/'steps.csv'), json.loads((Path(folder)/'asked.json').read_text())['seconds']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #b797e545
+# %% ../../nbs/papers/wang2024/protocol.ipynb #f7186a87
 def learn_tokens(
     base,                      # latent.Base; it is left as it is
     train:pd.DataFrame,        # training images
@@ -343,6 +343,7 @@ def learn_lora(
     crops:int=1,               # places of the crop that are encoded; 1 for square images
     seed:int=0,
     precision:str='no',        # 'no', 'bf16' or 'fp16'
+    ema:float=0.,              # decay of a moving average of the matrices, which is what is kept; 0: none, as the official code
     progress:bool=True,
 ) -> dict[str, Path]:          # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
     "LoRA of rank 8 in the UNet's attention layers (section 2; settings of the official code)."
@@ -351,14 +352,15 @@ def learn_lora(
     check_choice('lora_per', per, LORA_PER)
     if ('ti' in method) != (tokens is not None):
         raise ValueError(f'method = {method!r} and tokens = {tokens}: learned tokens go with "ti+lora", and only with it.')
-    how = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed, precision=precision)
+    how = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed, precision=precision, ema=ema or None)
     asked = dict(how, method=method, per=per, crops=crops, tokens=Path(tokens).name if tokens else '', base=base.weights_hash)
 
     def weights_of(rows):
         def train_lora(folder):
             own = personalised(base, embeddings=tokens)
             latents = encode_images(base, rows.path.tolist(), crops=crops, cache=folder/'training'/'latents.safetensors', seed=seed, progress=progress)
-            share = None if per == 'all' else 1/rows.groupby(['label', 'skin_type']).label.transform('size')
+            alike = dict(all=[], condition=['label', 'skin_type'], balanced=['label'])[per] # what is drawn equally often
+            share = 1/rows.groupby(alike).label.transform('size') if alike else None
             return lora(own, latents, [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)], rank=8, clip=1., **how,
                         weights=None if share is None else share.to_numpy(), folder=folder, progress=progress)
 

@@ -168,7 +168,7 @@ def run_paper(
     section:Annotated[str|None, typer.Option(help='Only this section of grid.toml.', show_default='all')]=None,
     data:Annotated[str|None, typer.Option(help='Another data set than the grid names.', show_default='as in grid.toml')]=None,
     set_:Annotated[list[str]|None, typer.Option('--set', metavar='NAME=VALUE', help='Fix a parameter; may be repeated.', show_default=False)]=None,
-    jobs:Annotated[int, typer.Option(min=1, max=256, help='Runs at a time; the cores are divided among them.')]=1,
+    cores:Annotated[int, typer.Option(min=1, max=1024, help='Cores to use: as many runs at a time as fit, each with the threads that grid.toml gives it.')]=1,
     dry:Annotated[bool, typer.Option('--dry-run', help='Only list what would run.')]=False,
 ):
     "Run the experiments of a paper and rebuild its tables. What has a record is not run again."
@@ -183,7 +183,7 @@ def run_paper(
     if dry:
         for r in todo: typer.echo(f'  {"done" if r.done else "todo"}  {r.id}  {_short(r.parameters)}')
         return
-    outcomes = execute(todo, jobs)
+    outcomes = execute(todo, cores)
     failed = [o for o in outcomes if o.status in ('failed', 'blocked')]
     for o in failed:
         typer.secho(f'{o.status}: {o.run.id} ({_short(o.run.parameters)})\n  {o.error}\n  {o.run.folder/"failed.ipynb"}', err=True, fg=typer.colors.RED)

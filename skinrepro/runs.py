@@ -72,8 +72,8 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #831de2f9
-RESERVED = ('notebook', 'rebuilds', 'needs', 'extra', 'defines', 'like', 'skip')
+# %% ../nbs/01_runs.ipynb #2cbec9b3
+RESERVED = ('notebook', 'rebuilds', 'needs', 'extra', 'defines', 'like', 'skip', 'threads')
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Run:
     parameters:dict = field(hash=False)
     needs:tuple = ()  # ids of the runs that must be done before
     made_from:dict = field(default_factory=dict, hash=False, compare=False) # parameter -> the run whose id it holds
+    threads:int = field(default=1, compare=False) # of its kernel
 
     @property
     def id(self) -> str: return run_id(self.paper, self.notebook.stem, self.parameters)
@@ -141,6 +142,7 @@ class _Section:
     asked:dict     # parameter -> value, list of values, or '@section'
     needs:tuple    # sections that run before
     skip:tuple     # combinations that are left out: parameter -> value or list of values
+    threads:int    # of each run
 
     @property
     def swept(self) -> set: return {k for k, v in self.asked.items() if isinstance(v, list)}
@@ -162,7 +164,10 @@ def _section(name:str, grid:dict, file:Path, profile:str, override:dict): # _Sec
     if not notebook.is_file(): raise ParameterError(f'{where}: there is no notebook {notebook.name}.')
     defaults = declared(notebook)
     asked = {'profile': profile} if 'profile' in defaults else {}
-    asked |= {k: v for k, v in _inherited(name, grid, profile, where).items() if k in defaults} | _own(body, profile)
+    inherited, own = _inherited(name, grid, profile, where), _own(body, profile)
+    threads = (inherited | own).get('threads', 1)
+    if type(threads) is not int or threads < 1: raise ParameterError(f'{where}: threads = {threads!r}; a run has a whole number of them, at least 1.')
+    asked |= {k: v for k, v in inherited.items() if k in defaults} | {k: v for k, v in own.items() if k not in RESERVED}
     for k, v in override.items():
         if k not in defaults: continue
         if k not in body.get('defines', []): asked[k] = v; continue
@@ -175,14 +180,14 @@ def _section(name:str, grid:dict, file:Path, profile:str, override:dict): # _Sec
     skip = tuple(body.get('skip', []))
     unknown = {k for rule in skip for k in rule} - set(asked)
     if unknown: raise ParameterError(f'{where}: `skip` names {sorted(unknown)}, which the section does not set.')
-    return _Section(notebook, defaults, asked, tuple(dict.fromkeys([*body.get('needs', []), *refers])), skip)
+    return _Section(notebook, defaults, asked, tuple(dict.fromkeys([*body.get('needs', []), *refers])), skip, threads)
 
 
-def _own(body:dict, profile:str) -> dict: # parameters that a section sets itself
-    return {k: v for k, v in body.items() if k not in RESERVED and k not in PROFILES} | body.get(profile, {})
+def _own(body:dict, profile:str) -> dict: # parameters and threads that a section sets itself
+    return {k: v for k, v in body.items() if k not in PROFILES and (k not in RESERVED or k == 'threads')} | body.get(profile, {})
 
 
-def _inherited(name:str, grid:dict, profile:str, where:str, below:tuple=()) -> dict: # parameters of the section that this one is like
+def _inherited(name:str, grid:dict, profile:str, where:str, below:tuple=()) -> dict: # parameters and threads of the section that this one is like
     if 'like' not in grid[name]: return {}
     model = check_choice(f'{where}: like', grid[name]['like'], [n for n in grid if n not in (name, *below)])
     return _inherited(model, grid, profile, where, (name, *below)) | _own(grid[model], profile)
@@ -204,7 +209,7 @@ def _resolve(name:str, sections:dict, out:dict, file:Path, profile:str, above:tu
             if not found: raise ParameterError(f'{where}: no run of [{other}] agrees with {p}.')
         made = {k: _only(fits[other], f'{where}: {k} = "@{other}"') for k, other in refs.items()}
         p |= {k: r.id for k, r in made.items()}
-        runs.append(Run(file.parent.name, name, s.notebook, p, tuple(dict.fromkeys(r.id for found in fits.values() for r in found)), made))
+        runs.append(Run(file.parent.name, name, s.notebook, p, tuple(dict.fromkeys(r.id for found in fits.values() for r in found)), made, s.threads))
     out[name] = runs
 
 
@@ -313,7 +318,7 @@ def find(
                              f'skinrepro run {paper} --section {notebook}')
     return Run(kept['paper'], '', paths().papers/paper/f'{kept["notebook"]}.ipynb', kept['parameters'])
 
-# %% ../nbs/01_runs.ipynb #8cb5a1b3
+# %% ../nbs/01_runs.ipynb #ecfcbd51
 @dataclass
 class Outcome:
     "What became of a run."
@@ -325,7 +330,7 @@ class Outcome:
 
 def execute(
     runs:list[Run],   # from `read_grid`
-    jobs:int=1,       # runs at the same time; the cores are divided among them
+    cores:int=1,      # how many may work at the same time; a run takes the threads that its section asks for, but no more than these
     progress:bool=True, # a bar over all runs
 ) -> list[Outcome]:   # in the order of `runs`
     "Run what has no record, dependencies first. Never raises for a failed run: look at the outcomes."
@@ -336,7 +341,8 @@ def execute(
     from tqdm import tqdm
     by_id = {r.id: r for r in runs}
     order = TopologicalSorter({r.id: [n for n in r.needs if n in by_id] for r in runs}); order.prepare()
-    out, running, pool = {}, {}, _workers(jobs)
+    out, running, pool = {}, {}, _workers(cores)
+    threads = {r.id: min(r.threads, cores) for r in by_id.values()}; free = lambda: cores - sum(threads[i] for i in running.values())
     ready, suspects, alone = deque(), deque(), set() # suspects were running when a worker was killed, and run once more, one at a time
     bar = tqdm(total=len(by_id), desc='runs', unit='run', disable=not progress)
 
@@ -348,18 +354,18 @@ def execute(
     def start(i):
         broken = [n for n in by_id[i].needs if n in out and out[n].status in ('failed', 'blocked')]
         if broken: finish(by_id[i], 'blocked', error=f'needs {broken[0]}')
-        else: running[submit(str(by_id[i].notebook), str(by_id[i].folder), by_id[i].parameters)] = i
+        else: running[submit(str(by_id[i].notebook), str(by_id[i].folder), by_id[i].parameters, threads[i])] = i
 
     def submit(*run):
         nonlocal pool
         try: return pool.submit(_exported()._execute_one, *run)
-        except BrokenProcessPool: pool = _workers(jobs); return pool.submit(_exported()._execute_one, *run)
+        except BrokenProcessPool: pool = _workers(cores); return pool.submit(_exported()._execute_one, *run)
 
     try:
         while order.is_active():
             ready.extend(order.get_ready())
             if suspects and not running: alone.add(suspects[0]); start(suspects.popleft())
-            while ready and not suspects and not alone.intersection(running.values()) and len(running) < jobs: start(ready.popleft())
+            while ready and not suspects and not alone.intersection(running.values()) and threads[ready[0]] <= free(): start(ready.popleft())
             if not running: continue
             for f in wait(running, return_when=FIRST_COMPLETED).done:
                 i = running.pop(f)
@@ -371,12 +377,11 @@ def execute(
     return [out[r.id] for r in runs]
 
 
-def _workers(jobs:int):
+def _workers(n:int):
     "Processes, since papermill changes the working directory of its whole process; spawned, since forking after CUDA has started is not allowed."
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
-    threads = max(1, (os.cpu_count() or 1)//max(1, jobs))
-    return ProcessPoolExecutor(max(1, jobs), get_context('spawn'), _exported()._limit_threads, (threads,))
+    return ProcessPoolExecutor(max(1, n), get_context('spawn'))
 
 
 def _exported():
@@ -385,12 +390,10 @@ def _exported():
     return skinrepro.runs
 
 
-def _limit_threads(n:int):
-    "Threads of the kernels that a worker starts, unless the user has set them."
-    for name in ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS'): os.environ.setdefault(name, str(n))
+_THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
-def _execute_one(notebook:str, folder:str, parameters:dict) -> tuple: # status, seconds, error
+def _execute_one(notebook:str, folder:str, parameters:dict, threads:int=1) -> tuple: # status, seconds, error
     "One run in a fresh kernel, under a lock."
     from filelock import FileLock
     start = time.time(); folder = Path(folder)
@@ -398,6 +401,7 @@ def _execute_one(notebook:str, folder:str, parameters:dict) -> tuple: # status, 
     except OSError as e: return 'failed', 0., f'Cannot write {folder}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.'
     with FileLock(folder/'.lock'):
         if (folder/'records.csv').is_file(): return 'done', 0., ''
+        os.environ.update(dict.fromkeys(_THREADS, str(threads)))
         error = _papermill(notebook, folder, parameters)
     return ('failed' if error else 'ran'), time.time() - start, error
 

@@ -129,7 +129,7 @@ Path('records.csv').write_text('run_id')
     nb = dict(cells=[cell('seed = 0', ['parameters']), cell(code, [])], metadata=kernel, nbformat=4, nbformat_minor=5)
     folder = tmp_path/'paper2031'; folder.mkdir(); (folder/'toy.ipynb').write_text(json.dumps(nb))
     (folder/'grid.toml').write_text('[toy]\nseed = [0, 1, 2]\n')
-    killed, *others = runs.execute(runs.read_grid(folder), jobs=2, progress=False)
+    killed, *others = runs.execute(runs.read_grid(folder), cores=2, progress=False)
     assert killed.status == 'failed' and 'killed' in killed.error and not killed.run.done
     assert all(o.status in ('ran', 'done') and o.run.done for o in others), others # also the one that ran beside it (its kernel may have lived on)
 
@@ -152,7 +152,7 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
     shutil.copytree(ROOT/'figures', tmp_path/'figures')
     env = dict(SKINREPRO_RUNS=str(tmp_path/'runs'), SKINREPRO_FIGURES=str(tmp_path/'figures'))
     small = [x for k, v in {**SMALL, 'scenario': 'i,iii', 'seed': 0}.items() for x in ('--set', f'{k}={v}')]
-    command = ('run', 'wang2024', '--profile', 'smoke', '--jobs', '2', '--section', 'scenario')
+    command = ('run', 'wang2024', '--profile', 'smoke', '--cores', '2', '--section', 'scenario')
     first = skinrepro(*command, *small, **env)
     assert first.returncode == 0, first.stderr[-2000:]
     assert '2 runs, 0 of them done' in first.stdout and '# Table 1' in first.stdout and 'PHANTOM DATA' in first.stdout
@@ -188,7 +188,7 @@ def test_a_run_gets_what_another_has_made(tmp_path, store):
     folder = toy_paper(tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\nsteps = 10\n')
     grid = runs.read_grid(folder, section='use')
     assert [r.section for r in grid] == ['make', 'make', 'use', 'use'], 'a needed section comes along, first'
-    outcomes = runs.execute(grid, jobs=2, progress=False)
+    outcomes = runs.execute(grid, cores=2, progress=False)
     assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
     assert {(r.folder/'seen').read_text() for r in grid if r.section == 'use'} == {'10', '20'}
     other = runs.read_grid(folder, section='use', steps=11)
@@ -199,6 +199,24 @@ def test_what_needs_a_failed_run_is_not_started(tmp_path, store):
     folder = toy_paper(tmp_path, '[use]\nseed = [1]\nimages = "@make"\n[make]\nseed = [1]\nsteps = -1\n')
     made, used = runs.execute(runs.read_grid(folder), progress=False)
     assert made.status == 'failed' and used.status == 'blocked' and made.run.id in used.error and not used.run.folder.exists()
+
+
+def test_a_run_computes_with_the_threads_of_its_section(tmp_path, store):
+    "Two of two threads beside two of one on three cores: never more than the cores, and torch sees what was asked; on one core nobody gets two."
+    grid = '[wide]\nnotebook = "make"\nthreads = 2\nseed = [1, 2]\n[narrow]\nnotebook = "make"\nseed = [3, 4]\n[narrow.mini]\nsteps = 2\n'
+    folder = toy_paper(tmp_path, grid)
+    late = "import time, torch\nstart = time.time(); time.sleep(.5)\n" \
+           "Path('threads').write_text(f'{torch.get_num_threads()} {start} {time.time()}')\n"
+    nb = json.loads((folder/'make.ipynb').read_text())
+    nb['cells'][1]['source'] = [nb['cells'][1]['source'][0].replace("Path('run.json')", late + "Path('run.json')", 1)]
+    (folder/'make.ipynb').write_text(json.dumps(nb))
+    grid = runs.read_grid(folder); outcomes = runs.execute(grid, cores=3, progress=False)
+    assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
+    seen = [[float(x) for x in (r.folder/'threads').read_text().split()] for r in grid]
+    assert [s[0] for s in seen] == [2, 2, 1, 1]
+    for _, at, _ in seen: assert sum(n for n, start, end in seen if start <= at < end) <= 3
+    one = runs.read_grid(folder, section='wide', seed=9); assert runs.execute(one, cores=1, progress=False)[0].status == 'ran'
+    assert (one[0].folder/'threads').read_text().split()[0] == '1'
 
 
 def test_find_wants_a_finished_run(tmp_path, store):

@@ -178,6 +178,7 @@ def train_classifier(
     "Train, and predict every part after every epoch (wang2024: section 3 and the released classifier script)."
     import torch
     from torch.nn.functional import cross_entropy
+    model.to(memory_format=torch.channels_last) # convolutions, pooling and batch norms of small images are up to a third faster so
     opt = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, epochs//3), .1)
     kept = {}
@@ -191,7 +192,7 @@ def train_classifier(
             row |= {f'{part}_loss': _nll(p, y), f'{part}_accuracy': float((p.argmax(1) == y).mean())}
         return row
 
-    move = lambda t: t.to(device, non_blocking=True)
+    move = lambda t: t.to(device, non_blocking=True, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
     log = fit(model, train, lambda m, b: cross_entropy(m(move(b[0])), move(b[1])), opt, epochs, schedule, after_epoch, folder, device, precision,
               progress=progress)
     load = lambda part, e: kept[part, e] if (part, e) in kept else np.load(_probabilities_file(folder, part, e), allow_pickle=False)
@@ -203,7 +204,7 @@ def predict(model, batches, device:str='cpu') -> tuple: # (n, k) float32 probabi
     import torch
     model.eval(); p, y = [], []
     with torch.inference_mode():
-        for b in batches: p.append(model(b[0].to(device)).float().softmax(1).cpu()); y.append(torch.as_tensor(b[1]).cpu())
+        for b in batches: p.append(model(b[0].to(device, memory_format=torch.channels_last)).float().softmax(1).cpu()); y.append(torch.as_tensor(b[1]).cpu())
     if not p: raise ValueError('Nothing to predict: the part has no images.')
     return torch.cat(p).numpy(), torch.cat(y).numpy()
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'seed_all', 'device', 'check_choice', 'Provenance', 'provenance', 'commit']
+           'seed_all', 'device', 'check_choice', 'Provenance', 'provenance', 'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
@@ -227,3 +227,14 @@ def _libraries() -> str:
         try: return f'{name} {version(name)}'
         except PackageNotFoundError: return f'{name} -'
     return '; '.join([f'python {platform.python_version()}', *map(v, ('torch', 'timm', 'diffusers', 'numpy', 'pillow', 'scikit-learn'))])
+
+# %% ../nbs/00_core.ipynb #4694d0cf
+def device_name() -> str: # e.g. 'NVIDIA H100 80GB HBM3', 'Intel(R) Xeon(R) Platinum 8481C, 2 cores'
+    "What computes here."
+    import platform
+
+    import torch
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    try: model = next(l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
+    except (OSError, StopIteration): model = platform.processor() or platform.machine()
+    return f'{model}, {os.cpu_count()} cores'

@@ -70,7 +70,7 @@ def run_id(
     "Name of a run: a hash of what was asked, the same on every machine."
     return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
 
-# %% ../nbs/01_runs.ipynb #180d0cfb
+# %% ../nbs/01_runs.ipynb #3f056e8b
 RESOURCES = dict(threads=1, mem_mb=2000, minutes=60, gpus=0) # what a run takes unless the grid says otherwise; also inside the profile's table
 RESERVED = ('notebook', 'rebuilds', 'needs', 'extra', 'defines', 'like', 'skip', 'reads', *RESOURCES)
 
@@ -212,7 +212,8 @@ def _resolve(name:str, sections:dict, out:dict, file:Path, profile:str, above:tu
             if not found: raise ParameterError(f'{where}: no run of [{other}] agrees with {p}.')
         made = {k: _only(fits[other], f'{where}: {k} = "@{other}"') for k, other in refs.items()}
         p |= {k: r.id for k, r in made.items()}
-        runs.append(Run(file.parent.name, name, s.notebook, p, tuple(dict.fromkeys(r.id for found in fits.values() for r in found)), made, s.reads, s.resources))
+        needs = tuple(dict.fromkeys(r.id for found in fits.values() for r in found))
+        runs.append(Run(file.parent.name, name, s.notebook, p, needs, made, s.reads, s.resources))
     out[name] = runs
 
 

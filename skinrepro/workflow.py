@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['outdated', 'State', 'states', 'plan', 'everything', 'perform', 'visible_gpus', 'main', 'Outcome', 'WorkflowError',
-           'execute']
+           'execute', 'Work', 'Estimate', 'estimate']
 
 # %% ../nbs/05_workflow.ipynb #c0ad50a6
 import json
@@ -94,7 +94,7 @@ def everything(
     from skinrepro.runs import read_grid
     return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
 
-# %% ../nbs/05_workflow.ipynb #6c9f98fd
+# %% ../nbs/05_workflow.ipynb #6574959e
 _THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
@@ -145,8 +145,8 @@ def _clear(folder): # the record first: a folder half cleared must not look fini
 
 def _storage(e, folder) -> str:
     import errno
-    if e.errno in (errno.ENOSPC, errno.EDQUOT): return f'The disk of {folder} is full. Free some space or set SKINREPRO_RUNS to another disk, then run again: what is finished is kept.'
-    return f'{type(e).__name__}: {e}'
+    if e.errno not in (errno.ENOSPC, errno.EDQUOT): return f'{type(e).__name__}: {e}'
+    return f'The disk of {folder} is full. Free some space, or set SKINREPRO_RUNS to another disk, then run again: what is finished is kept.'
 
 
 def _papermill(notebook, folder:Path, parameters:dict) -> str: # '' or the last line of the error
@@ -263,7 +263,7 @@ def main(arguments=None): # called by workflow/run.py where there is no pool
     print(f'{status} {run_id} {seconds:.0f} s {error}')
     raise SystemExit(status == 'failed')
 
-# %% ../nbs/05_workflow.ipynb #24a12a27
+# %% ../nbs/05_workflow.ipynb #248ca09f
 @dataclass
 class Outcome:
     "What became of a run."
@@ -312,8 +312,8 @@ def execute(
 
 
 def _command(file, store, cores, gpus, slurm) -> list[str]:
-    command = [sys.executable, '-m', 'snakemake', '--snakefile', str(paths().root/'workflow'/'Snakefile'), '--directory', str(store), '--config', f'plan={file}',
-               '--keep-going', '--rerun-incomplete', '--nolock', '--rerun-triggers', 'mtime', '--scheduler', 'greedy', '--nocolor']
+    command = [sys.executable, '-m', 'snakemake', '--snakefile', str(paths().root/'workflow'/'Snakefile'), '--directory', str(store),
+               '--config', f'plan={file}', '--keep-going', '--rerun-incomplete', '--nolock', '--rerun-triggers', 'mtime', '--scheduler', 'greedy', '--nocolor']
     n = len(visible_gpus()) if gpus is None else gpus
     if slurm is not None: return [*command, '--profile', str(slurm)]
     return [*command, '--cores', str(cores), *(['--resources', f'gpu={n}'] if n else [])]
@@ -342,8 +342,8 @@ def _check_lock(store, unlock):
         for f in locks: f.unlink()
         return
     since = time.strftime('%Y-%m-%d %H:%M', time.localtime(min(f.stat().st_mtime for f in locks)))
-    raise WorkflowError(f'{store} is locked by a Snakemake that was called directly, since {since}. If it still runs, wait for it. If it was killed, its lock stays behind: '
-                        'run this command again with --unlock.')
+    raise WorkflowError(f'{store} is locked by a Snakemake that was called directly, since {since}. If it still runs, wait for it. If it was killed, '
+                        'its lock stays behind: run this command again with --unlock.')
 
 
 def _watch(engine, runs, todo, progress) -> dict: # id -> Outcome
@@ -372,4 +372,114 @@ def _seconds(mark) -> float:
     except ValueError: return 0.
 
 
-def _short(parameters) -> str: return ' '.join(f'{k}={v}' for k, v in parameters.items() if k in ('scenario', 'arch', 'seed', 'train', 'method', 'pipeline', 'target', 'data'))
+def _short(parameters) -> str:
+    return ' '.join(f'{k}={v}' for k, v in parameters.items() if k in ('scenario', 'arch', 'seed', 'train', 'method', 'pipeline', 'target', 'data'))
+
+# %% ../nbs/05_workflow.ipynb #2f207fe9
+@dataclass
+class Work:
+    "An amount of one kind of work."
+    kind:str            # names all that the speed depends on, e.g. 'step of LoRA, miniature, batch 16'
+    amount:float        # units
+    measure:object      # () -> seconds that a unit takes here and now
+
+
+@dataclass
+class Estimate:
+    "What the runs that are left will take."
+    runs:int
+    hours:float         # from start to end
+    core_hours:float    # sum over the runs and their threads
+    gpu_hours:float
+    disk:float          # GB
+    device:str
+    rates:dict          # kind of work -> seconds per unit
+    unknown:list        # kinds that are not measured
+    corrected:dict      # notebook -> how much longer its finished runs took than estimated
+
+    def lines(self) -> list[str]:
+        "For a person."
+        out = [f'  {self.runs} runs are left: about {_hours(self.hours)} on this device ({self.core_hours:.1f} core hours'
+               + (f', {self.gpu_hours:.1f} GPU hours' if self.gpu_hours else '') + f'), {self.disk:.1f} GB of disk.']
+        if self.unknown: out.append(f'  Not in it, since nothing is known of their speed here: {"; ".join(self.unknown)}.')
+        out += [f'  Rates measured on {self.device}:'] + [f'    {v:10.4g} s per {k}' for k, v in self.rates.items()]
+        if self.corrected: out.append('  Corrected by finished runs: ' + ', '.join(f'{k} x {v:.2f}' for k, v in self.corrected.items()))
+        return out
+
+
+def _hours(h) -> str: return f'{h*60:.0f} minutes' if h < 2 else f'{h:.1f} hours' if h < 72 else f'{h/24:.1f} days'
+
+
+def estimate(
+    runs,              # list of runs.Run of one paper, finished ones too: they correct the estimate
+    cores:int=1,
+    gpus:int=0,
+    measure:bool=True, # measure what is not known yet; else it is left out
+) -> Estimate:
+    "Time and disk of what is not finished. Measured rates are kept in the cache, per device."
+    from skinrepro.core import device_name
+    known, unknown, used = _Rates(), [], {}
+    seconds, disk, actual = {}, {}, {}
+    for r in runs:
+        works, disk[r.id] = _cost(r)
+        total = 0.
+        for w in works:
+            rate = known.of(w, r.resources['threads'], measure)
+            if rate is None: unknown.append(w.kind)
+            else: total += w.amount*rate; used[w.kind] = rate
+        if not works: unknown.append(f'runs of {r.notebook.stem}')
+        seconds[r.id] = total
+        took = _seconds(r.folder/'.done') if (r.folder/'.done').is_file() else 0.
+        if took: a = actual.setdefault(r.notebook.stem, [0., 0.]); a[0] += took; a[1] += total
+    corrected = {n: a/b for n, (a, b) in actual.items() if a and b}
+    left = [r for r in runs if not (r.folder/'.done').is_file()]
+    seconds = {r.id: seconds[r.id]*corrected.get(r.notebook.stem, 1.) for r in left}
+    threads = {r.id: min(r.resources['threads'], cores) for r in left}
+    return Estimate(len(left), _makespan(left, seconds, threads, cores, gpus)/3600, sum(seconds[i]*threads[i] for i in seconds)/3600,
+                    sum(seconds[r.id]*min(r.resources['gpus'], gpus) for r in left)/3600, sum(disk[r.id] for r in left)/1e9, device_name(),
+                    {k: v for k, v in used.items()}, list(dict.fromkeys(unknown)), corrected)
+
+
+def _cost(run) -> tuple: # list of Work, bytes
+    from importlib import import_module
+    protocol = import_module(f'skinrepro.papers.{run.paper}') if (paths().root/'skinrepro'/'papers'/f'{run.paper}.py').is_file() else None
+    return protocol.cost(run) if hasattr(protocol, 'cost') else ([], 0.)
+
+
+class _Rates:
+    "Seconds per unit on this device, kept in the cache."
+    def __init__(self):
+        from skinrepro.core import device_name
+        self.file = paths().cache/'rates'/f'{hash_text(device_name())[:12]}.json'
+        try: self.known = json.loads(self.file.read_text(encoding='utf-8'))
+        except (FileNotFoundError, ValueError): self.known = {}
+
+    def of(self, work, threads, measure): # seconds or None
+        key = f'{work.kind} [{threads} threads]'
+        if key not in self.known:
+            if not measure: return None
+            import torch
+            before = torch.get_num_threads(); torch.set_num_threads(threads)
+            try: self.known[key] = work.measure()
+            finally: torch.set_num_threads(before)
+            with atomic_path(self.file) as tmp: tmp.write_text(json.dumps(self.known, indent=1), encoding='utf-8')
+        return self.known[key]
+
+
+def _makespan(runs, seconds, threads, cores, gpus) -> float: # seconds from start to end, by giving each run its place as soon as there is one
+    import heapq
+    wanted = {r.id: (threads[r.id], min(r.resources['gpus'], gpus)) for r in runs}
+    waits = {r.id: {n for n in r.needs if n in wanted} for r in runs}
+    free, now, running, todo = [cores, gpus], 0., [], list(runs)
+    while todo or running:
+        started = [r for r in todo if not waits[r.id] and all(w <= f for w, f in zip(wanted[r.id], free)) and _take(free, wanted[r.id])]
+        for r in started: todo.remove(r); heapq.heappush(running, (now + seconds[r.id], r.id))
+        if not running: raise WorkflowError('The runs wait for each other.')
+        now, i = heapq.heappop(running); free = [f + w for f, w in zip(free, wanted[i])]
+        for other in waits.values(): other.discard(i)
+    return now
+
+
+def _take(free, wanted) -> bool:
+    for k, w in enumerate(wanted): free[k] -= w
+    return True

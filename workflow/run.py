@@ -1,4 +1,7 @@
-"""One job of the graph: PLAN RUN. Hands the run to a worker that is warm (SKINREPRO_POOL), or executes it here. Only the standard library, since it starts once for every run."""
+"""One job of the graph: PLAN RUN. Hands the run to a worker that is warm (SKINREPRO_POOL), or executes it here.
+
+Only the standard library, since it starts once for every run.
+"""
 import os
 import socket
 import sys

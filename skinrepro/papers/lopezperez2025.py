@@ -8,14 +8,14 @@ __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS'
            'Study', 'load', 'ita_class', 'skin_angle', 'measured_ita', 'group_by_ita', 'share_of', 'repetition_split',
            'overlap', 'image_batches', 'perceptual_features', 'paired_phantoms', 'Ordering', 'orderings']
 
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #ea6bb67e
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from ..core import check_choice, data_folder, paths
-from ..manifest import make, validate
+from ..manifest import validate
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #90ad6fb1
 LIGHT, DARK = (1, 2), (5, 6)
@@ -53,7 +53,7 @@ def total_variation(
     "Half of the sum of the differences of two distributions."
     return float((p.light - p.dark).abs().sum()/2)
 
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #0dc7a5f5
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #0b84a5f4
 @dataclass(frozen=True)
 class Study:
     "The paper's design on a data set."
@@ -68,9 +68,10 @@ class Study:
 STUDIES = {s.data: s for s in [
     Study('phantom', note='Procedural phantom images with the labels and counts of the paper. They say nothing about patients.'),
     Study('fitzpatrick17k', comparable=True),
-    Study('pad_ufes20', dark=(3, 4, 5, 6), note='PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs; dark is FST III-VI. Not the data of the paper.'),
-    Study('ham10000', by_ita=True, note='HAM10000 (Tschandl et al. 2018, CC BY-NC 4.0): dermatoscopic images without skin types; light and dark are the thirds with the '
-          'highest and the lowest individual typology angle, measured on the image. Not the data of the paper.'),
+    Study('pad_ufes20', dark=(3, 4, 5, 6), note='PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs; dark is FST III-VI. '
+          'Not the data of the paper.'),
+    Study('ham10000', by_ita=True, note='HAM10000 (Tschandl et al. 2018, CC BY-NC 4.0): dermatoscopic images without skin types; light and dark '
+          'are the thirds with the highest and the lowest individual typology angle, measured on the image. Not the data of the paper.'),
 ]}
 
 
@@ -166,7 +167,7 @@ def group_by_ita(angle:pd.Series) -> pd.Series: # 'light', 'dark', '' between an
     low, high = angle.quantile([1/3, 2/3])
     return pd.Series(np.select([angle >= high, angle <= low], ['light', 'dark'], ''), angle.index)
 
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #7c23933b
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4e7e6536
 READINGS = ('sets', 'bootstrap')
 
 
@@ -195,8 +196,8 @@ def repetition_split(
     for i, (g, pool) in enumerate(pools.items()):
         need = n_test + (1 if reading == 'bootstrap' and wanted[g] else wanted[g])
         if len(pool) < need:
-            raise ValueError(f'{len(pool)} {g} images are too few: {n_test} test and {wanted[g]} train. Use a smaller fraction (below {fraction*len(pool)/need:.2g}), '
-                             'or the bootstrap.')
+            raise ValueError(f'{len(pool)} {g} images are too few: {n_test} test and {wanted[g]} train. '
+                             f'Use a smaller fraction (below {fraction*len(pool)/need:.2g}), or the bootstrap.')
         order = np.random.default_rng([20250121, repetition, i]).permutation(len(pool))
         rest = pool.iloc[np.sort(order[n_test:])]; rng = np.random.default_rng([20250121, repetition, i, round(100*share)])
         rows = rng.choice(len(rest), wanted[g], replace=reading == 'bootstrap') if wanted[g] else []
@@ -293,7 +294,7 @@ def paired_phantoms(
     at = lambda types: np.stack([render(c, types[i//len(names) % 2], 77_000_000 + 10_000*seed + i, size) for i, c in enumerate(label)])
     return at(LIGHT), at(DARK), label
 
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #afd701e8
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #e07052d7
 @dataclass(frozen=True)
 class Ordering:
     "A statement about an order, as differences that should be above zero."
@@ -317,8 +318,8 @@ ORDERINGS = [
              (('A', 'light'), ('B', 'light'), ('C', 'light')), True),
 ]
 ORDERING_RULE = ('effect: mean over repetitions of the difference within a repetition, in units of the metric; of several differences the one that is least '
-                 'in favour of the statement. Interval: 95 %, Student t over repetitions, widened for overlapping draws (Nadeau & Bengio 2003). supported: all intervals '
-                 'above zero. contradicted: one below. inconclusive: otherwise, and with one repetition. "Do not differ": supported if all intervals lie '
+                 'in favour of the statement. Interval: 95 %, Student t over repetitions, widened for overlapping draws (Nadeau & Bengio 2003). '
+                 'supported: all intervals above zero. contradicted: one below. inconclusive: otherwise, and with one repetition. "Do not differ": supported if all intervals lie '
                  'within 5 % of the mean, contradicted if one lies outside.')
 
 

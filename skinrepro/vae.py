@@ -169,7 +169,7 @@ def perceptual_loss(
     parts = [((a.float() - b.float())**2).mean() for a, b in zip(target, features(y), strict=True)]
     return torch.stack(parts).mean()/(2 if half else 1)
 
-# %% ../nbs/23_vae.ipynb #5578d4de
+# %% ../nbs/23_vae.ipynb #e7f98e46
 def train_vae(
     model,                     # from `build_vae`
     batches,                   # epoch -> batches; the first element of each is (b, 3, s, s) in [-1, 1]
@@ -191,7 +191,7 @@ def train_vae(
     import torch
     model.to(device, memory_format=torch.channels_last)
     if features is not None: features.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr); step = iter(range(10**12))
+    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True); step = iter(range(10**12))
 
     def of_epoch(epoch):
         nonlocal step

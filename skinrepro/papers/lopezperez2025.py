@@ -294,7 +294,7 @@ def paired_phantoms(
     at = lambda types: np.stack([render(c, types[i//len(names) % 2], 77_000_000 + 10_000*seed + i, size) for i, c in enumerate(label)])
     return at(LIGHT), at(DARK), label
 
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #e07052d7
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4d8d6334
 @dataclass(frozen=True)
 class Ordering:
     "A statement about an order, as differences that should be above zero."
@@ -317,10 +317,10 @@ ORDERINGS = [
     Ordering('The latent standard deviation does not tell the test groups apart', '4.2', 'latent_std', (('A', 'dark'), ('B', 'dark'), ('C', 'dark')),
              (('A', 'light'), ('B', 'light'), ('C', 'light')), True),
 ]
-ORDERING_RULE = ('effect: mean over repetitions of the difference within a repetition, in units of the metric; of several differences the one that is least '
-                 'in favour of the statement. Interval: 95 %, Student t over repetitions, widened for overlapping draws (Nadeau & Bengio 2003). '
-                 'supported: all intervals above zero. contradicted: one below. inconclusive: otherwise, and with one repetition. "Do not differ": supported if all intervals lie '
-                 'within 5 % of the mean, contradicted if one lies outside.')
+ORDERING_RULE = ('effect: mean over repetitions of the difference within a repetition, in units of the metric; of several differences the one that is least in '
+                 'favour of the statement. Interval: 95 %, Student t over repetitions, widened for overlapping draws (Nadeau & Bengio 2003). supported: all '
+                 'intervals above zero. contradicted: one below. inconclusive: otherwise, and with one repetition. "Does not tell apart": supported if all '
+                 'intervals lie within 5 % of the mean, contradicted if one lies outside.')
 
 
 def orderings(

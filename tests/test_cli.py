@@ -237,4 +237,5 @@ def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
 
 def test_doctor_says_what_is_missing_and_how_to_mend_it(tmp_path, monkeypatch):
     out = run('doctor'); assert out.exit_code == 0, out.output + out.stderr
-    for word in ('Python', 'CUDA', 'disk for runs', 'fitzpatrick17k', 'base model miniature', 'base model sd21-base', 'hf download', 'skinrepro data'): assert word in out.output
+    for word in ('Python', 'CUDA', 'disk for runs', 'fitzpatrick17k', 'base model miniature', 'base model sd21-base', 'hf download', 'skinrepro data'):
+        assert word in out.output

@@ -63,9 +63,10 @@ def _is_running(folder) -> bool:
         with FileLock(folder/'.lock', timeout=0): return False
     except Timeout: return True
 
-# %% ../nbs/05_workflow.ipynb #10788edf
+# %% ../nbs/05_workflow.ipynb #e117f719
 def plan(
     runs, # list of runs.Run, with all that they need
+    cores:int|None=None, # no run gets more threads than these
 ) -> dict: # what `workflow/Snakefile` reads
     "Write down the graph. What each run depends on is put where Snakemake sees it, and finished runs are marked."
     by_id, known, store = {r.id: r for r in runs}, {}, paths().runs
@@ -83,7 +84,8 @@ def plan(
         if r.done and not outdated(r, today): mark.touch()
         else: mark.unlink(missing_ok=True)
         out.append(dict(id=r.id, paper=r.paper, notebook=os.path.relpath(r.notebook, paths().root), parameters=r.parameters,
-                        needs=[i for i in r.needs if i in by_id], level=height(r.id), **r.resources))
+                        needs=[i for i in r.needs if i in by_id], level=height(r.id),
+                        **r.resources | dict(threads=min(r.resources['threads'], cores or r.resources['threads']))))
     return dict(root=str(paths().root), store=str(store), runs=out)
 
 
@@ -263,7 +265,7 @@ def main(arguments=None): # called by workflow/run.py where there is no pool
     print(f'{status} {run_id} {seconds:.0f} s {error}')
     raise SystemExit(status == 'failed')
 
-# %% ../nbs/05_workflow.ipynb #248ca09f
+# %% ../nbs/05_workflow.ipynb #af657b17
 @dataclass
 class Outcome:
     "What became of a run."
@@ -291,7 +293,7 @@ def execute(
     except OSError as e: raise WorkflowError(f'Cannot write {store}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.') from None
     with _alone(store, progress):
         _check_lock(store, unlock)
-        wanted = plan(runs); todo = [r for r in runs if not (r.folder/'.done').is_file()]
+        wanted = plan(runs, cores if slurm is None else None); todo = [r for r in runs if not (r.folder/'.done').is_file()]
         if not todo: return [Outcome(r, 'done') for r in runs]
         for r in todo: (r.folder/'error.txt').unlink(missing_ok=True)
         file = store/'.plan'/f'{hash_text(*(r.id for r in runs))[:12]}.json'

@@ -85,7 +85,7 @@ def test_printed_counts_come_out_of_the_annotations():
 
 def test_a_group_with_too_few_images_is_named():
     toy = pd.DataFrame(dict(image_id=[f'i{k}' for k in range(700)], group=['light']*600 + ['dark']*100))
-    with pytest.raises(ValueError, match='100 dark images are too few: 500 test'): paper.repetition_split(toy)
+    with pytest.raises(ValueError, match='600 light images are too few: 500 test'): paper.repetition_split(toy)
 
 
 @needs('pad_ufes20')

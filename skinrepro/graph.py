@@ -5,22 +5,25 @@
 # %% auto #0
 __all__ = ['reached', 'code_of', 'code_hash', 'inputs_of', 'differences']
 
-# %% ../nbs/04_graph.ipynb #d78fba05
+# %% ../nbs/04_graph.ipynb #52ceaca4
 import ast
 import json
+from functools import lru_cache
 from pathlib import Path
 
 from .core import hash_text, paths
 
-# %% ../nbs/04_graph.ipynb #2ced2db1
+# %% ../nbs/04_graph.ipynb #dd7cf7f4
 class _Package:
     "A package as text: what each name is made of and what it mentions."
-    def __init__(self, root, name): self.root, self.name, self.known = Path(root), name, {}
+    def __init__(self, root, name): self.root, self.name, self.known, self.read = Path(root), name, {}, {}; self.files = {}
 
     def file(self, module):
         "File of a module, or None."
-        p = self.root.joinpath(*module.split('.'))
-        return next((f for f in (p.with_suffix('.py'), p/'__init__.py') if f.is_file()), None)
+        if module not in self.files:
+            p = self.root.joinpath(*module.split('.'))
+            self.files[module] = next((f for f in (p.with_suffix('.py'), p/'__init__.py') if f.is_file()), None)
+        return self.files[module]
 
     def module(self, name):
         "(name -> its statements, name -> what an import stands for, statements that always run, its package)."
@@ -37,6 +40,13 @@ class _Package:
                 for n in names: symbols.setdefault(n, []).append(node)
             self.known[name] = symbols, self.imports(tree.body, package), always, package
         return self.known[name]
+
+    def symbol(self, module, name):
+        "(hash, what it mentions) of the statements of a name, or of those that always run (''); read once."
+        if (module, name) not in self.read:
+            symbols, imports, always, home = self.module(module); nodes = symbols[name] if name else always
+            self.read[module, name] = _hash(nodes), [m for n in nodes for m in self.mentioned(n, imports, home)]
+        return self.read[module, name]
 
     def imports(self, nodes, package):
         "name -> (module, symbol or None) of what is imported from the package itself."
@@ -87,25 +97,35 @@ def _hash(nodes): # of what statements do: positions, comments and docstrings do
     return hash_text(*map(ast.dump, bare))[:16]
 
 
+def _package(root, name) -> _Package: # kept until a file of it changes
+    files = sorted((f.stat().st_mtime_ns, f.stat().st_size, str(f)) for f in Path(root, name).rglob('*.py'))
+    return _packages(root, name, hash_text(*map(str, files)))
+
+
+@lru_cache(4)
+def _packages(root, name, state): return _Package(root, name)
+
+
 def reached(
     source:str,             # python code that imports from the package
     root=None,              # folder that holds the package; None: this project's
     package:str='skinrepro',
 ) -> dict:                  # 'module.name' -> hash, of all that the code can reach; 'module.' for what importing the module runs
     "Functions, classes and constants of the package that code depends on. Raises SyntaxError."
-    p = _Package(paths().root if root is None else root, package); tree = ast.parse(source); out = {}
+    p = _package(str(paths().root if root is None else root), package); tree = ast.parse(source); out = {}
     top = p.imports(ast.walk(tree), package)
     todo, seen = [(None, m) for n in tree.body for m in p.mentioned(n, top, package)], set()
     while todo:
         here, (module, symbol) = todo.pop(); module = module or here
         if module is None or (module, symbol) in seen or not p.file(module): continue
-        seen.add((module, symbol)); symbols, imports, always, home = p.module(module)
-        follow = lambda nodes: todo.extend((module, m) for n in nodes for m in p.mentioned(n, imports, home)) # noqa: B023 - called in this turn only
+        seen.add((module, symbol)); symbols, imports, always, _ = p.module(module)
+        def take(name): # noqa: B023 - called in this turn only
+            out[f'{module}.{name}'], mentions = p.symbol(module, name); todo.extend((module, m) for m in mentions) # noqa: B023
         if (module, '') not in seen:
             seen.add((module, ''))
-            if always: out[f'{module}.'] = _hash(always); follow(always)
+            if always: take('')
         if symbol is None: todo += [(module, (module, s)) for s in symbols]
-        elif symbol in symbols: out[f'{module}.{symbol}'] = _hash(symbols[symbol]); follow(symbols[symbol])
+        elif symbol in symbols: take(symbol)
         elif symbol in imports: todo.append((module, imports[symbol]))
         elif p.file(f'{module}.{symbol}'): todo.append((module, (f'{module}.{symbol}', None)))
     return dict(sorted(out.items()))
@@ -132,7 +152,7 @@ def code_hash(
         found |= got
     return hash_text(*(f'{k} {v}' for k, v in sorted(found.items())))[:16]
 
-# %% ../nbs/04_graph.ipynb #9ec9b450
+# %% ../nbs/04_graph.ipynb #b1b37bde
 def inputs_of(
     run,             # runs.Run
     by_id:dict,      # id -> run, with all that it needs
@@ -141,14 +161,17 @@ def inputs_of(
     "What the record of a run depends on. Raises FileNotFoundError when the grid names a file that is not there."
     known = {} if known is None else known
     if run.id in known: return known[run.id]
-    code = known.setdefault(str(run.notebook), _of_notebook(run.notebook))
-    out = dict(code)
+    def once(key, make):
+        if key not in known: known[key] = make(key)
+        return known[key]
+
+    out = dict(once(str(run.notebook), _of_notebook))
     for pattern in run.reads:
         files = sorted(f for f in paths().root.glob(pattern) if f.is_file())
         if not files: raise FileNotFoundError(f'[{run.section}] of {run.paper} reads {pattern!r}, but there is no such file in {paths().root}.')
-        for f in files: out[f'file {f.relative_to(paths().root).as_posix()}'] = known.setdefault(str(f), _file_hash(f))
+        for f in files: out[f'file {f.relative_to(paths().root).as_posix()}'] = once(str(f), _file_hash)
     lock = paths().root/'requirements.lock'
-    if lock.is_file(): out['requirements.lock'] = known.setdefault(str(lock), _file_hash(lock))
+    if lock.is_file(): out['requirements.lock'] = once(str(lock), _file_hash)
     for other in run.needs:
         if other in by_id: out[f'run {other}'] = hash_text(json.dumps(inputs_of(by_id[other], by_id, known)))[:16]
     known[run.id] = dict(sorted(out.items()))

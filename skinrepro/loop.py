@@ -16,7 +16,7 @@ import pandas as pd
 
 from .core import atomic_path
 
-# %% ../nbs/02_loop.ipynb #4e908170
+# %% ../nbs/02_loop.ipynb #61bb0321
 def save_checkpoint(
     folder,      # holds the checkpoints of one training
     model,       # torch module
@@ -66,6 +66,9 @@ def load_checkpoint(folder, model, optimizer, scheduler=None, ema=None) -> dict:
     for key, v in {**load_file(path/'optimizer.safetensors'), **meta['plain']}.items():
         i, name = key.split('.', 1); state.setdefault(int(i), {})[name] = v
     optimizer.load_state_dict(dict(state=state, param_groups=meta['groups']))
+    for p, kept in optimizer.state.items(): # in the weights' memory order, which fused optimizers take for granted
+        for k, v in kept.items():
+            if torch.is_tensor(v) and v.shape == p.shape and v.stride() != p.stride(): kept[k] = torch.empty_like(p).copy_(v)
     if scheduler is not None: scheduler.load_state_dict(meta['scheduler'])
     if ema is not None:
         if not (path/'ema.safetensors').is_file(): raise ValueError(f'{path} was made without ema; delete it to start again, or train without ema.')

@@ -152,10 +152,10 @@ def code_hash(
         found |= got
     return hash_text(*(f'{k} {v}' for k, v in sorted(found.items())))[:16]
 
-# %% ../nbs/04_graph.ipynb #b1b37bde
+# %% ../nbs/04_graph.ipynb #29ee6774
 def inputs_of(
     run,             # runs.Run
-    by_id:dict,      # id -> run, with all that it needs
+    by_id:dict,      # id -> run; what it needs and is not here is looked up in the store
     known:dict|None=None, # id -> list, filled here; pass the same one for many runs
 ) -> dict:           # what -> hash
     "What the record of a run depends on. Raises FileNotFoundError when the grid names a file that is not there."
@@ -173,7 +173,11 @@ def inputs_of(
     lock = paths().root/'requirements.lock'
     if lock.is_file(): out['requirements.lock'] = once(str(lock), _file_hash)
     for other in run.needs:
-        if other in by_id: out[f'run {other}'] = hash_text(json.dumps(inputs_of(by_id[other], by_id, known)))[:16]
+        listed = paths().runs/run.paper/other/'inputs.json' # a need that was not given counts as it was when it ran
+        if other in by_id: needed = inputs_of(by_id[other], by_id, known)
+        elif listed.is_file(): needed = json.loads(listed.read_text(encoding='utf-8'))
+        else: continue
+        out[f'run {other}'] = hash_text(json.dumps(needed))[:16]
     known[run.id] = dict(sorted(out.items()))
     return known[run.id]
 

@@ -86,7 +86,8 @@ def test_killed_run_resumes_and_gives_the_record_of_an_undisturbed_one(tmp_path,
 
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'killed'))
     code = ('import test_runs\nfrom skinrepro.workflow import execute\nexecute([test_runs.grid_run(epochs=40)], progress=False)')
-    child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT/'tests', start_new_session=True, env={**os.environ, 'PYTHONPATH': str(ROOT/'tests')})
+    child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT/'tests', start_new_session=True,
+                             env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/"tests"}'})
     deadline = time.time() + 120
     while not list((tmp_path/'killed').rglob('checkpoint-0000[2-9]/state.json')) and child.poll() is None and time.time() < deadline: time.sleep(.02)
     os.killpg(child.pid, signal.SIGKILL); child.wait()

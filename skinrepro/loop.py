@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['save_checkpoint', 'checkpoints', 'load_checkpoint', 'TrainingError', 'fit']
 
-# %% ../nbs/02_loop.ipynb #21b58d86
+# %% ../nbs/02_loop.ipynb #dc0b7c62
 import json
 import math
 import os
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path
+from .core import atomic_path, ranks, wait_for_everyone
 
 # %% ../nbs/02_loop.ipynb #61bb0321
 def save_checkpoint(
@@ -85,7 +85,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #a588fd8d
+# %% ../nbs/02_loop.ipynb #784ab37a
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -116,34 +116,38 @@ def fit(
     import torch
     from tqdm import tqdm
     if min(accumulate, every) < 1: raise ValueError(f'accumulate = {accumulate} and every = {every}: both count from 1.')
-    acc, tracked = _accelerator(precision, device, folder)
+    acc, tracked = _accelerator(precision, device, folder); rank, n = ranks(); shared = n > 1 and accumulate % n == 0
     model.to(device) # before a checkpoint is loaded: the optimizer's state follows the weights
     learned = [p for p in model.parameters() if p.requires_grad]; average = _average(learned, ema)
     log, first = [], 0
-    for stale in Path(folder).glob('.tmp-checkpoint-*') if folder else (): _remove(stale) # a killed process was writing them
+    for stale in Path(folder).glob('.tmp-checkpoint-*') if folder and not rank else (): _remove(stale) # a killed process was writing them
     if folder and checkpoints(folder):
         state = load_checkpoint(folder, model, optimizer, scheduler, average)
         log, first = state['log'], state['epoch'] + 1
-    run, opt = acc.prepare(model, optimizer)
+    run, opt = acc.prepare(model, optimizer) if n == 1 else (model, acc.prepare(optimizer)) # gradients are summed by `_share`
     kept = first - 1 # the last epoch with a checkpoint
-    bar = tqdm(total=epochs, initial=min(first, epochs), desc=title, unit=unit, disable=not progress, leave=False)
+    bar = tqdm(total=epochs, initial=min(first, epochs), desc=title, unit=unit, disable=not progress or bool(rank), leave=False)
     for epoch in range(first, epochs):
         if epoch == first or epoch % every == 0: # a new row of the log; after a resume it starts where the checkpoint ended
             start = time.time(); run.train(); total = torch.zeros((), device=device); bad = torch.full((), -1, device=device); seen = []; images = 0
         pending = 0
         for b, batch in enumerate(batches(epoch)):
-            with acc.autocast(): value = loss(run, batch)
-            acc.backward(value/accumulate if accumulate > 1 else value); pending += 1
-            if pending == accumulate: _step(acc, run, opt, clip, average, learned); pending = 0
+            pending += 1
+            if shared and b % n != rank: value = torch.zeros((), device=device) # another process has it
+            else:
+                with acc.autocast(): value = loss(run, batch)
+                acc.backward(value/accumulate if accumulate > 1 else value)
+            if pending == accumulate: _share(learned, shared); _step(acc, run, opt, clip, average, learned); pending = 0
             bad = torch.where((bad < 0) & ~torch.isfinite(value.detach()), len(seen), bad)
             total += value.detach().float(); seen.append((epoch, b)); images += _images(batch)
-        if pending: _step(acc, run, opt, clip, average, learned)
+        if pending: _share(learned, shared); _step(acc, run, opt, clip, average, learned)
         if not seen or seen[-1][0] != epoch:
             raise TrainingError(f'{unit.capitalize()} {epoch} has no batches: the training set is empty or smaller than one batch.')
         lr = optimizer.param_groups[0]['lr']
         if (epoch + 1) % every and epoch + 1 < epochs:
             if scheduler is not None: scheduler.step()
             bar.update(); continue
+        if n > 1: bad, total = _of_all(bad, total, shared)
         if int(bad) >= 0:
             bar.close(); e, b = seen[int(bad)]
             raise TrainingError(f'Loss is not finite in {unit} {e}, batch {b}. '
@@ -157,8 +161,10 @@ def fit(
             row |= after_epoch(acc.unwrap_model(run), epoch) or {}
             if average: average.restore(learned)
         log.append(row | dict(seconds=round(time.time() - start, 2)))
-        if folder: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log), average); kept = epoch
-        if log_csv: _write_csv(log, log_csv)
+        if folder:
+            if not rank: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log), average)
+            wait_for_everyone(); kept = epoch
+        if log_csv and not rank: _write_csv(log, log_csv)
         if tracked: acc.log({k: v for k, v in log[-1].items() if k != unit}, step=epoch)
         bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != unit and not math.isnan(v)}, refresh=False); bar.update()
     bar.close()
@@ -171,13 +177,32 @@ def _accelerator(precision, device, folder): # -> accelerator, whether it keeps 
     "Accelerate keeps the first precision and device that a process asked for; a notebook may train twice."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1: AcceleratorState._reset_state(reset_partial_state=True)
+    if AcceleratorState._shared_state: AcceleratorState._reset_state(reset_partial_state=ranks()[1] == 1)
     name = os.environ.get('SKINREPRO_TRACKER') if folder else None
     try: acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False, log_with=name, project_dir=str(folder) if name else None)
     except (ImportError, ValueError) as e:
         raise TrainingError(f'SKINREPRO_TRACKER = {name}: {e} Install it (e.g. pip install tensorboard), or unset it.') from None
     if name: acc.init_trackers('log')
     return acc, bool(acc.trackers)
+
+
+def _share(learned, shared):
+    "Gradients of a step whose batches were dealt out to several processes; the mean where all did the same, so that they stay the same."
+    rank, n = ranks()
+    if n == 1: return
+    import torch
+    import torch.distributed as dist
+    for p in learned:
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+        if not shared: p.grad /= n
+
+
+def _of_all(bad, total, shared): # the first bad batch of any process, the loss of all
+    import torch.distributed as dist
+    dist.all_reduce(bad, dist.ReduceOp.MAX)
+    if shared: dist.all_reduce(total)
+    return bad, total
 
 
 def _images(batch) -> int: # how many a batch has: the length of its first tensor

@@ -6,7 +6,7 @@
 __all__ = ['RESOURCES', 'RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand',
            'read_grid', 'asked_for', 'begin', 'finish', 'find', 'read_records', 'read_record']
 
-# %% ../nbs/01_runs.ipynb #7e9a8b93
+# %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
 import json
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import PROFILES, Provenance, atomic_path, check_choice, hash_text, paths
+from .core import PROFILES, Provenance, atomic_path, check_choice, hash_text, paths, ranks
 
 # %% ../nbs/01_runs.ipynb #93466f3f
 class ParameterError(ValueError):
@@ -247,7 +247,7 @@ def _varied(run:Run, free:dict) -> str:
     p = run.parameters | {k: v for k, v in free.items() if k in run.parameters} | {k: _varied(r, free) for k, r in run.made_from.items()}
     return run_id(run.paper, run.notebook.stem, p)
 
-# %% ../nbs/01_runs.ipynb #92e74315
+# %% ../nbs/01_runs.ipynb #5ed4b0d6
 IPYTHON_NAMES = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open', 'display'}
 
 
@@ -301,6 +301,7 @@ def finish(
     provenance = {k: v for k, v in stamp.row().items() if k not in keys}
     out = pd.DataFrame({k: v if v is not None else '' for k, v in keys.items()} | {'i': range(len(records))}).drop(columns='i')
     out = out.drop(columns=[c for c in records if c in out]).join(records.reset_index(drop=True)).assign(**provenance)
+    if ranks()[0]: return out # the first process writes
     if predictions is not None:
         with atomic_path(run.folder/'predictions.parquet') as tmp: predictions.assign(run_id=run.id).to_parquet(tmp)
     with atomic_path(run.folder/'run.json') as tmp:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -230,6 +231,32 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
     times = [(float(read(r, 'at')), float(read(r, 'to')), set(read(r, 'gpu').split(',')) - {''}) for r in grid]
     for i, (a, b, mine) in enumerate(times):
         for c, d, theirs in times[i + 1:]: assert b <= c or d <= a or not mine & theirs, 'two runs on one GPU'
+
+
+def test_processes_of_one_run_share_its_work(tmp_path, monkeypatch):
+    "Two processes, as for two GPUs (here on the CPU, through gloo): batches of a step and images are dealt out, and the result is that of one."
+    narrowed = dict(section='generator', scenario='iii', seed=0, fraction=.1, parents=12., lora_steps=4, lora_batch=2, ti_batch=1, ti_steps=3, ti_accumulate=2)
+    found = {}
+    for name, gpus in dict(one=0, two=2).items():
+        monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/name)); monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+        grid = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', **narrowed)
+        grid = [replace(r, resources=r.resources | dict(gpus=gpus)) for r in grid]
+        outcomes = execute(grid, progress=False); assert {o.status for o in outcomes} == {'ran'}, outcomes
+        found[name] = pd.concat([pd.read_csv(r.folder/'records.csv') for r in grid]), grid
+    (one, _), (two, grid) = found.values()
+    same = lambda t: t[~t.metric.str.contains('second')].drop(columns=['seconds', 'value', 'tokens', 'loras'], errors='ignore').reset_index(drop=True)
+    pd.testing.assert_frame_equal(same(one), same(two))
+    numbers = lambda t: t.value[~t.metric.str.contains('second')].to_numpy()
+    assert abs(numbers(one) - numbers(two)).max() < .05*abs(numbers(one)).max()
+    assert not list(tmp_path.glob('two/*/*/executed-*')) and not list(tmp_path.glob('two/*/*/failed*'))
+    assert list(tmp_path.glob('two/wang2024/weights/*/asked.json'))
+
+
+def test_a_process_that_fails_ends_the_others(tmp_path, store, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+    body = 'from skinrepro.core import ranks, wait_for_everyone\nassert ranks()[1] == 2\nassert not ranks()[0], "rank 1 has bad luck"\nwait_for_everyone()'
+    failed, = execute(runs.read_grid(toy(tmp_path, '[a]\ngpus = 2\n', a=body)), progress=False)
+    assert failed.status == 'failed' and 'bad luck' in failed.error, failed
 
 
 # A fifth paper ---------------------------------------------------------------------------------------------------------------------------------------------

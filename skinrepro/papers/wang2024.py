@@ -10,7 +10,7 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation',
            'cost', 'find_maker']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #3ccb45c0
+# %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
-from ..core import atomic_path, check_choice, data_folder, has_data, hash_text, paths
+from ..core import atomic_path, check_choice, data_folder, has_data, hash_text, locked, paths, ranks, wait_for_everyone
 from ..graph import code_hash
 from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
@@ -269,7 +269,7 @@ def parents_of(
     order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
     return train.iloc[np.sort(order[((np.arange(max(1, n)) + .5)*len(train)/max(1, n)).astype(int)])] # evenly spaced over the strata: each gets its share
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #90395eaa
+# %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
 AS_RELEASED = dict( # official code, 2025; section 3 of the paper where it says so
     ti_steps=500, ti_batch=4, ti_accumulate=4, ti_lr=5e-4, ti_data='condition', # --scale_lr: times batch times accumulation = 8e-3
     lora_steps=3000, lora_batch=4, lora_lr=5e-6,                                # rank 8, gradients clipped at 1
@@ -286,15 +286,16 @@ def kept_weights(
     import shutil
     import time
 
-    from filelock import FileLock
     asked = asked | dict(version=__version__, code=code_hash(f'skinrepro.papers.wang2024.learn_{dict(ti="tokens", lora="lora")[kind]}'))
     folder = paths().runs/'wang2024'/'weights'/f'{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}'
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'.lock'):
-        if not (folder/'asked.json').is_file(): # written last
+    with locked(folder/'.lock'):
+        there = (folder/'asked.json').is_file(); wait_for_everyone() # written last
+        if not there:
             start = time.time(); log = train(folder)
             with atomic_path(folder/'steps.csv') as tmp: log.to_csv(tmp, index=False)
             with atomic_path(folder/'asked.json') as tmp: tmp.write_text(json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1))
+            wait_for_everyone()
             for scratch in [folder/'training', *checkpoints(folder)]: shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
@@ -304,7 +305,7 @@ def training_log(
 ) -> tuple[pd.DataFrame, float]: # the log, and the seconds that the training took when it was done
     return pd.read_csv(Path(folder)/'steps.csv'), json.loads((Path(folder)/'asked.json').read_text())['seconds']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #f7186a87
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9c90052d
 def learn_tokens(
     base,                      # latent.Base; it is left as it is
     train:pd.DataFrame,        # training images
@@ -329,7 +330,7 @@ def learn_tokens(
         latents = encode_images(base, train.path.tolist(), squash=True, flips=True, cache=scratch/'latents.safetensors', progress=progress)
         if data == 'condition': return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
         log = [textual_inversion(own, latents, [t]*len(train), **how, folder=scratch/t, progress=progress).assign(token=t) for t in sorted(set(tokens))]
-        for f in scratch.glob('*/*.safetensors'): f.replace(folder/f.name)
+        for f in scratch.glob('*/*.safetensors') if not ranks()[0] else (): f.replace(folder/f.name)
         return pd.concat(log)
 
     return kept_weights('ti', asked, train_tokens)

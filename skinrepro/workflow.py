@@ -288,7 +288,7 @@ def main(arguments=None): # called by workflow/run.py where there is no pool
     print(f'{status} {run_id} {seconds:.0f} s {error}')
     raise SystemExit(status == 'failed')
 
-# %% ../nbs/05_workflow.ipynb #af657b17
+# %% ../nbs/05_workflow.ipynb #fc4a6c1d
 @dataclass
 class Outcome:
     "What became of a run."
@@ -329,7 +329,7 @@ def execute(
             out = stack.enter_context(open(log, 'w'))
             engine = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=store)
             stack.callback(_stop, engine)
-            outcomes = _watch(engine, runs, todo, progress)
+            outcomes = _watch(engine, runs, todo, progress, log)
         if engine.returncode and not any(o.status == 'failed' for o in outcomes.values()):
             tail = '\n  '.join(log.read_text(errors='replace').strip().splitlines()[-8:])
             raise WorkflowError(f'Snakemake ended with {engine.returncode}. Its last words (all of them: {log}):\n  {tail}')
@@ -371,7 +371,7 @@ def _check_lock(store, unlock):
                         'its lock stays behind: run this command again with --unlock.')
 
 
-def _watch(engine, runs, todo, progress) -> dict: # id -> Outcome
+def _watch(engine, runs, todo, progress, log) -> dict: # id -> Outcome
     from tqdm import tqdm
     by_id, open_, out = {r.id: r for r in runs}, {r.id: r for r in todo}, {}
     bar = tqdm(total=len(runs), initial=len(runs) - len(todo), desc='runs', unit='run', disable=not progress)
@@ -388,7 +388,7 @@ def _watch(engine, runs, todo, progress) -> dict: # id -> Outcome
     look(); bar.close()
     for i, r in open_.items():
         broken = [n for n in r.needs if n in by_id and not (by_id[n].folder/'.done').is_file()]
-        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error='it was not executed, or its process was killed')
+        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=f'it was not executed, or its process was killed; see {log}')
     return out
 
 

@@ -14,6 +14,7 @@ import pytest
 from conftest import ROOT
 
 from skinrepro import runs, workflow
+from skinrepro.images import load_image
 from skinrepro.workflow import execute
 
 WRITE = """
@@ -248,6 +249,9 @@ def test_processes_of_one_run_share_its_work(tmp_path, monkeypatch):
     pd.testing.assert_frame_equal(same(one), same(two))
     numbers = lambda t: t.value[~t.metric.str.contains('second')].to_numpy()
     assert abs(numbers(one) - numbers(two)).max() < .05*abs(numbers(one)).max()
+    pictures = [{f.name: load_image(f).astype(int) for f in (tmp_path/name).rglob('*-syn*.png')} for name in found]
+    assert pictures[0].keys() == pictures[1].keys() and len(pictures[0]) == 12
+    assert max(abs(pictures[0][k] - pictures[1][k]).mean() for k in pictures[0]) < 1, 'the same images'
     assert not list(tmp_path.glob('two/*/*/executed-*')) and not list(tmp_path.glob('two/*/*/failed*'))
     assert list(tmp_path.glob('two/wang2024/weights/*/asked.json'))
 

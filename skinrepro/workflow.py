@@ -96,7 +96,7 @@ def everything(
     from skinrepro.runs import read_grid
     return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
 
-# %% ../nbs/05_workflow.ipynb #0b9ae54d
+# %% ../nbs/05_workflow.ipynb #6909c26e
 _THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
@@ -117,7 +117,7 @@ def perform(
             with _gpus(job.get('gpus', 0), Path(store)) as devices:
                 os.environ.update(dict.fromkeys(_THREADS, str(job.get('threads', 1))))
                 if devices is not None: os.environ['CUDA_VISIBLE_DEVICES'] = devices
-                many = len(devices.split(',')) if devices else job.get('gpus', 0)
+                many = min(job['gpus'], len(visible_gpus())) if job.get('gpus', 0) > 1 else 1
                 call = _papermill if many < 2 else lambda *a: _launch(many, *a)
                 error = call(Path(root)/job['notebook'], folder, job['parameters'])
             if not error and not (folder/'records.csv').is_file(): error = 'the notebook ran to its end without writing a record (runs.finish)'

@@ -85,7 +85,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #0fa2e7e5
+# %% ../nbs/02_loop.ipynb #d0d5c988
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -201,7 +201,8 @@ def _share(learned, shared):
 def _of_all(bad, total, shared): # the first bad batch of any process, the loss of all
     import torch
     import torch.distributed as dist
-    never = torch.iinfo(bad.dtype).max; bad = torch.where(bad < 0, never, bad); dist.all_reduce(bad, dist.ReduceOp.MIN); bad = torch.where(bad == never, -1, bad)
+    never = torch.iinfo(bad.dtype).max; bad = torch.where(bad < 0, never, bad)
+    dist.all_reduce(bad, dist.ReduceOp.MIN); bad = torch.where(bad == never, -1, bad)
     if shared: dist.all_reduce(total)
     return bad, total
 

@@ -288,7 +288,7 @@ def main(arguments=None): # called by workflow/run.py where there is no pool
     print(f'{status} {run_id} {seconds:.0f} s {error}')
     raise SystemExit(status == 'failed')
 
-# %% ../nbs/05_workflow.ipynb #fc4a6c1d
+# %% ../nbs/05_workflow.ipynb #8559abc2
 @dataclass
 class Outcome:
     "What became of a run."
@@ -388,7 +388,8 @@ def _watch(engine, runs, todo, progress, log) -> dict: # id -> Outcome
     look(); bar.close()
     for i, r in open_.items():
         broken = [n for n in r.needs if n in by_id and not (by_id[n].folder/'.done').is_file()]
-        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=f'it was not executed, or its process was killed; see {log}')
+        lost = f'it was not executed, or its process was killed; see {log}'
+        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=lost)
     return out
 
 

@@ -30,7 +30,7 @@ try: train(None, 1, 2, bad=True)
 except TrainingError as e: said = str(e)
 r, n = ranks()
 save_file(model.state_dict() | {f'alone.{k}': v for k, v in alone.state_dict().items()}
-          | dict(seen=torch.tensor([seen, all_]), loss=torch.tensor(log.loss.tolist()), named=torch.tensor(said.startswith('Loss is not finite in epoch 0, batch 2'))),
+          | dict(seen=torch.tensor([seen, all_]), loss=torch.tensor(log.loss.tolist()), named=torch.tensor('epoch 0, batch 2' in said)),
           f'{out}/{n}-{r}.safetensors')
 """
 

@@ -291,3 +291,17 @@ def test_the_snakefile_is_generic():
     code = '\n'.join(l.partition('#')[0] for l in text.splitlines())
     for paper in (p.parent.name for p in (ROOT/'nbs'/'papers').glob('*/grid.toml')): assert paper not in code
     assert Path(workflow.__file__).is_file()
+
+
+def test_the_examples_use_options_that_exist():
+    import re
+
+    import yaml
+    from typer.testing import CliRunner
+
+    from skinrepro.cli import app
+    said = CliRunner().invoke(app, ['run', '--help'], env=dict(COLUMNS='200', NO_COLOR='1', TERM='dumb')).output
+    job = [d for d in yaml.safe_load_all((ROOT/'workflow'/'kubernetes.yaml').read_text()) if d['kind'] == 'Job'][0]['spec']['template']['spec']['containers'][0]
+    commands = [*job['args'], *re.findall(r'`(skinrepro run [^`]*)`', (ROOT/'workflow'/'README.md').read_text())]
+    used = {o for c in commands for line in c.splitlines() if 'skinrepro run' in line for o in re.findall(r'--[a-z]+', line)}
+    assert {'--profile', '--gpus', '--slurm', '--set'} <= used and all(o in said for o in used), used

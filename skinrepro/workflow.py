@@ -6,9 +6,10 @@
 __all__ = ['outdated', 'State', 'states', 'plan', 'everything', 'perform', 'rank_main', 'visible_gpus', 'main', 'Outcome',
            'WorkflowError', 'execute', 'Work', 'Estimate', 'estimate']
 
-# %% ../nbs/05_workflow.ipynb #c0ad50a6
+# %% ../nbs/05_workflow.ipynb #81704815
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -96,7 +97,7 @@ def everything(
     from skinrepro.runs import read_grid
     return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
 
-# %% ../nbs/05_workflow.ipynb #6909c26e
+# %% ../nbs/05_workflow.ipynb #d1f43a10
 _THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
@@ -114,9 +115,7 @@ def perform(
         today = json.loads((Path(store)/'.plan'/'inputs'/job['paper']/f'{job["id"]}.json').read_text(encoding='utf-8'))
         with FileLock(folder/'.lock'):
             if _fresh(folder, today): (folder/'.done').touch(); return 'done', 0., ''
-            with _gpus(job.get('gpus', 0), Path(store)) as devices:
-                os.environ.update(dict.fromkeys(_THREADS, str(job.get('threads', 1))))
-                if devices is not None: os.environ['CUDA_VISIBLE_DEVICES'] = devices
+            with _gpus(job.get('gpus', 0), Path(store)) as devices, _environment(devices, job.get('threads', 1)):
                 many = min(job['gpus'], len(visible_gpus())) if job.get('gpus', 0) > 1 else 1
                 call = _papermill if many < 2 else lambda *a: _launch(many, *a)
                 error = call(Path(root)/job['notebook'], folder, job['parameters'])
@@ -131,6 +130,14 @@ def perform(
     return ('failed' if error else 'ran'), seconds, error
 
 
+@contextmanager
+def _environment(devices, threads): # of the kernel that is started here; a worker's next run starts from the same
+    before = dict(os.environ); os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    if devices is not None: os.environ['CUDA_VISIBLE_DEVICES'] = devices
+    try: yield
+    finally: os.environ.clear(); os.environ.update(before)
+
+
 def _fresh(folder, today) -> bool: # is there nothing to do? Else the folder is made ready
     file = folder/'inputs.json'; done = (folder/'records.csv').is_file()
     then = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
@@ -141,7 +148,6 @@ def _fresh(folder, today) -> bool: # is there nothing to do? Else the folder is 
 
 
 def _clear(folder): # the record first: a folder half cleared must not look finished
-    import shutil
     (folder/'records.csv').unlink(missing_ok=True)
     for f in folder.iterdir():
         if f.name == '.lock': continue
@@ -150,7 +156,10 @@ def _clear(folder): # the record first: a folder half cleared must not look fini
 
 def _storage(e, folder) -> str:
     import errno
-    if e.errno not in (errno.ENOSPC, errno.EDQUOT): return f'{type(e).__name__}: {e}'
+    return _full(folder) if e.errno in (errno.ENOSPC, errno.EDQUOT) else f'{type(e).__name__}: {e}'
+
+
+def _full(folder) -> str:
     return f'The disk of {folder} is full. Free some space, or set SKINREPRO_RUNS to another disk, then run again: what is finished is kept.'
 
 
@@ -216,7 +225,7 @@ def visible_gpus() -> list[str]: # as CUDA_VISIBLE_DEVICES names them
     except (OSError, subprocess.TimeoutExpired): return []
     return [str(i) for i in range(out.stdout.count('GPU '))] if out.returncode == 0 else []
 
-# %% ../nbs/05_workflow.ipynb #6a6e0130
+# %% ../nbs/05_workflow.ipynb #ccb2e3cc
 def _work(pipe): # a worker's life
     import multiprocessing
     def follow(): multiprocessing.parent_process().join(); os._exit(1) # a command that is killed takes its workers with it: no run goes on unseen
@@ -230,7 +239,7 @@ class _Pool:
     "Workers on demand; as many as jobs come at a time."
     def __init__(self, plan):
         from multiprocessing import get_context
-        self.context, self.idle, self.lock, self.all = get_context('spawn'), [], threading.Lock(), [] # forking after CUDA has started is not allowed
+        self.context, self.idle, self.lock, self.all, self.errors = get_context('spawn'), [], threading.Lock(), [], {} # forking after CUDA has started is not allowed
         self.plan, self.jobs = plan, {r['id']: r for r in plan['runs']}
 
     def worker(self):
@@ -242,7 +251,7 @@ class _Pool:
 
     def perform(self, run_id) -> int: # exit code
         process, pipe = self.worker()
-        try: pipe.send((self.jobs[run_id], self.plan['root'], self.plan['store'])); status, _, _ = pipe.recv()
+        try: pipe.send((self.jobs[run_id], self.plan['root'], self.plan['store'])); status, _, self.errors[run_id] = pipe.recv()
         except (EOFError, ConnectionError, OSError):
             job = self.jobs[run_id]; folder = Path(self.plan['store'])/job['paper']/run_id
             with atomic_path(folder/'error.txt') as tmp:
@@ -262,7 +271,7 @@ def _exported():
 
 
 @contextmanager
-def _serving(plan): # -> address of the socket
+def _serving(plan): # -> address of the socket, run -> its error
     import socketserver
     import tempfile
     pool = _Pool(plan)
@@ -276,7 +285,7 @@ def _serving(plan): # -> address of the socket
 
     with tempfile.TemporaryDirectory(prefix='skinrepro-') as d: # a socket's path must be short
         server = Server(f'{d}/pool', Handler); threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.1), daemon=True).start()
-        try: yield f'{d}/pool'
+        try: yield f'{d}/pool', pool.errors
         finally: server.shutdown(); server.server_close(); pool.close()
 
 
@@ -288,7 +297,7 @@ def main(arguments=None): # called by workflow/run.py where there is no pool
     print(f'{status} {run_id} {seconds:.0f} s {error}')
     raise SystemExit(status == 'failed')
 
-# %% ../nbs/05_workflow.ipynb #8559abc2
+# %% ../nbs/05_workflow.ipynb #88455002
 @dataclass
 class Outcome:
     "What became of a run."
@@ -325,11 +334,12 @@ def execute(
         with ExitStack() as stack:
             env = os.environ | dict(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED='1')
             env.pop('SKINREPRO_POOL', None)
-            if slurm is None: env['SKINREPRO_POOL'] = stack.enter_context(_serving(wanted))
+            said = {}
+            if slurm is None: env['SKINREPRO_POOL'], said = stack.enter_context(_serving(wanted))
             out = stack.enter_context(open(log, 'w'))
             engine = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=store)
             stack.callback(_stop, engine)
-            outcomes = _watch(engine, runs, todo, progress, log)
+            outcomes = _watch(engine, runs, todo, progress, log, said)
         if engine.returncode and not any(o.status == 'failed' for o in outcomes.values()):
             tail = '\n  '.join(log.read_text(errors='replace').strip().splitlines()[-8:])
             raise WorkflowError(f'Snakemake ended with {engine.returncode}. Its last words (all of them: {log}):\n  {tail}')
@@ -371,7 +381,7 @@ def _check_lock(store, unlock):
                         'its lock stays behind: run this command again with --unlock.')
 
 
-def _watch(engine, runs, todo, progress, log) -> dict: # id -> Outcome
+def _watch(engine, runs, todo, progress, log, said) -> dict: # id -> Outcome
     from tqdm import tqdm
     by_id, open_, out = {r.id: r for r in runs}, {r.id: r for r in todo}, {}
     bar = tqdm(total=len(runs), initial=len(runs) - len(todo), desc='runs', unit='run', disable=not progress)
@@ -388,7 +398,7 @@ def _watch(engine, runs, todo, progress, log) -> dict: # id -> Outcome
     look(); bar.close()
     for i, r in open_.items():
         broken = [n for n in r.needs if n in by_id and not (by_id[n].folder/'.done').is_file()]
-        lost = f'it was not executed, or its process was killed; see {log}'
+        lost = said.get(i) or (_full(log.parent) if shutil.disk_usage(log.parent).free < 2**20 else f'it was not executed, or its process was killed; see {log}')
         out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=lost)
     return out
 

@@ -211,7 +211,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
         pytest.skip('no right to mount a small file system')
     try:
         monkeypatch.setenv('SKINREPRO_RUNS', str(small/'runs'))
-        grid = runs.read_grid(toy(tmp_path, '[a]\nseed = [0, 1]\n', a='Path("big").write_bytes(bytes(8*2**20*seed))'))
+        grid = runs.read_grid(toy(tmp_path, '[a]\nseed = [0, 1]\n', a='from skinrepro.core import atomic_path\nwith atomic_path("big") as tmp: tmp.write_bytes(bytes(8*2**20*seed))'))
         good, full = execute(grid, progress=False)
         assert good.status == 'ran' and full.status == 'failed' and ('No space left' in full.error or 'is full' in full.error), full.error
         assert grid[0].done and not grid[1].done

@@ -225,7 +225,7 @@ def visible_gpus() -> list[str]: # as CUDA_VISIBLE_DEVICES names them
     except (OSError, subprocess.TimeoutExpired): return []
     return [str(i) for i in range(out.stdout.count('GPU '))] if out.returncode == 0 else []
 
-# %% ../nbs/05_workflow.ipynb #ccb2e3cc
+# %% ../nbs/05_workflow.ipynb #a457bb34
 def _work(pipe): # a worker's life
     import multiprocessing
     def follow(): multiprocessing.parent_process().join(); os._exit(1) # a command that is killed takes its workers with it: no run goes on unseen
@@ -239,7 +239,8 @@ class _Pool:
     "Workers on demand; as many as jobs come at a time."
     def __init__(self, plan):
         from multiprocessing import get_context
-        self.context, self.idle, self.lock, self.all, self.errors = get_context('spawn'), [], threading.Lock(), [], {} # forking after CUDA has started is not allowed
+        self.context = get_context('spawn') # forking after CUDA has started is not allowed
+        self.idle, self.lock, self.all, self.errors = [], threading.Lock(), [], {}
         self.plan, self.jobs = plan, {r['id']: r for r in plan['runs']}
 
     def worker(self):
@@ -297,7 +298,7 @@ def main(arguments=None): # called by workflow/run.py where there is no pool
     print(f'{status} {run_id} {seconds:.0f} s {error}')
     raise SystemExit(status == 'failed')
 
-# %% ../nbs/05_workflow.ipynb #88455002
+# %% ../nbs/05_workflow.ipynb #35ac2e82
 @dataclass
 class Outcome:
     "What became of a run."
@@ -398,8 +399,9 @@ def _watch(engine, runs, todo, progress, log, said) -> dict: # id -> Outcome
     look(); bar.close()
     for i, r in open_.items():
         broken = [n for n in r.needs if n in by_id and not (by_id[n].folder/'.done').is_file()]
-        lost = said.get(i) or (_full(log.parent) if shutil.disk_usage(log.parent).free < 2**20 else f'it was not executed, or its process was killed; see {log}')
-        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=lost)
+        lost = f'it was not executed, or its process was killed; see {log}'
+        if shutil.disk_usage(log.parent).free < 2**20: lost = _full(log.parent)
+        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=said.get(i) or lost)
     return out
 
 

@@ -211,7 +211,8 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
         pytest.skip('no right to mount a small file system')
     try:
         monkeypatch.setenv('SKINREPRO_RUNS', str(small/'runs'))
-        grid = runs.read_grid(toy(tmp_path, '[a]\nseed = [0, 1]\n', a='from skinrepro.core import atomic_path\nwith atomic_path("big") as tmp: tmp.write_bytes(bytes(8*2**20*seed))'))
+        body = 'from skinrepro.core import atomic_path\nwith atomic_path("big") as tmp: tmp.write_bytes(bytes(8*2**20*seed))'
+        grid = runs.read_grid(toy(tmp_path, '[a]\nseed = [0, 1]\n', a=body))
         good, full = execute(grid, progress=False)
         assert good.status == 'ran' and full.status == 'failed' and ('No space left' in full.error or 'is full' in full.error), full.error
         assert grid[0].done and not grid[1].done
@@ -225,7 +226,7 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
     body = 'Path("gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"]); Path("at").write_text(str(time.time())); time.sleep(1)\n' \
            'Path("to").write_text(str(time.time()))'
     grid = runs.read_grid(toy(tmp_path, '[a]\ngpus = 1\nseed = [0, 1, 2]\n[b]\n[c]\ngpus = 2\n', a=body, b=body, c=body))
-    assert {o.status for o in execute(grid, cores=4, progress=False)} == {'ran'}
+    outcomes = execute(grid, cores=4, progress=False); assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
     read = lambda r, f: (r.folder/f).read_text()
     used = {(r.section, r.parameters['seed']): read(r, 'gpu') for r in grid}
     assert used['b', 0] == '' and sorted(used['c', 0].split(',')) == ['4', '7'] and {used['a', s] for s in (0, 1, 2)} <= {'4', '7'}

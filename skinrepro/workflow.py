@@ -97,7 +97,7 @@ def everything(
     from skinrepro.runs import read_grid
     return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
 
-# %% ../nbs/05_workflow.ipynb #d1f43a10
+# %% ../nbs/05_workflow.ipynb #c09b5776
 _THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
@@ -190,7 +190,9 @@ def _launch(n:int, notebook, folder:Path, parameters:dict) -> str: # the same in
         errors = [f.read_text(encoding='utf-8') for f in sorted(Path(d).glob('error-*'), key=lambda f: f.stat().st_mtime)] # the first is the cause
     for f in folder.glob('executed-*.ipynb'): f.unlink() # they say what the first one says
     if errors: return errors[0]
-    return '' if not done.returncode else 'accelerate launch failed: ' + (done.stderr.strip().splitlines() or ['no message'])[-1]
+    if not done.returncode: return ''
+    said = [l for l in done.stderr.splitlines() if l.strip(' =-')]; named = [l for l in said if 'Error' in l]
+    return f'accelerate launch failed: {(named or said or ["it says nothing"])[0].strip()}'
 
 
 def rank_main(): # called by workflow/rank.py

@@ -1,9 +1,9 @@
 """How good is the shipped miniature base model, and what does its design rest on?
 
     python benchmarks/miniature.py card      # samples, judged; writes the model card and its pictures (15 min on 2 cores)
-    python benchmarks/miniature.py ablation  # noise offset and schedule on and off: which tone does image-to-image reach? (30 min)
+    python benchmarks/miniature.py ablation  # noise offset and schedule on and off: which tone does image-to-image reach? (20 min)
 
-The ablation trains four smaller U-Nets (widths 32 and 64) for fewer steps, all else as the shipped one; it compares them with each other, not with it.
+The ablation trains four smaller U-Nets (widths 32 and 64) for fewer steps, on the shipped codec; it compares them with each other, not with it.
 
 The judge is a small residual network trained on rendered phantoms of all conditions; its own accuracy on fresh phantoms is
 printed first, and nothing that it says is better than that.
@@ -111,7 +111,7 @@ def numbers(parents, images, seen, label, asked):
                 prompts_condition=float((seen == asked).mean()), structure=float(structure(parents, images).mean()))
 
 
-def image_to_image(base, judge, folder, strengths, guidance, n=60, steps=25):
+def image_to_image(base, judge, folder, strengths, guidance, n=60, steps=25, controls=(False, True)):
     "Light parents of the known conditions, a dark prompt; the control names another condition."
     from PIL import Image
 
@@ -124,7 +124,7 @@ def image_to_image(base, judge, folder, strengths, guidance, n=60, steps=25):
     for f, a in zip(files, light): Image.fromarray(a).save(f)
     rows, shown = [], {}
     for s in strengths:
-        for control in (False, True):
+        for control in controls:
             other = [KNOWN[(KNOWN.index(c) + 1) % len(KNOWN)] if control else c for c in label]
             specs = pd.DataFrame([dict(image_id=f'i2i-{s:g}-{control}-{i}', path=str(f), prompt=caption(o, 5 + i//4 % 2), strength=s,
                                        guidance=guidance, steps=steps, seed=i, label=c, skin_type=5 + i//4 % 2, parent_id=f.stem)
@@ -254,15 +254,17 @@ def ablation(a):
     from pathlib import Path
 
     from skinrepro.latent import load_base
-    from skinrepro.miniature import train
-    judge = train_judge(); rows = []
+    from skinrepro.miniature import train, training_set
+    judge = train_judge(6000, 8); fresh, y, _ = phantoms(1000, 11, (.25, .8)); rows = []
+    print(f'judge on fresh phantoms: {(judge(fresh) == np.array(NAMES)[y]).mean():.3f}', flush=True)
+    given, codec = training_set(a.pictures), load_base('miniature').vae
     for offset in (.5, 0.):
         for shift in (.6, 1.): # 1 is the plain cosine schedule
             with tempfile.TemporaryDirectory() as d:
-                train(Path(d)/'base', n=a.pictures, steps=a.steps, noise_offset=offset, shift=shift, widths=(32, 64), every=a.steps,
+                train(Path(d)/'base', steps=a.steps, noise_offset=offset, shift=shift, widths=(32, 64), every=a.steps, given=given, codec=codec,
                       progress=False)
                 base = load_base('miniature', folder=Path(d)/'base')
-                *_, table = image_to_image(base, judge, Path(d)/'i2i', (.4, .5, .6, .7, .8), a.img2img_guidance, n=40)
+                *_, table = image_to_image(base, judge, Path(d)/'i2i', (.5, .6, .7, .8), a.img2img_guidance, n=40, controls=(False,))
                 rows.append(table[~table.wrong_prompt].assign(noise_offset=offset, shift=shift)); print(rows[-1].round(3).to_string(), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
     with atomic_path(OUT/'ablation.csv') as tmp: pd.concat(rows).round(4).assign(steps=a.steps, pictures=a.pictures).to_csv(tmp, index=False)
@@ -275,6 +277,6 @@ if __name__ == '__main__':
     p.add_argument('--guidance', type=float, default=2.)
     p.add_argument('--img2img-guidance', type=float, default=4.)
     p.add_argument('--strengths', type=float, nargs='+', default=[.4, .5, .6, .7, .8])
-    p.add_argument('--steps', type=int, default=700); p.add_argument('--pictures', type=int, default=8000)
+    p.add_argument('--steps', type=int, default=500); p.add_argument('--pictures', type=int, default=6000)
     a = p.parse_args()
     {'card': card, 'ablation': ablation}[a.what](a)

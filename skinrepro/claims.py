@@ -234,8 +234,9 @@ def claims_layout(
 ) -> pd.DataFrame:      # text
     "What a reader wants to see of each claim."
     signed = lambda v: '–' if v != v else f'{v:+.1f}'
+    size = lambda v: 'none' if v != v else f'{v:.0f}' # none: so small a test set cannot show any difference
     interval = lambda r: '' if r.low != r.low else f' [{r.low:+.1f}, {r.high:+.1f}]'
     return pd.DataFrame([{
         'claim': r.claim, 'records': r.part, 'printed effect': signed(r.printed), 'our effect [interval]': signed(r.effect) + interval(r), 'verdict': r.verdict,
         'against': r.rival, 'draws × pairs': f'{r.draws} × {r.pairs}' if r.draws else '', 'test images': r.n_test,
-        'MDE': '' if r.mde != r.mde else f'{r.mde:.0f} ({r.mde_low:.0f} to {r.mde_high:.0f})', 'note': r.note} for r in table.itertuples()])
+        'MDE': '' if r.mde != r.mde else f'{size(r.mde)} ({size(r.mde_low)} to {size(r.mde_high)})', 'note': r.note} for r in table.itertuples()])

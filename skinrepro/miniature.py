@@ -193,6 +193,8 @@ def train(
     device:str='cpu',
     every:int=500,               # steps from one checkpoint to the next
     init=None,                   # folder of an earlier miniature: its codec is kept, its weights are the start, blocks and words that it lacks are new
+    given=None,                  # pictures from `training_set`, to share between trainings; None renders n
+    codec=None,                  # a codec to keep, from `fit_codec` or an earlier base; None fits one
     progress:bool=True,
 ) -> pd.DataFrame:               # log of the loss
     "Train a miniature base model, from scratch or from an earlier one; resumes. A step of 48 takes about 1.2 seconds on two cores, so the default four hours."
@@ -200,9 +202,10 @@ def train(
     import torch.nn.functional as F
     folder = Path(folder)
     from skinrepro import latent
-    images, labels, skin = training_set(n, jobs=jobs)
+    images, labels, skin = training_set(n, jobs=jobs) if given is None else given; n = len(images)
     before = None if init is None else latent.load_base('miniature', folder=init)
-    codec, db = fit_codec(images, steps=codec_steps, seed=seed) if before is None else (before.vae, float('nan'))
+    if codec is None and before is not None: codec = before.vae
+    codec, db = fit_codec(images, steps=codec_steps, seed=seed) if codec is None else (codec, float('nan'))
     z, texts, which = _latents(codec, images), *_captions(labels, skin)
     torch.manual_seed(seed)
     tokenizer = make_tokenizer(); ids = tokenizer(texts, padding='max_length', return_tensors='pt').input_ids.to(device)
@@ -227,7 +230,7 @@ def train(
     log = fit(model, batches, loss, optimizer, steps, rate, folder=folder/'checkpoints', device=device, clip=1., ema=ema, every=every,
               unit='step', progress=progress)
     facts = dict(version=VERSION, noise_offset=noise_offset, shift=shift, pictures=n, steps=steps, batch_size=batch_size, lr=lr, ema=ema,
-                 seed=seed, **(dict(codec_db=round(db, 2)) if before is None else dict(init=before.weights_hash)))
+                 seed=seed, **(dict(codec_db=round(db, 2)) if db == db else {}), **(dict(init=before.weights_hash) if before is not None else {}))
     save_base(folder, codec, tokenizer, model['text_encoder'].cpu(), model['unet'].cpu(), scheduler, facts)
     return log
 

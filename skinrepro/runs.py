@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand', 'read_grid',
-           'asked_for', 'begin', 'finish', 'find', 'Outcome', 'execute', 'read_records', 'read_record']
+           'asked_for', 'begin', 'finish', 'find', 'Outcome', 'execute', 'read_records', 'read_record', 'write_records']
 
 # %% ../nbs/01_runs.ipynb #c9f77680
 import ast
@@ -433,8 +433,26 @@ def read_records(
 
 
 def read_record(
-    file, # a records.csv, of one run or of many
+    file, # a records.csv, of one run or of many; where a runs.csv lies beside it, what belongs to a whole run is there
 ) -> pd.DataFrame:
-    "Records from a file: numbers are numbers or NaN, all other empty cells are empty text (a parameter may be '')."
+    "Records from a file: numbers are numbers or NaN, all other empty cells are empty text (a parameter may be ''). Raises ValueError for an unknown run."
     numbers = {c: ['', 'nan'] for c in ('value', 'n', 'low', 'high')}
-    return pd.read_csv(file, keep_default_na=False, na_values=numbers, dtype={'run_id': str, 'commit': str})
+    read = lambda f: pd.read_csv(f, keep_default_na=False, na_values=numbers, dtype={'run_id': str, 'commit': str})
+    t, beside = read(file), Path(file).with_name('runs.csv')
+    if not beside.is_file(): return t
+    whole = read(beside); lost = t.run_id[~t.run_id.isin(whole.run_id)]
+    if len(lost): raise ValueError(f'{file}, run {lost.iloc[0]}: {beside.name} beside it does not have this run. Both files belong together: restore them.')
+    return whole.merge(t, on='run_id', how='right', validate='one_to_many')
+
+
+def write_records(
+    records:pd.DataFrame, # of many runs
+    file,                 # records.csv; gets the numbers, and runs.csv beside it what is the same for all numbers of a run
+):
+    "Keep records of many runs, each fact once: parameters and provenance by run, numbers by row. `read_record` joins them."
+    rows = {'run_id', 'metric', 'group', 'value', 'n', 'low', 'high'}
+    same = (records.groupby('run_id').nunique(dropna=False) <= 1).all()
+    of_run = [c for c in records if c not in rows and same[c]]
+    parts = {'runs.csv': records[['run_id', *of_run]].drop_duplicates('run_id'), Path(file).name: records.drop(columns=of_run)}
+    for name, t in parts.items():
+        with atomic_path(Path(file).with_name(name)) as tmp: t.to_csv(tmp, index=False, lineterminator='\n', float_format='%.7g')

@@ -215,7 +215,8 @@ def reports(tmp_path_factory):
             p = run.parameters; runs.finish(run, pd.DataFrame(numbers_of(run, rng)), provenance(p['data'], '0'*16, 'made up', '0'*64, 'mini', 'cpu'))
             if run.section == 'generator' and (p['scenario'], p['seed']) == ('iii', 0): leave_images(run)
         execute_report(base)
-        (base/'second'/'wang2024').mkdir(parents=True); shutil.copy(base/'first'/'wang2024'/'records.csv', base/'second'/'wang2024')
+        (base/'second'/'wang2024').mkdir(parents=True)
+        for f in ('records.csv', 'runs.csv'): shutil.copy(base/'first'/'wang2024'/f, base/'second'/'wang2024')
         os.environ |= dict(SKINREPRO_RUNS=str(base/'none'), SKINREPRO_FIGURES=str(base/'second'))
         execute_report(base)
     finally:

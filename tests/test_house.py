@@ -67,8 +67,7 @@ def test_nothing_belongs_to_one_machine():
 
 def test_no_large_files():
     base = ROOT/'skinrepro'/'miniature_base' # the embedded base model: half precision, less than 12 MB in all
-    records = 5_000_000 # a row has the whole provenance of its number, so that nobody needs to join tables to read it
-    assert not [f for f in tracked() if f.stat().st_size > (records if f.name == 'records.csv' else 3_000_000) and base not in f.parents]
+    assert not [f for f in tracked() if f.stat().st_size > 3_000_000 and base not in f.parents]
     assert sum(f.stat().st_size for f in base.rglob('*') if f.is_file()) < 12e6
 
 

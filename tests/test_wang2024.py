@@ -137,7 +137,7 @@ def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_da
     if not with_data: monkeypatch.delenv('SKINREPRO_DATA', raising=False)
     monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
     committed = ROOT/'figures'/'wang2024'; (tmp_path/'figures'/'wang2024').mkdir(parents=True)
-    shutil.copy(committed/'records.csv', tmp_path/'figures'/'wang2024')
+    for f in ('records.csv', 'runs.csv'): shutil.copy(committed/f, tmp_path/'figures'/'wang2024')
     report(tmp_path)
     tables = sorted(f.name for f in committed.iterdir() if f.suffix in ('.md', '.csv', '.tex'))
     assert 'table1.md' in tables and 'pad_ufes20.md' in tables
@@ -148,7 +148,8 @@ def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_da
 def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypatch):
     "One run of the grid in the store, and one trial with other parameters: the first is in the tables, the second nowhere."
     monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
-    home = tmp_path/'figures'/'wang2024'; home.mkdir(parents=True); shutil.copy(ROOT/'figures'/'wang2024'/'records.csv', home)
+    home = tmp_path/'figures'/'wang2024'; home.mkdir(parents=True)
+    for f in ('records.csv', 'runs.csv'): shutil.copy(ROOT/'figures'/'wang2024'/f, home)
     committed = runs.read_record(home/'records.csv')
     mine = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'mini', 'scenario')[0]; trial = 'scenario-000000000000'
     made = committed[committed.run_id == mine.id].assign(commit='mine'); assert len(made)

@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 # the first interpreter of the right version that really starts (a pyenv shim may exist without one)
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
             $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' >/dev/null 2>&1 && { command -v $$p; break; }; done)
-JOBS   ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+JOBS   ?= $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
 export HF_HUB_OFFLINE ?= 1
 STAMP  := $(VENV)/.setup-done
 

@@ -194,7 +194,7 @@ def train_classifier(
 
     move = lambda t: t.to(device, non_blocking=True, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
     log = fit(model, train, lambda m, b: cross_entropy(m(move(b[0])), move(b[1])), opt, epochs, schedule, after_epoch, folder, device, precision,
-              progress=progress)
+              progress=progress, log_csv=Path(folder)/'log.csv' if folder else None)
     load = lambda part, e: kept[part, e] if (part, e) in kept else np.load(_probabilities_file(folder, part, e), allow_pickle=False)
     return log, {part: np.stack([load(part, e) for e in range(epochs)]) for part in parts}
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'seed_all', 'device', 'check_choice', 'Provenance', 'provenance', 'commit']
+           'ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice', 'Provenance', 'provenance',
+           'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
@@ -123,7 +124,41 @@ def hash_text(
     "SHA-256 of the parts, kept apart by a separator."
     return hashlib.sha256('\x1f'.join(str(p) for p in parts).encode()).hexdigest()
 
-# %% ../nbs/00_core.ipynb #8395bba7
+# %% ../nbs/00_core.ipynb #4709bd8c
+def ranks() -> tuple[int, int]: # (this process, how many there are); (0, 1) for an ordinary run
+    "Which of the processes of one run this is."
+    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+
+
+def _together():
+    import torch
+    from accelerate import PartialState
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def wait_for_everyone():
+    "Go on when all processes of the run are here."
+    if ranks()[1] > 1: _together().wait_for_everyone()
+
+
+@contextmanager
+def locked(
+    file, # of the lock
+):
+    "A file lock that a run holds once, whatever the number of its processes."
+    from filelock import FileLock
+    rank, n = ranks()
+    if n == 1:
+        with FileLock(file): yield
+        return
+    lock = FileLock(file)
+    if rank == 0: lock.acquire()
+    wait_for_everyone()
+    try: yield
+    finally:
+        if rank == 0: lock.release()
+
+# %% ../nbs/00_core.ipynb #5fa86548
 def seed_all(
     seed:int,         # 0 .. 2**32 - 1
     torch:bool=False, # load torch to seed it too (it is seeded anyway when it is already loaded)
@@ -145,6 +180,7 @@ def device(
     "CUDA if there is one, else Apple's MPS, else the CPU. Raises RuntimeError when a named device is absent."
     import torch
     have = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
+    if ranks()[1] > 1: _together() # makes this process's own GPU the current one
     if name == 'auto': return next(d for d, ok in have.items() if ok)
     kind = name.split(':')[0]
     if kind not in have: raise RuntimeError(f'Unknown device {name!r}: use auto, cpu, mps, cuda or cuda:<index>.')
@@ -152,7 +188,7 @@ def device(
         raise RuntimeError(f'Device {name!r} is not available on this machine; use device="auto" or "cpu".')
     return name
 
-# %% ../nbs/00_core.ipynb #743cf552
+# %% ../nbs/00_core.ipynb #6d964c86
 PROFILES = {
     'smoke': 'a handful of images, the smallest models; proves that the code runs, says nothing about skin',
     'mini': 'small models really trained on 64 px images; minutes on two CPU cores',
@@ -169,7 +205,7 @@ def check_choice(
     if value not in list(choices): raise ValueError(f'{name} = {value!r} is not one of {", ".join(map(repr, choices))}.')
     return value
 
-# %% ../nbs/00_core.ipynb #328b05b1
+# %% ../nbs/00_core.ipynb #6eb4917d
 @dataclass
 class Provenance:
     "What made a number. All fields are plain values, so that they become columns of a record."
@@ -227,3 +263,14 @@ def _libraries() -> str:
         try: return f'{name} {version(name)}'
         except PackageNotFoundError: return f'{name} -'
     return '; '.join([f'python {platform.python_version()}', *map(v, ('torch', 'timm', 'diffusers', 'numpy', 'pillow', 'scikit-learn'))])
+
+# %% ../nbs/00_core.ipynb #b6525262
+def device_name() -> str: # e.g. 'NVIDIA H100 80GB HBM3', 'Intel(R) Xeon(R) Platinum 8481C, 2 cores'
+    "What computes here."
+    import platform
+
+    import torch
+    if torch.cuda.is_available(): return torch.cuda.get_device_name()
+    try: model = next(l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
+    except (OSError, StopIteration): model = platform.processor() or platform.machine()
+    return f'{model}, {os.cpu_count()} cores'

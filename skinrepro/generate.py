@@ -6,7 +6,7 @@
 __all__ = ['REQUIRED', 'SYNTHETIC', 'check_specs', 'walked', 'targets', 'write_image', 'read_provenance', 'prepared',
            'remember_text', 'start_noise', 'sample', 'plan', 'GenerationError', 'generate', 'default_batch_size']
 
-# %% ../nbs/30_generate.ipynb #40be1600
+# %% ../nbs/30_generate.ipynb #6db5480e
 import copy
 import hashlib
 import inspect
@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from . import __version__
-from .core import atomic_path, check_choice, hash_text, paths
+from .core import atomic_path, check_choice, hash_text, paths, ranks, wait_for_everyone
 from .images import FITS, file_md5s, fit_image, load_image
 from .latent import Base, encode_prompts, module_hash, refuse_random
 from .manifest import COLUMNS, make, validate
@@ -312,7 +312,7 @@ def _pixels(base:Base, z): # scaled latents (b, C, h, w) -> function: i -> (H, W
 class GenerationError(RuntimeError):
     "Generation cannot go on; the message says where it stopped, what is kept and what to do."
 
-# %% ../nbs/30_generate.ipynb #83ed9e04
+# %% ../nbs/30_generate.ipynb #3f659592
 def generate(
     base:Base,                        # from latent.load_base or personalise.personalised
     specs:pd.DataFrame,               # see `check_specs`
@@ -349,8 +349,10 @@ def generate(
     with ThreadPoolExecutor(max(1, threads)) as pool:
         found = pool.map(_whole, files, [r['key'] for r in records])
         md5 = list(tqdm(found, total=len(s), desc='look', unit='image', disable=not progress, leave=False)) # None: to be made
-        todo = s[[m is None for m in md5]]; kept = len(s) - len(todo)
-        batches = [todo.index.to_numpy()[b] for b in plan(todo, batch_size or default_batch_size(base))] if len(todo) else []
+        wait_for_everyone() # nobody writes before all have looked
+        todo = s[[m is None for m in md5]]; rank, n = ranks()
+        batches = [todo.index.to_numpy()[b] for b in plan(todo, batch_size or default_batch_size(base))][rank::n] if len(todo) else []
+        kept = len(s) - sum(map(len, batches))
         parents = _Parents(base, [s.path[b].tolist() for b in batches], fit, pool)
         place = {p: i for i, p in enumerate(prompts)}; index = s.prompt.map(place).to_numpy(); writing = deque()
 
@@ -365,6 +367,8 @@ def generate(
                 writing.append([pool.submit(save, image, j, i) for j, i in enumerate(rows)])
                 while len(writing) > 2: bar.update(sum(f.result() is None for f in writing.popleft())) # bounds memory; a failure stops here
             while writing: bar.update(sum(f.result() is None for f in writing.popleft()))
+        wait_for_everyone()
+        for i in todo.index[[md5[i] is None for i in todo.index]]: md5[i] = _whole(files[i], records[i]['key']) # made by another process of this run
     keep = [c for c in COLUMNS if c in s and c not in ('path', 'group', 'source', 'md5')]
     return validate(make(s[keep].assign(path=[str(f) for f in files], md5=md5), source='synthetic'))
 

@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['save_checkpoint', 'checkpoints', 'load_checkpoint', 'TrainingError', 'fit']
 
-# %% ../nbs/02_loop.ipynb #8efe83df
+# %% ../nbs/02_loop.ipynb #dc0b7c62
 import json
 import math
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path
+from .core import atomic_path, ranks, wait_for_everyone
 
-# %% ../nbs/02_loop.ipynb #4e908170
+# %% ../nbs/02_loop.ipynb #61bb0321
 def save_checkpoint(
     folder,      # holds the checkpoints of one training
     model,       # torch module
@@ -65,6 +66,9 @@ def load_checkpoint(folder, model, optimizer, scheduler=None, ema=None) -> dict:
     for key, v in {**load_file(path/'optimizer.safetensors'), **meta['plain']}.items():
         i, name = key.split('.', 1); state.setdefault(int(i), {})[name] = v
     optimizer.load_state_dict(dict(state=state, param_groups=meta['groups']))
+    for p, kept in optimizer.state.items(): # in the weights' memory order, which fused optimizers take for granted
+        for k, v in kept.items():
+            if torch.is_tensor(v) and v.shape == p.shape and v.stride() != p.stride(): kept[k] = torch.empty_like(p).copy_(v)
     if scheduler is not None: scheduler.load_state_dict(meta['scheduler'])
     if ema is not None:
         if not (path/'ema.safetensors').is_file(): raise ValueError(f'{path} was made without ema; delete it to start again, or train without ema.')
@@ -81,7 +85,7 @@ def _remove(folder):
     import shutil
     shutil.rmtree(folder, ignore_errors=True)
 
-# %% ../nbs/02_loop.ipynb #03c13f0a
+# %% ../nbs/02_loop.ipynb #d0d5c988
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
@@ -103,49 +107,53 @@ def fit(
     ema:float|None=None,                    # decay of a moving average of the trained weights, which `after_epoch` sees and the model ends with
     every:int=1,                            # epochs from one log row, callback and checkpoint to the next
     unit:str='epoch',                       # what an epoch is called: 'step' where it is a single optimizer step
-    log_csv=None,                           # file to keep the log in as well, e.g. to follow a long training
+    log_csv=None,                           # file to keep the log in as well, with images per second, e.g. to follow a long training
     title:str='train',                      # what the bar says
-) -> pd.DataFrame:                          # one row per epoch (or per `every`): epoch, lr, loss, seconds and the numbers of `after_epoch`
-    "Train. Raises TrainingError on a loss that is not finite, naming epoch and batch."
+) -> pd.DataFrame:                          # one row per epoch (or per `every`): epoch, lr, loss, images, the numbers of `after_epoch`, seconds
+    "Train. Raises TrainingError on a loss that is not finite, naming epoch and batch. SKINREPRO_TRACKER=tensorboard logs there, too."
     import time
 
     import torch
     from tqdm import tqdm
     if min(accumulate, every) < 1: raise ValueError(f'accumulate = {accumulate} and every = {every}: both count from 1.')
-    acc = _accelerator(precision, device)
+    acc, tracked = _accelerator(precision, device, folder); rank, n = ranks(); shared = n > 1 and accumulate % n == 0
     model.to(device) # before a checkpoint is loaded: the optimizer's state follows the weights
     learned = [p for p in model.parameters() if p.requires_grad]; average = _average(learned, ema)
     log, first = [], 0
-    for stale in Path(folder).glob('.tmp-checkpoint-*') if folder else (): _remove(stale) # a killed process was writing them
+    for stale in Path(folder).glob('.tmp-checkpoint-*') if folder and not rank else (): _remove(stale) # a killed process was writing them
     if folder and checkpoints(folder):
         state = load_checkpoint(folder, model, optimizer, scheduler, average)
         log, first = state['log'], state['epoch'] + 1
-    run, opt = acc.prepare(model, optimizer)
+    run, opt = acc.prepare(model, optimizer) if n == 1 else (model, acc.prepare(optimizer)) # gradients are summed by `_share`
     kept = first - 1 # the last epoch with a checkpoint
-    bar = tqdm(total=epochs, initial=min(first, epochs), desc=title, unit=unit, disable=not progress, leave=False)
+    bar = tqdm(total=epochs, initial=min(first, epochs), desc=title, unit=unit, disable=not progress or bool(rank), leave=False)
     for epoch in range(first, epochs):
         if epoch == first or epoch % every == 0: # a new row of the log; after a resume it starts where the checkpoint ended
-            start = time.time(); run.train(); total = torch.zeros((), device=device); bad = torch.full((), -1, device=device); seen = []
+            start = time.time(); run.train(); total = torch.zeros((), device=device); bad = torch.full((), -1, device=device); seen = []; images = 0
         pending = 0
         for b, batch in enumerate(batches(epoch)):
-            with acc.autocast(): value = loss(run, batch)
-            acc.backward(value/accumulate if accumulate > 1 else value); pending += 1
-            if pending == accumulate: _step(acc, run, opt, clip, average, learned); pending = 0
+            pending += 1
+            if shared and b % n != rank: value = torch.zeros((), device=device) # another process has it
+            else:
+                with acc.autocast(): value = loss(run, batch)
+                acc.backward(value/accumulate if accumulate > 1 else value)
+            if pending == accumulate: _share(learned, shared); _step(acc, run, opt, clip, average, learned); pending = 0
             bad = torch.where((bad < 0) & ~torch.isfinite(value.detach()), len(seen), bad)
-            total += value.detach().float(); seen.append((epoch, b))
-        if pending: _step(acc, run, opt, clip, average, learned)
+            total += value.detach().float(); seen.append((epoch, b)); images += _images(batch)
+        if pending: _share(learned, shared); _step(acc, run, opt, clip, average, learned)
         if not seen or seen[-1][0] != epoch:
             raise TrainingError(f'{unit.capitalize()} {epoch} has no batches: the training set is empty or smaller than one batch.')
         lr = optimizer.param_groups[0]['lr']
         if (epoch + 1) % every and epoch + 1 < epochs:
             if scheduler is not None: scheduler.step()
             bar.update(); continue
+        if n > 1: bad, total = _of_all(bad, total, shared)
         if int(bad) >= 0:
             bar.close(); e, b = seen[int(bad)]
             raise TrainingError(f'Loss is not finite in {unit} {e}, batch {b}. '
                                 + (f'The checkpoint of {unit} {kept} is kept in {folder}. ' if folder and kept >= 0 else 'Nothing is kept yet. ')
                                 + 'Lower the learning rate, or clip gradients.')
-        row = {unit: epoch, 'lr': lr, 'loss': float(total)/len(seen)}
+        row = {unit: epoch, 'lr': lr, 'loss': float(total)/len(seen), 'images': images}
         if scheduler is not None: scheduler.step()
         if after_epoch:
             run.eval()
@@ -153,20 +161,54 @@ def fit(
             row |= after_epoch(acc.unwrap_model(run), epoch) or {}
             if average: average.restore(learned)
         log.append(row | dict(seconds=round(time.time() - start, 2)))
-        if folder: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log), average); kept = epoch
-        if log_csv: _write_csv(log, log_csv)
+        if folder:
+            if not rank: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log), average)
+            wait_for_everyone(); kept = epoch
+        if log_csv and not rank: _write_csv(log, log_csv)
+        if tracked: acc.log({k: v for k, v in log[-1].items() if k != unit}, step=epoch)
         bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != unit and not math.isnan(v)}, refresh=False); bar.update()
     bar.close()
+    if tracked: acc.end_training()
     if average: average.copy_to(learned)
     return pd.DataFrame(log)
 
 
-def _accelerator(precision, device):
+def _accelerator(precision, device, folder): # -> accelerator, whether it keeps a log of its own
     "Accelerate keeps the first precision and device that a process asked for; a notebook may train twice."
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    if AcceleratorState._shared_state and AcceleratorState().num_processes == 1: AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False)
+    if AcceleratorState._shared_state: AcceleratorState._reset_state(reset_partial_state=ranks()[1] == 1)
+    name = os.environ.get('SKINREPRO_TRACKER') if folder else None
+    try: acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False, log_with=name, project_dir=str(folder) if name else None)
+    except (ImportError, ValueError) as e:
+        raise TrainingError(f'SKINREPRO_TRACKER = {name}: {e} Install it (e.g. pip install tensorboard), or unset it.') from None
+    if name: acc.init_trackers('log')
+    return acc, bool(acc.trackers)
+
+
+def _share(learned, shared):
+    "Gradients of a step whose batches were dealt out to several processes; the mean where all did the same, so that they stay the same."
+    rank, n = ranks()
+    if n == 1: return
+    import torch
+    import torch.distributed as dist
+    for p in learned:
+        if p.grad is None: p.grad = torch.zeros_like(p)
+        dist.all_reduce(p.grad)
+        if not shared: p.grad /= n
+
+
+def _of_all(bad, total, shared): # the first bad batch of any process, the loss of all
+    import torch
+    import torch.distributed as dist
+    never = torch.iinfo(bad.dtype).max; bad = torch.where(bad < 0, never, bad)
+    dist.all_reduce(bad, dist.ReduceOp.MIN); bad = torch.where(bad == never, -1, bad)
+    if shared: dist.all_reduce(total)
+    return bad, total
+
+
+def _images(batch) -> int: # how many a batch has: the length of its first tensor
+    return next((len(t) for t in (batch if isinstance(batch, (tuple, list)) else [batch]) if getattr(t, 'ndim', 0)), 0)
 
 
 def _step(acc, run, opt, clip, average, learned):
@@ -183,4 +225,5 @@ def _average(parameters, decay):
 
 
 def _write_csv(log, path):
-    with atomic_path(path) as tmp: pd.DataFrame(log).to_csv(tmp, index=False)
+    t = pd.DataFrame(log)
+    with atomic_path(path) as tmp: t.assign(images_per_second=(t.images/t.seconds.clip(lower=.01)).round(1)).to_csv(tmp, index=False)

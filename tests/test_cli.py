@@ -173,3 +173,85 @@ def test_verify_in_a_folder_that_cannot_be_written(pad):
 def test_an_inventory_that_cannot_be_written(pad):
     out = run('data', 'verify', 'pad_ufes20', '--folder', pad, '--out', pad/'metadata.csv'/'inventory.csv') # below a file, also for root
     assert out.exit_code == 1 and 'Cannot write' in out.output and 'name another file with --out' in out.output
+
+
+# Runs ---------------------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('command', ['run', 'todo', 'where', 'doctor'])
+def test_each_command_has_help_with_an_example(command):
+    out = run(command, '--help'); assert out.exit_code == 0 and 'Example' in out.output
+
+
+@pytest.mark.parametrize('args,says', [
+    (['run', 'wang2042'], 'Did you mean wang2024'),
+    (['todo', 'wang2024', '--section', 'table9'], 'scenario'),
+    (['run', 'wang2024', '--cores', '0'], '--cores'),
+    (['run', 'wang2024', '--slurm', 'nowhere'], 'config.yaml'),
+    (['where', 'wang2024', 'table77'], 'Table 1'),
+    (['where', 'wang2024'], 'ARTEFACT'),
+    (['doctor', 'now'], 'unexpected extra argument'),
+])
+def test_bad_arguments_say_what_there_is(args, says, tmp_path, monkeypatch):
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path))
+    out = run(*args); assert out.exit_code in (1, 2) and says in out.stderr, out.stderr
+
+
+def test_a_missing_data_set_is_said_before_anything_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
+    out = run('run', 'wang2024', '--profile', 'paper', '--section', 'scenario', '--set', 'scenario=iii', '--set', 'seed=0', '--set', 'arch=vgg16')
+    assert out.exit_code == 2 and 'fitzpatrick17k' in out.stderr and 'SKINREPRO_DATA' in out.stderr and not (tmp_path/'runs').exists()
+
+
+def test_a_stale_lock_is_explained_and_cleared_on_request(tmp_path, monkeypatch):
+    from skinrepro.core import paths
+    from skinrepro.runs import read_grid
+    from skinrepro.workflow import execute
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path))
+    lock = tmp_path/'.snakemake'/'locks'/'0.input.lock'; lock.parent.mkdir(parents=True); lock.write_text('')
+    out = run('run', 'wang2024'); assert out.exit_code == 1 and '--unlock' in out.stderr and 'locked' in out.stderr and lock.exists(), out.stderr
+    assert execute(read_grid(paths().papers/'wang2024', 'mini', 'scenario')[:0], unlock=True) == [] and not lock.exists()
+
+
+def test_where_names_notebook_heading_and_files():
+    out = run('where', 'wang2024', 'Table 2').output
+    for word in ('nbs/papers/wang2024/report.ipynb', 'Tables 2, 3 and 4', 'figures/wang2024/table2.md'): assert word in out
+    assert run('where', 'wang2024', 'table2').output == out == run('where', 'wang2024', 'TABLE_2').output
+
+
+def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
+    from skinrepro.core import paths
+    from skinrepro.runs import read_grid
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path))
+    first, second, *_ = read_grid(paths().papers/'wang2024', 'mini', 'scenario')
+    for r in (first, second): r.folder.mkdir(parents=True)
+    (first.folder/'records.csv').write_text('run_id'); (second.folder/'error.txt').write_text('ValueError: the dog ate it')
+    out = run('todo', 'wang2024', '--section', 'scenario', '--no-measure'); assert out.exit_code == 0, out.stderr
+    counts = next(l for l in out.output.splitlines() if l.strip().startswith('all')).split()
+    assert counts == ['all', '1', '-', '1', '-', '16'] and 'the dog ate it' in out.output and second.id in out.output
+    assert '17 runs are left' in out.output
+    assert 'wang2024' in run('todo').output
+
+
+def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
+    "Rates are measured once, kept, and corrected by finished runs; a run that took twice as long doubles what is left."
+    import json
+
+    from skinrepro.core import paths
+    from skinrepro.runs import read_grid
+    from skinrepro.workflow import estimate
+    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs')); monkeypatch.setenv('SKINREPRO_CACHE', str(tmp_path/'cache'))
+    grid = read_grid(paths().papers/'wang2024', 'mini', 'scenario', arch='vit_small', seed=0)
+    blank = estimate(grid, 1, measure=False); assert blank.hours == 0 and blank.unknown
+    fresh = estimate(grid, 1); assert fresh.runs == 3 and fresh.hours > 0 and not fresh.unknown and len(list((tmp_path/'cache'/'rates').glob('*.json'))) == 1
+    again = estimate(grid, 1); assert again.hours == fresh.hours and estimate(grid, 3).hours < fresh.hours
+    took = 2*next(iter(estimate(grid[:1], 1).hours*3600 for _ in '1'))
+    grid[0].folder.mkdir(parents=True); (grid[0].folder/'.done').write_text(str(took))
+    left = estimate(grid, 1); assert left.runs == 2 and abs(left.corrected['scenario'] - 2) < 1e-6 and left.hours > 1.2*fresh.hours/3*2*.8
+    assert json.loads(next((tmp_path/'cache'/'rates').glob('*.json')).read_text()) and any('corrected' in l.lower() for l in left.lines())
+
+
+def test_doctor_says_what_is_missing_and_how_to_mend_it(tmp_path, monkeypatch):
+    out = run('doctor'); assert out.exit_code == 0, out.output + out.stderr
+    for word in ('Python', 'CUDA', 'disk for runs', 'fitzpatrick17k', 'base model miniature', 'base model sd21-base', 'hf download', 'skinrepro data'):
+        assert word in out.output

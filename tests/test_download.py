@@ -258,7 +258,8 @@ def test_a_wrong_file_in_the_folder_is_replaced_only_by_the_right_one(serve, tmp
 
 
 CLIENT = '''
-import sys, pandas as pd
+import signal, sys, pandas as pd
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell that starts tests in the background has it ignored
 from skinrepro.download import fetch_many
 fetch_many(pd.read_csv(sys.argv[1]), sys.argv[2], jobs=4, per_host=4, delay=0, progress=False)
 '''

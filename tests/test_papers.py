@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from skinrepro.core import PROFILES
-from skinrepro.runs import RESERVED, declared, read_grid
+from skinrepro.runs import RESERVED, RESOURCES, declared, read_grid
 
 PAPERS = sorted(p for p in (ROOT/'nbs'/'papers').iterdir() if p.is_dir() and not p.name.startswith('.'))
 SECTIONS = ['What the paper claims', 'What is run here', 'Deviations', 'Cost', 'Artefacts'] # of index.ipynb
@@ -66,7 +66,7 @@ class TestPaper:
             assert 'notebook' in section and section.get('rebuilds'), f'[{name}] must name its notebook and what it rebuilds'
             defaults = declared(paper/f'{section["notebook"]}.ipynb')
             keys = {k for k in section if k not in RESERVED and k not in PROFILES} | {k for p in PROFILES for k in section.get(p, {})}
-            assert keys <= {*defaults, 'threads'}, f'[{name}] sets {keys - set(defaults)}'
+            assert keys <= {*defaults, *RESOURCES, 'reads'}, f'[{name}] sets {keys - set(defaults)}'
             if not section.get('extra'): assert set(section['rebuilds']) <= set(artefacts(paper))
         for profile in ('mini', 'paper'): assert read_grid(paper, profile)
 

@@ -358,7 +358,7 @@ def test_mixed_precision_trains_in_16_bits_and_keeps_the_base_in_32(kind):
 def test_the_log_is_on_disk(tmp_path):
     import pandas as pd
     log = lora(toy(), made_latents(), PROMPTS, folder=tmp_path, **LORA_FAST)
-    assert log.columns.tolist() == ['step', 'lr', 'loss', 'seconds'] and log.step.tolist() == [1, 3, 5]
+    assert log.columns.tolist() == ['step', 'lr', 'loss', 'images', 'seconds'] and log.step.tolist() == [1, 3, 5]
     assert pd.read_csv(tmp_path/'log.csv').step.tolist() == [1, 3, 5]
     assert json.loads((tmp_path/'training.json').read_text())['rank'] == 2
     assert Path(tmp_path/'pytorch_lora_weights.safetensors').is_file()

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import paths
+from skinrepro.workflow import WorkflowError, execute
 
 WANG = ROOT/'nbs'/'papers'/'wang2024'
 SMALL = dict(epochs=1, fraction=.05, size=32, arch='resnet_small')
@@ -70,7 +71,7 @@ def test_same_command_same_record(tmp_path, monkeypatch):
     found = []
     for name in ('a', 'b'):
         monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/name))
-        run = grid_run(); outcome, = runs.execute([run], progress=False)
+        run = grid_run(); outcome, = execute([run], progress=False)
         assert outcome.status == 'ran', outcome.error
         found.append(pd.read_csv(run.folder/'records.csv').drop(columns=['seconds']))
     pd.testing.assert_frame_equal(*found)
@@ -80,12 +81,13 @@ def test_same_command_same_record(tmp_path, monkeypatch):
 def test_killed_run_resumes_and_gives_the_record_of_an_undisturbed_one(tmp_path, monkeypatch):
     "SIGKILL while training; what is there then is no record, and the rerun starts from the checkpoint."
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'whole'))
-    run = grid_run(epochs=40); assert runs.execute([run], progress=False)[0].status == 'ran'
+    run = grid_run(epochs=40); assert execute([run], progress=False)[0].status == 'ran'
     whole = pd.read_csv(run.folder/'records.csv').drop(columns=['seconds'])
 
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'killed'))
-    code = ('import test_runs\nfrom skinrepro import runs\nruns.execute([test_runs.grid_run(epochs=40)], progress=False)')
-    child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT/'tests', start_new_session=True, env={**os.environ, 'PYTHONPATH': str(ROOT/'tests')})
+    code = ('import test_runs\nfrom skinrepro.workflow import execute\nexecute([test_runs.grid_run(epochs=40)], progress=False)')
+    child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT/'tests', start_new_session=True,
+                             env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/"tests"}'})
     deadline = time.time() + 120
     while not list((tmp_path/'killed').rglob('checkpoint-0000[2-9]/state.json')) and child.poll() is None and time.time() < deadline: time.sleep(.02)
     os.killpg(child.pid, signal.SIGKILL); child.wait()
@@ -94,7 +96,7 @@ def test_killed_run_resumes_and_gives_the_record_of_an_undisturbed_one(tmp_path,
     assert not run.done, 'the run was finished before it could be killed: train for longer'
     checkpoint = sorted(run.folder.glob('checkpoint-*'))
     assert checkpoint, 'a checkpoint survives the kill'
-    outcome, = runs.execute([run], progress=False)
+    outcome, = execute([run], progress=False)
     assert outcome.status == 'ran', outcome.error
     pd.testing.assert_frame_equal(pd.read_csv(run.folder/'records.csv').drop(columns=['seconds']), whole)
     assert not list(run.folder.glob('.tmp-*'))
@@ -105,13 +107,13 @@ def test_killed_run_resumes_and_gives_the_record_of_an_undisturbed_one(tmp_path,
 def test_read_only_store_is_explained(tmp_path, monkeypatch):
     closed = tmp_path/'file'; closed.write_text('') # a file where a folder should be: fails for root, too
     monkeypatch.setenv('SKINREPRO_RUNS', str(closed/'runs'))
-    outcome, = runs.execute([grid_run()], progress=False)
-    assert outcome.status == 'failed' and str(paths().runs) in outcome.error and 'SKINREPRO_RUNS' in outcome.error
+    with pytest.raises(WorkflowError) as e: execute([grid_run()], progress=False)
+    assert str(paths().runs) in str(e.value) and 'SKINREPRO_RUNS' in str(e.value)
 
 
 def test_failed_run_keeps_its_notebook_with_the_traceback(tmp_path, store, monkeypatch):
     monkeypatch.delenv('SKINREPRO_DATA', raising=False)
-    run = grid_run(data='pad_ufes20'); outcome, = runs.execute([run], progress=False)
+    run = grid_run(data='pad_ufes20'); outcome, = execute([run], progress=False)
     assert outcome.status == 'failed' and 'SKINREPRO_DATA' in outcome.error
     assert 'FileNotFoundError' in (run.folder/'failed.ipynb').read_text() and not run.done
 
@@ -129,7 +131,7 @@ Path('records.csv').write_text('run_id')
     nb = dict(cells=[cell('seed = 0', ['parameters']), cell(code, [])], metadata=kernel, nbformat=4, nbformat_minor=5)
     folder = tmp_path/'paper2031'; folder.mkdir(); (folder/'toy.ipynb').write_text(json.dumps(nb))
     (folder/'grid.toml').write_text('[toy]\nseed = [0, 1, 2]\n')
-    killed, *others = runs.execute(runs.read_grid(folder), cores=2, progress=False)
+    killed, *others = execute(runs.read_grid(folder), cores=2, progress=False)
     assert killed.status == 'failed' and 'killed' in killed.error and not killed.run.done
     assert all(o.status in ('ran', 'done') and o.run.done for o in others), others # also the one that ran beside it (its kernel may have lived on)
 
@@ -160,8 +162,10 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
     stamps = {f: f.stat().st_mtime for f in (tmp_path/'runs').rglob('records.csv')}; assert len(stamps) == 2
     again = skinrepro(*command, *small, **env)
     assert again.returncode == 0 and '2 runs, 2 of them done' in again.stdout and {f: f.stat().st_mtime for f in stamps} == stamps
-    broken = skinrepro(*command, *small, '--set', 'data=pad_ufes20', **env, SKINREPRO_DATA='')
-    assert broken.returncode == 1 and 'SKINREPRO_DATA is not set' in broken.stderr and 'failed.ipynb' in broken.stderr
+    tables = {f: f.read_bytes() for f in (tmp_path/'figures'/'wang2024').glob('*.md')}; (tmp_path/'data'/'pad_ufes20').mkdir(parents=True)
+    broken = skinrepro(*command, *small, '--set', 'data=pad_ufes20', **env, SKINREPRO_DATA=str(tmp_path/'data')) # a folder, but nothing in it
+    assert broken.returncode == 1 and 'metadata.csv' in broken.stderr and 'failed.ipynb' in broken.stderr, broken.stderr[-2000:]
+    assert 'No run has finished' in broken.stdout and {f: f.read_bytes() for f in tables} == tables
 
 
 # A run that is made from another ---------------------------------------------------------------------------------------------------------------
@@ -188,7 +192,7 @@ def test_a_run_gets_what_another_has_made(tmp_path, store):
     folder = toy_paper(tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\nsteps = 10\n')
     grid = runs.read_grid(folder, section='use')
     assert [r.section for r in grid] == ['make', 'make', 'use', 'use'], 'a needed section comes along, first'
-    outcomes = runs.execute(grid, cores=2, progress=False)
+    outcomes = execute(grid, cores=2, progress=False)
     assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
     assert {(r.folder/'seen').read_text() for r in grid if r.section == 'use'} == {'10', '20'}
     other = runs.read_grid(folder, section='use', steps=11)
@@ -197,7 +201,7 @@ def test_a_run_gets_what_another_has_made(tmp_path, store):
 
 def test_what_needs_a_failed_run_is_not_started(tmp_path, store):
     folder = toy_paper(tmp_path, '[use]\nseed = [1]\nimages = "@make"\n[make]\nseed = [1]\nsteps = -1\n')
-    made, used = runs.execute(runs.read_grid(folder), progress=False)
+    made, used = execute(runs.read_grid(folder), progress=False)
     assert made.status == 'failed' and used.status == 'blocked' and made.run.id in used.error and not used.run.folder.exists()
 
 
@@ -210,12 +214,12 @@ def test_a_run_computes_with_the_threads_of_its_section(tmp_path, store):
     nb = json.loads((folder/'make.ipynb').read_text())
     nb['cells'][1]['source'] = [nb['cells'][1]['source'][0].replace("Path('run.json')", late + "Path('run.json')", 1)]
     (folder/'make.ipynb').write_text(json.dumps(nb))
-    grid = runs.read_grid(folder); outcomes = runs.execute(grid, cores=3, progress=False)
+    grid = runs.read_grid(folder); outcomes = execute(grid, cores=3, progress=False)
     assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
     seen = [[float(x) for x in (r.folder/'threads').read_text().split()] for r in grid]
     assert [s[0] for s in seen] == [2, 2, 1, 1]
     for _, at, _ in seen: assert sum(n for n, start, end in seen if start <= at < end) <= 3
-    one = runs.read_grid(folder, section='wide', seed=9); assert runs.execute(one, cores=1, progress=False)[0].status == 'ran'
+    one = runs.read_grid(folder, section='wide', seed=9); assert execute(one, cores=1, progress=False)[0].status == 'ran'
     assert (one[0].folder/'threads').read_text().split()[0] == '1'
 
 

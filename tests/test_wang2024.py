@@ -16,6 +16,7 @@ from skinrepro import runs
 from skinrepro.core import has_data
 from skinrepro.papers.wang2024 import AS_RELEASED, CONDITIONS, METHODS, SEEDS, SPLIT_BY, STUDIES, load, read_weights, scenario_split
 from skinrepro.tables import read_reported
+from skinrepro.workflow import execute
 
 needs = lambda name: pytest.mark.skipif(not has_data(name), reason=f'needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)')
 PRINTED = {(r.condition, r.fst): int(r.value) for r in read_reported(
@@ -85,7 +86,7 @@ def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
     monkeypatch.setenv('SKINREPRO_DATA', str(photographs.parent)); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
     run = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', 'scenario', data='fitzpatrick17k', scenario='iii', train='real', arch='resnet_small',
                          epochs=1)[0]
-    outcome, = runs.execute([run], progress=False)
+    outcome, = execute([run], progress=False)
     assert outcome.status == 'ran', outcome.error
     r = runs.read_records('wang2024')
     assert set(r.data) == {'fitzpatrick17k'} and r.inventory_hash.str.len().eq(16).all() and set(r.n_test) == {7*9*2 - 56}
@@ -253,7 +254,7 @@ def store(tmp_path_factory):
     "A generator's run and two classifiers trained on its images, profile smoke."
     before = os.environ.get('SKINREPRO_RUNS'); os.environ['SKINREPRO_RUNS'] = str(tmp_path_factory.mktemp('generator'))
     grid = runs.read_grid(WANG, 'smoke', 'synthetic', scenario='ii', epochs=1, lora_steps=2)
-    outcomes = runs.execute(grid, progress=False)
+    outcomes = execute(grid, progress=False)
     assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
     yield grid
     if before is None: os.environ.pop('SKINREPRO_RUNS')
@@ -300,10 +301,10 @@ def test_classifiers_on_synthetic_images_leave_the_other_parts_real(store):
 def test_images_of_another_draw_are_refused(store, tmp_path):
     maker, = of(store, 'generator'); user = of(store, 'synthetic')[0]
     other = runs.Run('wang2024', '', user.notebook, user.parameters | dict(seed=42))
-    outcome, = runs.execute([other], progress=False)
+    outcome, = execute([other], progress=False)
     assert outcome.status == 'failed' and maker.id in outcome.error and 'seed = 0 there, 42 here' in outcome.error
     wrong = runs.Run('wang2024', '', user.notebook, user.parameters | dict(images=user.id))
-    outcome, = runs.execute([wrong], progress=False)
+    outcome, = execute([wrong], progress=False)
     assert outcome.status == 'failed' and 'not of generator' in outcome.error
 
 
@@ -313,14 +314,14 @@ def test_methods_share_what_they_learn_and_a_broken_run_goes_on(store):
     before = sorted(f.name for f in weights.iterdir() if f.is_dir())
     words = runs.Run('wang2024', '', learned.notebook, learned.parameters | dict(method='ti'))
     alone = runs.Run('wang2024', '', first.notebook, first.parameters | dict(pipeline='txt2img', method='ti', learned=words.id, parents=3.))
-    for run in (words, alone): outcome, = runs.execute([run], progress=False); assert outcome.status == 'ran', outcome.error
+    for run in (words, alone): outcome, = execute([run], progress=False); assert outcome.status == 'ran', outcome.error
     assert sorted(f.name for f in weights.iterdir() if f.is_dir()) == before
     from skinrepro.images import load_image
     files = sorted((first.folder/'images').iterdir()); pixels = {f: load_image(f).astype(int) for f in files}; whole = files[1].read_bytes()
     (first.folder/'records.csv').unlink()
     for f in files[::2]: f.unlink()
     files[1].write_bytes(whole[:len(whole)//2]); kept = {f: f.stat().st_mtime_ns for f in files[3::2]}
-    outcome, = runs.execute([first], progress=False); assert outcome.status == 'ran', outcome.error
+    outcome, = execute([first], progress=False); assert outcome.status == 'ran', outcome.error
     assert {f: f.stat().st_mtime_ns for f in kept} == kept, 'whole images are not made again'
     assert max(abs(load_image(f) - pixels[f]).max() for f in files) <= 1 # the size of the batch moves the last bit
     assert sorted(f.name for f in weights.iterdir() if f.is_dir()) == before
@@ -331,7 +332,7 @@ def test_the_generator_runs_on_photographs(tmp_path, monkeypatch):
     "PAD-UFES-20: from photograph to classifier, the base model being the miniature; the split keeps patients together."
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path))
     grid = runs.read_grid(WANG, 'smoke', 'pad_synthetic', scenario='iii', train='syn', epochs=1)
-    outcomes = runs.execute(grid, progress=False); assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
+    outcomes = execute(grid, progress=False); assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
     r = runs.read_record(of(grid, 'pad_generator')[0].folder/'records.csv')
     assert set(r.data) == {'pad_ufes20'} and set(r.base) == {'miniature'} and r.inventory_hash.str.len().eq(16).all()
 
@@ -342,5 +343,5 @@ def test_what_the_generator_is_not(tmp_path, monkeypatch):
     run = of(runs.read_grid(WANG, 'smoke', 'generator', scenario='iii'), 'generator')[0]; run.parameters.update(method='vanilla', learned='')
     for change, words in [(dict(method='dreambooth'), ["'ti+lora'"]), (dict(base='sd3'), ['miniature', 'sd21-base']), (dict(parents=0.), ['parents']),
                           (dict(strength=1.5), ['strength'])]:
-        outcome, = runs.execute([runs.Run('wang2024', '', run.notebook, run.parameters | change)], progress=False)
+        outcome, = execute([runs.Run('wang2024', '', run.notebook, run.parameters | change)], progress=False)
         assert outcome.status == 'failed' and all(w in outcome.error for w in words), outcome.error

@@ -7,23 +7,27 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
            'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation']
+           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation',
+           'cost', 'find_maker']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #af7e7329
+# %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .. import __version__
-from ..core import atomic_path, check_choice, data_folder, hash_text, paths
+from ..core import atomic_path, check_choice, data_folder, has_data, hash_text, locked, paths, ranks, wait_for_everyone
+from ..graph import code_hash
 from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
 from ..runs import ParameterError, find
 from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
+from ..workflow import Work
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
 CONDITIONS = ['basal cell carcinoma', 'folliculitis', 'nematode infection', 'neutrophilic dermatoses', 'prurigo nodularis', 'psoriasis',
@@ -265,7 +269,7 @@ def parents_of(
     order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
     return train.iloc[np.sort(order[((np.arange(max(1, n)) + .5)*len(train)/max(1, n)).astype(int)])] # evenly spaced over the strata: each gets its share
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #930f94c8
+# %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
 AS_RELEASED = dict( # official code, 2025; section 3 of the paper where it says so
     ti_steps=500, ti_batch=4, ti_accumulate=4, ti_lr=5e-4, ti_data='condition', # --scale_lr: times batch times accumulation = 8e-3
     lora_steps=3000, lora_batch=4, lora_lr=5e-6,                                # rank 8, gradients clipped at 1
@@ -282,15 +286,16 @@ def kept_weights(
     import shutil
     import time
 
-    from filelock import FileLock
-    asked = asked | dict(version=__version__) # raised when numbers may change
+    asked = asked | dict(version=__version__, code=code_hash(f'skinrepro.papers.wang2024.learn_{dict(ti="tokens", lora="lora")[kind]}'))
     folder = paths().runs/'wang2024'/'weights'/f'{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}'
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder/'.lock'):
-        if not (folder/'asked.json').is_file(): # written last
+    with locked(folder/'.lock'):
+        there = (folder/'asked.json').is_file(); wait_for_everyone() # written last
+        if not there:
             start = time.time(); log = train(folder)
             with atomic_path(folder/'steps.csv') as tmp: log.to_csv(tmp, index=False)
             with atomic_path(folder/'asked.json') as tmp: tmp.write_text(json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1))
+            wait_for_everyone()
             for scratch in [folder/'training', *checkpoints(folder)]: shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
@@ -300,7 +305,7 @@ def training_log(
 ) -> tuple[pd.DataFrame, float]: # the log, and the seconds that the training took when it was done
     return pd.read_csv(Path(folder)/'steps.csv'), json.loads((Path(folder)/'asked.json').read_text())['seconds']
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #f7186a87
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9c90052d
 def learn_tokens(
     base,                      # latent.Base; it is left as it is
     train:pd.DataFrame,        # training images
@@ -325,7 +330,7 @@ def learn_tokens(
         latents = encode_images(base, train.path.tolist(), squash=True, flips=True, cache=scratch/'latents.safetensors', progress=progress)
         if data == 'condition': return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
         log = [textual_inversion(own, latents, [t]*len(train), **how, folder=scratch/t, progress=progress).assign(token=t) for t in sorted(set(tokens))]
-        for f in scratch.glob('*/*.safetensors'): f.replace(folder/f.name)
+        for f in scratch.glob('*/*.safetensors') if not ranks()[0] else (): f.replace(folder/f.name)
         return pd.concat(log)
 
     return kept_weights('ti', asked, train_tokens)
@@ -499,3 +504,145 @@ def structure_correlation(
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     norm = np.sqrt((x**2).sum(1)*(y**2).sum(1))
     return np.divide((x*y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #54ab8f77
+def cost(
+    run, # runs.Run of this paper
+) -> tuple: # list of workflow.Work, bytes on disk
+    "What a run consists of."
+    p, kind = run.parameters, run.notebook.stem; n = _train_size(p)
+    start = Work('start of a run', 1, _time_start)
+    if kind == 'weights':
+        works, tokens = [start], len(STUDIES[p['data']].labels)
+        if 'ti' in p['method']: works.append(_training('textual inversion', p, p['ti_steps']*p['ti_accumulate'], tokens*p['ti_batch']))
+        if 'lora' in p['method']: works.append(_training('LoRA', p, p['lora_steps']*(tokens if p['lora_per'] == 'condition' else 1), p['lora_batch']))
+        return [*works, _walking(p, 14*(20 if p['base'] == 'miniature' else 50)*2)], 2e6*tokens*(1 if p['base'] == 'miniature' else 4)
+    if kind == 'generator':
+        parents = n*p['parents'] if p['parents'] <= 1 else min(n, p['parents']); made = parents*p['per_image']
+        return [start, _walking(p, made*_walked(p))], made*(12e3 if p['size'] <= 64 else 30e3)
+    if kind in ('scenario', 'ablation'):
+        maker = find_maker(run); made = 0 if maker is None else round(n*min(1, maker['parents'])*maker['per_image'])
+        size = made if kind == 'ablation' else {'real': n, 'syn': made, 'real+syn': n + made}[p['train']]
+        seen = p['epochs']*(size + .35*(n*p['val_fraction'] + _test_size(p))) # prediction takes about a third of a training step
+        timed = lambda: _time_classifier(p['arch'], p['size'], p['batch_size'], p.get('recipe'))
+        return [start, Work(f'image of {p["arch"]} at {p["size"]} px', seen, timed)], 1e6
+    if kind == 'strength':
+        strengths = [float(x) for x in p['strengths'].split(',')]; per = min(n, p['parents'])*2 # prompt and control
+        steps = sum(_walked({**p, 'strength': x, 'pipeline': 'img2img'}) for x in strengths)*per*len(p['methods'].split(','))
+        judged = p['judge_images']*6*len(STUDIES[p['data']].labels)*p['judge_epochs']
+        judge = Work('image of the judge', judged, lambda: _time_classifier('resnet_small', 64, 64, None))
+        return [start, _walking(p, steps), judge], 2e7
+    return [], 0.
+
+
+def find_maker(run): # parameters of the run whose images this one trains on, or None
+    made = run.made_from.get('images')
+    return made.parameters if made is not None else None
+
+
+def _train_size(p) -> float: # images that are trained on, before synthetic ones
+    study = STUDIES[p['data']]
+    if p['data'] == 'pad_ufes20':
+        light, dark = 330, 500 # where the photographs are not here
+        if has_data('pad_ufes20'):
+            m = _pad_ufes20(study, ''); m = m[m.label.isin(study.labels)]
+            light, dark = (int(m.skin_type.isin(g).sum()) for g in (study.majority, study.minority))
+    else:
+        c = selection(); light, dark = (c.n[c.skin_type.isin(g)].sum() for g in (study.majority, study.minority))
+    flexible = len(study.labels)*N_FLEXIBLE
+    return (light - flexible + dict(i=dark - flexible, ii=flexible, iii=0)[p['scenario']])*p.get('fraction', 1.)*(1 - p.get('val_fraction', 0.))
+
+
+def _test_size(p) -> float: return 56 if p['scenario'] == 'i' else 291
+def _walked(p) -> int: return p['steps'] if p['pipeline'] == 'txt2img' else max(1, int(p['steps']*p['strength']))
+
+
+def _training(what, p, steps, images): # -> Work
+    return Work(f'step of {what}, {p["base"]}, {images} images, {p["precision"]}', steps, lambda: _time_training(what, p['base'], images, p['precision']))
+
+
+def _walking(p, steps): # -> Work
+    return Work(f'image and step of generation, {p["base"]}, {p.get("precision", "no")}', steps, lambda: _time_walking(p['base'], p.get('precision', 'no')))
+
+
+def _time_start() -> float:
+    import subprocess
+    import sys
+    import time
+    begin = time.perf_counter()
+    imports = 'import skinrepro.generate, torch, diffusers, peft, matplotlib.pyplot, sklearn; from diffusers import UNet2DConditionModel'
+    subprocess.run([sys.executable, '-c', imports], check=True)
+    return time.perf_counter() - begin + 3 # the kernel itself, and the notebook's pictures
+
+
+@lru_cache(2)
+def _timing_base(name, precision):
+    import torch
+
+    from skinrepro.core import device
+    from skinrepro.latent import available, load_base
+    dtype = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
+    return load_base(name, weights='pretrained' if available(name) else 'random', device=device(), dtype=dtype)
+
+
+def _time_training(what, name, images, precision) -> float: # seconds per step
+    import time
+
+    import torch
+
+    from skinrepro.latent import Latents
+    from skinrepro.personalise import lora, textual_inversion
+    base = _timing_base(name, precision); c, s = base.unet.config.in_channels, base.unet.config.sample_size
+    x = torch.randn(images, 1, c, s, s, generator=torch.Generator().manual_seed(0))
+    latents = Latents(x, torch.zeros_like(x), 1., 'timing'); few = 3 if name == 'miniature' else 1
+    def run(steps):
+        begin = time.perf_counter(); own = base.copy(); options = dict(steps=steps, batch_size=images, precision=precision, progress=False, every=10**6)
+        if what == 'LoRA': lora(own, latents, ['An image of skin']*images, **options)
+        else: textual_inversion(own, latents, ['timing-class']*images, accumulate=1, **options)
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter() - begin
+    return max(1e-6, (run(1 + 3*few) - run(1))/(3*few)) if run(1) else 0. # the very first also warms up
+
+
+def _time_walking(name, precision) -> float: # seconds per image and step
+    import time
+
+    import torch
+
+    from skinrepro.generate import default_batch_size, prepared, remember_text, sample
+    from skinrepro.latent import encode_prompts
+    base = _timing_base(name, precision); n = default_batch_size(base); c, s = base.unet.config.in_channels, base.unet.config.sample_size
+    unet = prepared(base.unet); remember = remember_text(unet); text = encode_prompts(base, ['', 'An image of skin'])
+    scheduler = base.pipeline().scheduler; noise = torch.randn(n, c, s, s).to(base.device, base.dtype)
+    index, guidance = torch.ones(n, dtype=torch.long, device=base.device), torch.full((n,), 4., device=base.device)
+    def run(steps):
+        begin = time.perf_counter()
+        with torch.inference_mode(): sample(unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember)
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter() - begin
+    few = 4 if name == 'miniature' else 2; run(1)
+    return run(few)/few/n
+
+
+def _time_classifier(arch, size, batch_size, recipe) -> float: # seconds per image
+    import time
+
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from skinrepro.classify import build
+    from skinrepro.core import device
+    place = device(); how = RECIPES[recipe] if recipe else dict(head='linear', train_layers='all')
+    model = build(arch, 7, size, head=how['head']).to(place, memory_format=torch.channels_last).train()
+    if how['train_layers'] == 'head': # as build freezes the trunk, for which it wants weights
+        for q in list(model.parameters())[:-4]: q.requires_grad_(False)
+    opt = torch.optim.Adam([q for q in model.parameters() if q.requires_grad], 1e-3)
+    x = torch.randn(batch_size, 3, size, size, device=place).contiguous(memory_format=torch.channels_last)
+    y = torch.zeros(batch_size, dtype=torch.long, device=place)
+    def run(steps):
+        begin = time.perf_counter()
+        for _ in range(steps): opt.zero_grad(); cross_entropy(model(x), y).backward(); opt.step()
+        if torch.cuda.is_available(): torch.cuda.synchronize()
+        return time.perf_counter() - begin
+    run(2)
+    return run(5)/5/batch_size

@@ -277,7 +277,7 @@ def _aligned(lines) -> list:
     return [l if c is None else '  '.join(x.ljust(w) for x, w in zip(c, widths)).rstrip() if set(''.join(c)) != {'-'} else '  '.join('-'*w for w in widths)
             for l, c in zip(lines, cells)]
 
-# %% ../nbs/70_cli.ipynb #83454890
+# %% ../nbs/70_cli.ipynb #5d9e498e
 @app.command('todo', epilog='Examples: `skinrepro todo`, `skinrepro todo wang2024 --section generator`, `skinrepro todo wang2024 --profile paper`')
 @reported
 def what_is_to_do(
@@ -285,7 +285,8 @@ def what_is_to_do(
     profile:_profile='mini', section:_section=None, data:_data=None, set_:_set=None,
     cores:Annotated[int|None, typer.Option(min=1, max=4096, help='Cores that the estimate counts on.', show_default='all')]=None,
     gpus:Annotated[int|None, typer.Option(min=0, max=256, help='GPUs that the estimate counts on.', show_default='all')]=None,
-    measure:Annotated[bool, typer.Option('--measure/--no-measure', help='Measure the rates that are not known yet (up to some minutes, once a device).')]=True,
+    measure:Annotated[bool, typer.Option('--measure/--no-measure',
+                                              help='Measure unknown rates: once a device, some minutes; full-size models on a CPU take far longer.')]=True,
 ):
     "What would run: by section, with the errors of what failed, and the hours and disk that it will take on this device."
     from skinrepro.core import paths

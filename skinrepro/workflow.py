@@ -410,7 +410,7 @@ def _seconds(mark) -> float:
 def _short(parameters) -> str:
     return ' '.join(f'{k}={v}' for k, v in parameters.items() if k in ('scenario', 'arch', 'seed', 'train', 'method', 'pipeline', 'target', 'data'))
 
-# %% ../nbs/05_workflow.ipynb #ee1de46c
+# %% ../nbs/05_workflow.ipynb #0ff2082b
 @dataclass
 class Work:
     "An amount of one kind of work."
@@ -495,6 +495,7 @@ class _Rates:
         if key not in self.known:
             if not measure: return None
             import torch
+            print(f'Measuring once on this device: seconds per {work.kind} (--no-measure leaves it out) ...', file=sys.stderr, flush=True)
             before = torch.get_num_threads(); torch.set_num_threads(threads)
             try: self.known[key] = work.measure()
             finally: torch.set_num_threads(before)

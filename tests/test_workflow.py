@@ -207,6 +207,14 @@ def test_two_commands_at_once(tmp_path, store):
     assert sum('waits for it' in s for s in said) == 1
 
 
+def test_a_script_that_calls_the_engine_is_executed_once(tmp_path, store):
+    "Workers are processes of their own, not copies of the caller: no `if __name__ == '__main__'` is needed."
+    folder = toy(tmp_path, '[a]\n', a='pass'); script, count = tmp_path/'mine.py', tmp_path/'count'
+    script.write_text(f'open({str(count)!r}, "a").write("x")\n{run_of(folder)}\n')
+    done = subprocess.run([sys.executable, script], env={**os.environ, 'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and order(store) == ['a0'] and count.read_text() == 'x', done.stderr
+
+
 def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
     small = tmp_path/'small'; small.mkdir()
     if subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=4M', 'tmpfs', small], capture_output=True).returncode:

@@ -161,7 +161,7 @@ def verify_data(
     if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
     if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
 
-# %% ../nbs/70_cli.ipynb #6f8a6564
+# %% ../nbs/70_cli.ipynb #a3b5b4e5
 _paper = Annotated[str, typer.Argument(metavar='PAPER', help='Folder below nbs/papers, e.g. wang2024.')]
 _profile = Annotated[str, typer.Option(help='smoke (does it run?), mini (laptop) or paper (CUDA, real data and weights).')]
 _section = Annotated[str|None, typer.Option(help='Only this section of grid.toml, and what it needs; several with commas.', show_default='all')]
@@ -256,13 +256,12 @@ def _report(folder, profile, data):
     import papermill
 
     from skinrepro.core import paths
-    from skinrepro.runs import declared
+    from skinrepro.runs import declared, execute_notebook
     notebook = folder/'report.ipynb'; out = paths().runs/folder.name/'report.ipynb'; start = time.time() - 1
     asked = {k: v for k, v in dict(profile=profile, data=data).items() if v and v != 'smoke' and k in declared(notebook)} # smoke runs are not results
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(notebook, out, asked, kernel_name='python3', progress_bar=False, cwd=str(out.parent),
-                                   extra_arguments=['--IPKernelApp.log_level=50'])
+        execute_notebook(notebook, out, asked)
     except papermill.PapermillExecutionError as e: raise ValueError(f'The report of {folder.name} failed: {e.ename}: {e.evalue} ({out})') from None
     made = sorted(f for f in (paths().figures/folder.name).glob('*') if f.stat().st_mtime >= start)
     for f in made:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESOURCES', 'RESERVED', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'expand',
-           'read_grid', 'asked_for', 'begin', 'finish', 'find', 'read_records', 'read_record', 'write_records']
+           'read_grid', 'asked_for', 'begin', 'finish', 'find', 'read_records', 'read_record', 'write_records',
+           'execute_notebook']
 
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
@@ -323,7 +324,7 @@ def find(
                              f'skinrepro run {paper} --section {notebook}')
     return Run(kept['paper'], '', paths().papers/paper/f'{kept["notebook"]}.ipynb', kept['parameters'])
 
-# %% ../nbs/01_runs.ipynb #3125f076
+# %% ../nbs/01_runs.ipynb #d3cc07fd
 def read_records(
     paper:str,        # paper key
     notebook:str|None=None, # only runs of this notebook
@@ -357,3 +358,23 @@ def write_records(
     parts = {'runs.csv': records[['run_id', *of_run]].drop_duplicates('run_id'), Path(file).name: records.drop(columns=of_run)}
     for name, t in parts.items():
         with atomic_path(Path(file).with_name(name)) as tmp: t.to_csv(tmp, index=False, lineterminator='\n', float_format='%.7g')
+
+# %% ../nbs/01_runs.ipynb #b1526709
+def execute_notebook(
+    notebook,            # file to execute
+    out,                 # file for the executed notebook; written also when a cell fails, up to that cell
+    parameters:dict|None=None, # for the cell tagged `parameters`
+    cwd=None,            # working folder of the kernel; None: that of `out`
+    **options,           # of papermill.execute_notebook, such as `execution_timeout` in seconds
+):                       # the executed notebook, of nbformat
+    "Execute a notebook in a fresh kernel that shares no port with another. Raises papermill.PapermillExecutionError for a cell that fails."
+    import tempfile
+
+    import papermill
+    from traitlets.config import Config
+    with tempfile.TemporaryDirectory(prefix='skinrepro-') as d:
+        sockets = dict(transport='ipc', connection_file=f'{d}/kernel.json') if len(d) < 80 and os.name == 'posix' else {} # a path of at most 104 bytes
+        return papermill.execute_notebook(
+            str(notebook), str(out), parameters or {}, kernel_name='python3', progress_bar=False, cwd=str(cwd or Path(out).parent),
+            config=Config(KernelManager=sockets), start_timeout=180, # a shared disk is slow when many start
+            extra_arguments=['--IPKernelApp.log_level=50'], **options) # the kernel's own warnings are not the reader's concern

@@ -97,7 +97,7 @@ def everything(
     from skinrepro.runs import read_grid
     return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
 
-# %% ../nbs/05_workflow.ipynb #c09b5776
+# %% ../nbs/05_workflow.ipynb #84680634
 _THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
@@ -167,11 +167,12 @@ def _papermill(notebook, folder:Path, parameters:dict, rank:int=0) -> str: # '' 
     import logging
 
     import papermill
+
+    from skinrepro.runs import execute_notebook
     logging.getLogger('papermill').setLevel(logging.ERROR)
     tail = f'-{rank}' if rank else ''; tmp, failed = folder/f'.executing{tail}.ipynb', folder/f'failed{tail}.ipynb'; error = ''
     try:
-        papermill.execute_notebook(str(notebook), str(tmp), parameters, kernel_name='python3', progress_bar=False, cwd=str(folder),
-                                   extra_arguments=['--IPKernelApp.log_level=50']) # the kernel's own warnings are not the reader's concern
+        execute_notebook(notebook, tmp, parameters, folder)
     except papermill.PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.splitlines()[0]
     except OSError as e: error = _storage(e, folder)
     except Exception as e: error = f'{type(e).__name__}: {e}'.splitlines()[0] # a kernel that died, a broken notebook file

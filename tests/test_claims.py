@@ -199,9 +199,7 @@ def leave_images(run):
 
 
 def execute_report(folder):
-    import papermill
-    papermill.execute_notebook(WANG/'report.ipynb', folder/'report.ipynb', kernel_name='python3', progress_bar=False, cwd=str(folder),
-                               extra_arguments=['--IPKernelApp.log_level=50'])
+    runs.execute_notebook(WANG/'report.ipynb', folder/'report.ipynb')
     return json.loads((folder/'report.ipynb').read_text())
 
 

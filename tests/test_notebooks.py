@@ -6,19 +6,19 @@ import shutil
 import pytest
 from conftest import ROOT
 
+from skinrepro.runs import execute_notebook
+
 NOTEBOOKS = sorted(p for p in (ROOT/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in p.parts)
 
 
 @pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT/'nbs')))
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    import papermill
     shutil.copytree(ROOT/'figures', tmp_path/'figures') # a report writes there
     monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures'))
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
     (tmp_path/'elsewhere').mkdir()
     before = {f: f.stat().st_mtime for f in ROOT.glob('skinrepro/*.py')}
-    papermill.execute_notebook(path, tmp_path/'out.ipynb', cwd=tmp_path/'elsewhere', kernel_name='python3', progress_bar=False, execution_timeout=180,
-                               extra_arguments=['--IPKernelApp.log_level=50'])
+    execute_notebook(path, tmp_path/'out.ipynb', cwd=tmp_path/'elsewhere', execution_timeout=180)
     done = [c for c in json.loads((tmp_path/'out.ipynb').read_text())['cells'] if c['cell_type'] == 'code']
     assert all(c['execution_count'] for c in done if ''.join(c['source']).strip())
     assert before == {f: f.stat().st_mtime for f in ROOT.glob('skinrepro/*.py')} and os.listdir(tmp_path/'elsewhere') == []

@@ -236,3 +236,20 @@ def test_overrides_reach_every_section_that_has_the_parameter(tmp_path):
     assert [r.parameters for r in grid if r.section == 'make'] == [dict(seed=2, steps=7)] and len(grid) == 2
     with pytest.raises(runs.ParameterError, match='no notebook.*stepz.*steps'): runs.read_grid(folder, stepz=7)
     with pytest.raises(runs.ParameterError, match='steps.*str.*int'): runs.read_grid(folder, steps='many')
+
+
+@pytest.mark.parametrize('deep, transport', [(False, 'ipc'), (True, 'tcp')])
+def test_kernels_share_no_port(tmp_path, monkeypatch, deep, transport):
+    "Sockets are files of the kernel's own folder; where that folder's name is too long for a socket, they are ports as ever."
+    import tempfile
+    folder = tmp_path/('d'*(90 if deep else 1)); folder.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(folder) if deep else None)
+    cell = dict(cell_type='code', id='a', metadata={}, outputs=[], execution_count=None,
+                source='import json\nfrom ipykernel.connect import get_connection_info\nprint(json.loads(get_connection_info())["transport"])\n1/0')
+    (tmp_path/'a.ipynb').write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, cells=[cell], metadata=dict(
+        kernelspec=dict(name='python3', language='python', display_name='')))))
+    import papermill
+    with pytest.raises(papermill.PapermillExecutionError, match='ZeroDivision'): runs.execute_notebook(tmp_path/'a.ipynb', tmp_path/'out.ipynb')
+    cells = json.loads((tmp_path/'out.ipynb').read_text())['cells']
+    said = next(o for c in cells for o in c.get('outputs', []) if o.get('name') == 'stdout')
+    assert ''.join(said['text']) == f'{transport}\n' and not list(folder.iterdir())

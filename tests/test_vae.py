@@ -148,9 +148,8 @@ def test_real_photographs_end_to_end(tmp_path, store):
 
 def test_the_report_stands_without_any_run(tmp_path, store, monkeypatch):
     "Figures 2 and 7 are exact; what was not run says so."
-    import papermill
     monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures'))
-    papermill.execute_notebook(str(HERE/'report.ipynb'), str(tmp_path/'out.ipynb'), kernel_name='python3', progress_bar=False, cwd=str(tmp_path))
+    runs.execute_notebook(HERE/'report.ipynb', tmp_path/'out.ipynb')
     made = tmp_path/'figures'/'lopezperez2025'
     assert {'fig2.png', 'fig2.csv', 'fig7.svg', 'claims.md'} <= {f.name for f in made.iterdir()} and not (made/'fig3.png').exists()
     assert 'not run' in (made/'claims.md').read_text() and json.loads((tmp_path/'out.ipynb').read_text())['metadata']['papermill']['exception'] is None
@@ -160,12 +159,10 @@ def test_the_report_stands_without_any_run(tmp_path, store, monkeypatch):
 def test_tables_and_figures_follow_from_the_committed_records(tmp_path, store, monkeypatch):
     "A reviewer without runs rebuilds every table, and the numbers behind every figure that need no single images, byte by byte."
     import shutil
-
-    import papermill
     monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); committed = ROOT/'figures'/'lopezperez2025'
     made = tmp_path/'figures'/'lopezperez2025'; made.mkdir(parents=True)
     for f in ('records.csv', 'runs.csv'): shutil.copy(committed/f, made)
-    papermill.execute_notebook(str(HERE/'report.ipynb'), str(tmp_path/'out.ipynb'), kernel_name='python3', progress_bar=False, cwd=str(tmp_path))
+    runs.execute_notebook(HERE/'report.ipynb', tmp_path/'out.ipynb')
     of_images = {'fig1.csv', 'fig4.csv', 'fig5.csv', 'fig8.csv'} # these need what a run keeps
     names = {f.name for f in committed.iterdir() if f.suffix in ('.csv', '.md', '.tex')} - of_images
     assert {'claims.md', 'gaps.md', 'metrics.md', 'fig3.csv', 'fig6.csv', 'sweep.csv', 'pad_ufes20_claims.md', 'ham10000_claims.md'} <= names

@@ -126,9 +126,7 @@ def test_pad_ufes20_patients_stay_on_one_side():
 
 
 def report(tmp_path, **env):
-    import papermill
-    papermill.execute_notebook(ROOT/'nbs'/'papers'/'wang2024'/'report.ipynb', tmp_path/'report.ipynb', kernel_name='python3', progress_bar=False,
-                               cwd=str(tmp_path), extra_arguments=['--IPKernelApp.log_level=50'])
+    runs.execute_notebook(ROOT/'nbs'/'papers'/'wang2024'/'report.ipynb', tmp_path/'report.ipynb')
 
 
 @pytest.mark.parametrize('with_data', [True, False])

@@ -289,7 +289,9 @@ def what_is_to_do(
 ):
     "What would run: by section, with the errors of what failed, and the hours and disk that it will take on this device."
     from skinrepro.core import paths
-    from skinrepro.workflow import estimate, states, visible_gpus
+    from skinrepro.estimate import estimate
+    from skinrepro.job import visible_gpus
+    from skinrepro.workflow import states
     names = [paper] if paper else sorted(f.parent.name for f in paths().papers.glob('*/grid.toml'))
     for name in names:
         now = states(_runs(name, profile, section, data, set_))

@@ -238,8 +238,8 @@ def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
     import json
 
     from skinrepro.core import paths
+    from skinrepro.estimate import estimate
     from skinrepro.runs import read_grid
-    from skinrepro.workflow import estimate
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs')); monkeypatch.setenv('SKINREPRO_CACHE', str(tmp_path/'cache'))
     grid = read_grid(paths().papers/'wang2024', 'mini', 'scenario', arch='vit_small', seed=0)
     blank = estimate(grid, 1, measure=False); assert blank.hours == 0 and blank.unknown

@@ -1,11 +1,12 @@
 "The same graph on a SLURM cluster: one node on the loopback, started here and stopped here, all its state in one folder."
 import getpass
 import os
+import random
 import shutil
 import socket
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pandas as pd
 import pytest
@@ -58,7 +59,10 @@ default-resources:
 
 
 def free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+    "One that the system does not hand to whoever asks for any port: between this look and its use nobody takes it by accident."
+    for port in random.sample(range(20000, 32000), 100):
+        with socket.socket() as s, suppress(OSError): s.bind(('127.0.0.1', port)); return port
+    raise AssertionError('no port is free between 20000 and 32000')
 
 
 def wait_for(what, seconds, why):
@@ -84,7 +88,7 @@ def cluster(folder): # -> environment in which SLURM's commands speak to it
         m = folder/'munge'
         daemon('munged', '--foreground', '--force', f'--key-file={key}', f'--socket={m}/socket', f'--pid-file={m}/pid', f'--log-file={m}/log',
                f'--seed-file={m}/seed')
-        wait_for((m/'socket').exists, 15, lambda: (m/'log').read_text() if (m/'log').exists() else 'munged did not start')
+        wait_for((m/'socket').exists, 60, lambda: (m/'log').read_text() if (m/'log').exists() else 'munged did not start')
         daemon('slurmctld', '-D', '-f', str(conf)); daemon('slurmd', '-D', '-f', str(conf), '-N', host)
         idle = lambda: 'idle' in subprocess.run(['sinfo', '-h', '-o', '%T'], env=env, capture_output=True, text=True).stdout
         wait_for(idle, 60, log)

@@ -7,7 +7,7 @@ import socket
 import sys
 
 address = os.environ.get('SKINREPRO_POOL', '')
-if not address: os.execv(sys.executable, [sys.executable, '-c', 'from skinrepro.workflow import main; main()', *sys.argv[1:]])
+if not address: os.execv(sys.executable, [sys.executable, '-c', 'from skinrepro.job import main; main()', *sys.argv[1:]])
 try:
     with socket.socket(socket.AF_UNIX) as s:
         s.connect(address); s.sendall(f'{sys.argv[2]}\n'.encode())

@@ -297,9 +297,9 @@ def paired_phantoms(
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3a42d865
 def cost(
     run, # runs.Run of this paper
-) -> tuple: # list of workflow.Work, bytes on disk
+) -> tuple: # list of estimate.Work, bytes on disk
     "What a run consists of. Rates of VGG-19 are measured with random weights: speed does not depend on their values."
-    from skinrepro.workflow import Work
+    from skinrepro.estimate import Work
     p = run.parameters
     seen = p['epochs']*round(N_TRAIN*p['fraction']) + .35*2*(round(N_TEST*p['fraction']) + (p['pairs'] if p['data'] == 'phantom' else 0))
     kind = f'image of the VAE at {p["size"]} px, {p["width"]} x ({p["multipliers"]}) channels, batch {p["batch_size"]}'

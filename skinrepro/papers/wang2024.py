@@ -22,12 +22,12 @@ import pandas as pd
 
 from .. import __version__
 from ..core import atomic_path, check_choice, data_folder, has_data, hash_text, locked, paths, ranks, wait_for_everyone
+from ..estimate import Work
 from ..graph import code_hash
 from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
 from ..runs import ParameterError, find
 from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
-from ..workflow import Work
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
 CONDITIONS = ['basal cell carcinoma', 'folliculitis', 'nematode infection', 'neutrophilic dermatoses', 'prurigo nodularis', 'psoriasis',
@@ -508,7 +508,7 @@ def structure_correlation(
 # %% ../../nbs/papers/wang2024/protocol.ipynb #54ab8f77
 def cost(
     run, # runs.Run of this paper
-) -> tuple: # list of workflow.Work, bytes on disk
+) -> tuple: # list of estimate.Work, bytes on disk
     "What a run consists of."
     p, kind = run.parameters, run.notebook.stem; n = _train_size(p)
     start = Work('start of a run', 1, _time_start)

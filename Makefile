@@ -30,7 +30,7 @@ demo: $(STAMP)  ## wang2024 at profile mini: scenario ii with one draw on the em
 	@$(BIN)/skinrepro run wang2024 --profile mini --set scenario=ii --set seed=0 --cores $(JOBS)
 
 test: $(STAMP)  ## all tests: package, notebooks, paper folders, faults
-	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)
 
 lab: $(STAMP)  ## open the notebooks in JupyterLab
 	@$(BIN)/jupyter lab nbs/index.ipynb

@@ -21,3 +21,21 @@ def outside_the_repository(tmp_path_factory):
 
 @pytest.fixture
 def root() -> Path: return ROOT
+
+
+ONE_PROCESS = {'test_wang2024_generator', 'test_wang2024_report', 'test_workflow_generator'} # their tests share what takes a minute to make
+LONG = (*sorted(ONE_PROCESS), 'test_wang2024', 'test_workflow', 'test_runs', 'test_slurm', 'test_notebooks')
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid): file = nodeid.partition('::')[0]; return file if Path(file).stem in ONE_PROCESS else nodeid
+    return Scheduler(config, log)
+
+
+def pytest_collection_modifyitems(items):
+    "Long tests go first, so that short ones fill up the end."
+    items.sort(key=lambda i: LONG.index(i.path.stem) if i.path.stem in LONG else len(LONG))

@@ -6,15 +6,12 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from conftest import ROOT
 
 from skinrepro import runs, workflow
-from skinrepro.images import load_image
 from skinrepro.workflow import execute
 
 WRITE = """
@@ -166,27 +163,6 @@ def test_killed_while_writing(tmp_path, store):
     assert again.status == 'ran' and (grid[0].folder/'table.csv').read_text() == 'whole'
 
 
-def test_killed_while_generating_gives_the_records_of_an_undisturbed_run(tmp_path, monkeypatch):
-    "Words, LoRA and images of wang2024 in the smallest size; killed when the first images are there."
-    narrowed = dict(section='generator', scenario='iii', seed=0, fraction=.1, parents=.15, steps=30, strength=.9, lora_batch=2, ti_batch=1, ti_steps=3,
-                    lora_steps=4)
-    def records(name):
-        monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/name)); grid = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', **narrowed)
-        return grid, lambda: pd.concat([pd.read_csv(r.folder/'records.csv') for r in grid])
-    grid, read = records('whole'); assert {o.status for o in execute(grid, progress=False)} == {'ran'}
-    whole = read()
-    grid, read = records('killed'); made = grid[-1].folder/'images'
-    shutil.copytree(tmp_path/'whole', tmp_path/'killed', ignore=shutil.ignore_patterns('generator-*')) # words and LoRA are there already
-    child = start(f'from skinrepro import runs, workflow\nfrom conftest import ROOT\n'
-                  f'workflow.execute(runs.read_grid(ROOT/"nbs"/"papers"/"wang2024", "smoke", **{narrowed!r}))')
-    wait_for(lambda: len(list(made.glob('*.*'))) > 2 or child.poll() is not None); kill(child)
-    wait_for(lambda: workflow.states(grid)[-1].status != 'running', 30)
-    assert grid[0].done and not grid[-1].done, 'it was finished before it could be killed: make more images'
-    assert {o.status for o in execute(grid, progress=False)} == {'done', 'ran'}
-    timed = lambda t: t[~t.metric.str.contains('second')].drop(columns=['seconds']).reset_index(drop=True)
-    pd.testing.assert_frame_equal(timed(read()), timed(whole))
-
-
 def test_a_failed_run_is_tried_again_and_the_rest_is_kept(tmp_path, store):
     folder = toy(tmp_path, '[a]\nseed = [0, 1]\n', a='assert seed or Path(os.environ["SKINREPRO_RUNS"], "fixed").exists(), "not yet"')
     grid = runs.read_grid(folder)
@@ -243,28 +219,6 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
     times = [(float(read(r, 'at')), float(read(r, 'to')), set(read(r, 'gpu').split(',')) - {''}) for r in grid]
     for i, (a, b, mine) in enumerate(times):
         for c, d, theirs in times[i + 1:]: assert b <= c or d <= a or not mine & theirs, 'two runs on one GPU'
-
-
-def test_processes_of_one_run_share_its_work(tmp_path, monkeypatch):
-    "Two processes, as for two GPUs (here on the CPU, through gloo): batches of a step and images are dealt out, and the result is that of one."
-    narrowed = dict(section='generator', scenario='iii', seed=0, fraction=.1, parents=12., lora_steps=4, lora_batch=2, ti_batch=1, ti_steps=3, ti_accumulate=2)
-    found = {}
-    for name, gpus in dict(one=0, two=2).items():
-        monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/name)); monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
-        grid = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', **narrowed)
-        grid = [replace(r, resources=r.resources | dict(gpus=gpus)) for r in grid]
-        outcomes = execute(grid, progress=False); assert {o.status for o in outcomes} == {'ran'}, outcomes
-        found[name] = pd.concat([pd.read_csv(r.folder/'records.csv') for r in grid]), grid
-    (one, _), (two, grid) = found.values()
-    same = lambda t: t[~t.metric.str.contains('second')].drop(columns=['seconds', 'value', 'tokens', 'loras'], errors='ignore').reset_index(drop=True)
-    pd.testing.assert_frame_equal(same(one), same(two))
-    numbers = lambda t: t.value[~t.metric.str.contains('second')].to_numpy()
-    assert abs(numbers(one) - numbers(two)).max() < .05*abs(numbers(one)).max()
-    pictures = [{f.name: load_image(f).astype(int) for f in (tmp_path/name).rglob('*-syn*.png')} for name in found]
-    assert pictures[0].keys() == pictures[1].keys() and len(pictures[0]) == 12
-    assert max(abs(pictures[0][k] - pictures[1][k]).mean() for k in pictures[0]) < 1, 'the same images'
-    assert not list(tmp_path.glob('two/*/*/executed-*')) and not list(tmp_path.glob('two/*/*/failed*'))
-    assert list(tmp_path.glob('two/wang2024/weights/*/asked.json'))
 
 
 def test_a_process_that_fails_ends_the_others(tmp_path, store, monkeypatch):

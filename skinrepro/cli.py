@@ -161,7 +161,7 @@ def verify_data(
     if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
     if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
 
-# %% ../nbs/70_cli.ipynb #a3b5b4e5
+# %% ../nbs/70_cli.ipynb #af656c5c
 _paper = Annotated[str, typer.Argument(metavar='PAPER', help='Folder below nbs/papers, e.g. wang2024.')]
 _profile = Annotated[str, typer.Option(help='smoke (does it run?), mini (laptop) or paper (CUDA, real data and weights).')]
 _section = Annotated[str|None, typer.Option(help='Only this section of grid.toml, and what it needs; several with commas.', show_default='all')]
@@ -253,11 +253,9 @@ def _report(folder, profile, data):
     import os
     import time
 
-    import papermill
-
     from skinrepro.core import paths
-    from skinrepro.runs import declared, execute_notebook
-    notebook = folder/'report.ipynb'; out = paths().runs/folder.name/'report.ipynb'; start = time.time() - 1
+    from skinrepro.runs import declared, execute_notebook, import_papermill
+    papermill = import_papermill(); notebook = folder/'report.ipynb'; out = paths().runs/folder.name/'report.ipynb'; start = time.time() - 1
     asked = {k: v for k, v in dict(profile=profile, data=data).items() if v and v != 'smoke' and k in declared(notebook)} # smoke runs are not results
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -276,7 +274,7 @@ def _aligned(lines) -> list:
     return [l if c is None else '  '.join(x.ljust(w) for x, w in zip(c, widths)).rstrip() if set(''.join(c)) != {'-'} else '  '.join('-'*w for w in widths)
             for l, c in zip(lines, cells)]
 
-# %% ../nbs/70_cli.ipynb #5d9e498e
+# %% ../nbs/70_cli.ipynb #947bbc06
 @app.command('todo', epilog='Examples: `skinrepro todo`, `skinrepro todo wang2024 --section generator`, `skinrepro todo wang2024 --profile paper`')
 @reported
 def what_is_to_do(

@@ -19,7 +19,7 @@ from pathlib import Path
 from .core import atomic_path, paths
 from .graph import differences
 
-# %% ../nbs/05_job.ipynb #f67ce686
+# %% ../nbs/05_job.ipynb #dde5ac70
 _THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
 
 
@@ -89,10 +89,8 @@ def disk_full(folder) -> str:
 def _papermill(notebook, folder:Path, parameters:dict, rank:int=0) -> str: # '' or the last line of the error
     import logging
 
-    import papermill
-
-    from skinrepro.runs import execute_notebook
-    logging.getLogger('papermill').setLevel(logging.ERROR)
+    from skinrepro.runs import execute_notebook, import_papermill
+    papermill = import_papermill(); logging.getLogger('papermill').setLevel(logging.ERROR)
     tail = f'-{rank}' if rank else ''; tmp, failed = folder/f'.executing{tail}.ipynb', folder/f'failed{tail}.ipynb'; error = ''
     try:
         execute_notebook(notebook, tmp, parameters, folder)

@@ -96,13 +96,14 @@ def everything(
     from skinrepro.runs import read_grid
     return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
 
-# %% ../nbs/06_workflow.ipynb #6b57b346
+# %% ../nbs/06_workflow.ipynb #66392d04
 def _work(fd): # a worker's life
     from multiprocessing.connection import Connection
     pipe = Connection(fd)
     def follow(): os.read(0, 1); os._exit(1) # a command that is killed takes its workers with it: no run goes on unseen
     threading.Thread(target=follow, daemon=True).start()
-    import papermill # noqa: F401 - what takes the time
+    from skinrepro.runs import import_papermill
+    import_papermill() # takes a while, and is needed by every run
     with suppress(EOFError, KeyboardInterrupt):
         while True: pipe.send(perform(*pipe.recv()))
 
@@ -112,10 +113,14 @@ class _Pool:
     def __init__(self, plan):
         self.idle, self.lock, self.all, self.errors = [], threading.Lock(), [], {}
         self.plan, self.jobs = plan, {r['id']: r for r in plan['runs']}
+        self.idle.append(self.start()) # while Snakemake starts, too
 
     def worker(self):
         with self.lock:
             if self.idle: return self.idle.pop()
+        return self.start()
+
+    def start(self): # process, pipe
         from multiprocessing import Pipe
         ours, theirs = Pipe(); fd = theirs.fileno() # no multiprocessing.Process: it would execute the caller's script once more
         code = f'import sys; sys.path[:] = {sys.path!r}; from skinrepro.workflow import _work; _work({fd})'

@@ -81,18 +81,18 @@ def test_same_command_same_record(tmp_path, monkeypatch):
 def test_killed_run_resumes_and_gives_the_record_of_an_undisturbed_one(tmp_path, monkeypatch):
     "SIGKILL while training; what is there then is no record, and the rerun starts from the checkpoint."
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'whole'))
-    run = grid_run(epochs=40); assert execute([run], progress=False)[0].status == 'ran'
+    run = grid_run(epochs=20); assert execute([run], progress=False)[0].status == 'ran'
     whole = pd.read_csv(run.folder/'records.csv').drop(columns=['seconds'])
 
     monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'killed'))
-    code = ('import test_runs\nfrom skinrepro.workflow import execute\nexecute([test_runs.grid_run(epochs=40)], progress=False)')
+    code = ('import test_runs\nfrom skinrepro.workflow import execute\nexecute([test_runs.grid_run(epochs=20)], progress=False)')
     child = subprocess.Popen([sys.executable, '-c', code], cwd=ROOT/'tests', start_new_session=True,
                              env={**os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{ROOT/"tests"}'})
     deadline = time.time() + 120
     while not list((tmp_path/'killed').rglob('checkpoint-0000[2-9]/state.json')) and child.poll() is None and time.time() < deadline: time.sleep(.02)
     os.killpg(child.pid, signal.SIGKILL); child.wait()
     subprocess.run(['pkill', '-KILL', '-s', str(child.pid)]) # the kernel has a group of its own in the same session
-    run = grid_run(epochs=40)
+    run = grid_run(epochs=20)
     assert not run.done, 'the run was finished before it could be killed: train for longer'
     checkpoint = sorted(run.folder.glob('checkpoint-*'))
     assert checkpoint, 'a checkpoint survives the kill'

@@ -359,7 +359,7 @@ def write_records(
     for name, t in parts.items():
         with atomic_path(Path(file).with_name(name)) as tmp: t.to_csv(tmp, index=False, lineterminator='\n', float_format='%.7g')
 
-# %% ../nbs/01_runs.ipynb #0b5ba581
+# %% ../nbs/01_runs.ipynb #c3b09268
 def import_papermill():
     "Papermill, in a quarter of the time: without the grammar of web addresses that jsonschema compiles for a check that no notebook needs (2 s)."
     import sys
@@ -383,7 +383,7 @@ def execute_notebook(
 
     from traitlets.config import Config
     papermill = import_papermill()
-    with tempfile.TemporaryDirectory(prefix='skinrepro-') as d:
+    with tempfile.TemporaryDirectory(prefix='skinrepro-', ignore_cleanup_errors=True) as d:
         sockets = dict(transport='ipc', connection_file=f'{d}/kernel.json') if len(d) < 80 and os.name == 'posix' else {} # a path of at most 104 bytes
         return papermill.execute_notebook(
             str(notebook), str(out), parameters or {}, kernel_name='python3', progress_bar=False, cwd=str(cwd or Path(out).parent),

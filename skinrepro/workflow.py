@@ -160,7 +160,7 @@ def _serving(plan): # -> address of the socket, run -> its error
         try: yield f'{d}/pool', pool.errors
         finally: server.shutdown(); server.server_close(); pool.close()
 
-# %% ../nbs/06_workflow.ipynb #606a26cb
+# %% ../nbs/06_workflow.ipynb #8f5bc3f0
 @dataclass
 class Outcome:
     "What became of a run."
@@ -257,7 +257,11 @@ def _watch(engine, runs, todo, progress, log, said) -> dict: # id -> Outcome
             del open_[i]; o = out[i]
             bar.write(f'{o.status:6s} {i}  {o.seconds:.0f} s  {_short(r.parameters)}' + (f'\n       {o.error}' if o.error else '')) if progress else None
             bar.update()
-    while engine.poll() is None: look(); time.sleep(.1 if len(open_) < 200 else 1)
+    pause = .1 # grows: a command that waits for days must not keep a core busy with looking
+    while True:
+        look()
+        try: engine.wait(pause); break
+        except subprocess.TimeoutExpired: pause = min(pause*1.05, 2.)
     look(); bar.close()
     for i, r in open_.items():
         broken = [n for n in r.needs if n in by_id and not (by_id[n].folder/'.done').is_file()]

@@ -17,226 +17,349 @@ from .uncertainty import minimum_detectable_effect, paired_difference, smallest_
 
 # %% ../nbs/62_claims.ipynb #a2d183ce
 def pairs(
-    records:pd.DataFrame, # one row = one number
-    better:Mapping,       # column -> value, of the runs that should be higher
-    worse:Mapping,        # column -> value, of the runs that should be lower
-    within:tuple,         # columns that the two runs of a pair have in common besides the draw
-    metric:str='accuracy',
-    draw:str='seed',
-) -> pd.DataFrame:        # one row per pair: `within`, draw, a, b, n (test images), run_a, run_b
-    "Runs that differ in nothing but what is claimed to matter. Raises ValueError when a pair is not unique."
+    records: pd.DataFrame,  # one row = one number
+    better: Mapping,  # column -> value, of the runs that should be higher
+    worse: Mapping,  # column -> value, of the runs that should be lower
+    within: tuple,  # columns that the two runs of a pair have in common besides the draw
+    metric: str = "accuracy",
+    draw: str = "seed",
+) -> pd.DataFrame:  # one row per pair: `within`, draw, a, b, n (test images), run_a, run_b
+    """Runs that differ in nothing but what is claimed to matter. Raises ValueError when a pair is
+    not unique.
+    """
     key = [*within, draw]
-    side = lambda asked, name: _side(records, asked, key, metric).rename(columns=dict(value=name, run_id=f'run_{name}'))
-    a, b = side(better, 'a'), side(worse, 'b')
-    return a.merge(b.drop(columns='n'), on=key).sort_values(key, kind='stable').reset_index(drop=True)
+    side = lambda asked, name: _side(records, asked, key, metric).rename(
+        columns=dict(value=name, run_id=f"run_{name}")
+    )
+    a, b = side(better, "a"), side(worse, "b")
+    return (
+        a.merge(b.drop(columns="n"), on=key).sort_values(key, kind="stable").reset_index(drop=True)
+    )
 
-
-def _side(records, asked:Mapping, key:list, metric:str) -> pd.DataFrame:
+# %% ../nbs/62_claims.ipynb #01ecf432
+def _side(records, asked: Mapping, key: list, metric: str) -> pd.DataFrame:
     "The numbers of one side, one row per key."
-    need = ['metric', 'value', 'n', 'run_id', *asked, *key]
+    need = ["metric", "value", "n", "run_id", *asked, *key]
     missing = [c for c in dict.fromkeys(need) if c not in records]
-    if len(records) == 0: return pd.DataFrame(columns=[*key, 'value', 'n', 'run_id'])
-    if missing: raise ValueError(f'The records lack {missing}; they have {list(records.columns)}.')
-    t = records[(records.metric == metric) & (records.group == 'all' if 'group' in records else True)]
-    for c, v in asked.items(): t = t[t[c].astype(str) == str(v)]
-    t = t[[*key, 'value', 'n', 'run_id']].assign(value=lambda t: t.value.astype(float))
-    if t.value.isna().any(): raise ValueError(f'Run {t.run_id[t.value.isna()].iloc[0]} recorded no {metric}. Remove its record and run it again.')
+    if len(records) == 0:
+        return pd.DataFrame(columns=[*key, "value", "n", "run_id"])
+    if missing:
+        raise ValueError(f"The records lack {missing}; they have {list(records.columns)}.")
+    t = records[
+        (records.metric == metric) & (records.group == "all" if "group" in records else True)
+    ]
+    for c, v in asked.items():
+        t = t[t[c].astype(str) == str(v)]
+    t = t[[*key, "value", "n", "run_id"]].assign(value=lambda t: t.value.astype(float))
+    if t.value.isna().any():
+        raise ValueError(
+            f"Run {t.run_id[t.value.isna()].iloc[0]} recorded no {metric}. Remove its record and"
+            " run it again."
+        )
     twice = t[t.duplicated(key, keep=False)]
     if len(twice):
-        raise ValueError(f'{len(twice)} records with {metric} of {dict(asked)} share {dict(zip(key, twice[key].iloc[0]))}: some other parameter '
-                         f'varies. Select one of its values; runs: {" ".join(twice.run_id.unique()[:4])}.')
+        raise ValueError(
+            f"{len(twice)} records with {metric} of {dict(asked)} share"
+            f" {dict(zip(key, twice[key].iloc[0]))}: some other parameter varies. Select one of its"
+            f" values; runs: {' '.join(twice.run_id.unique()[:4])}."
+        )
     return t
 
-
+# %% ../nbs/62_claims.ipynb #8cb3d115
 def complete(
-    p:pd.DataFrame, # from `pairs`
-    within:tuple,
-    draw:str='seed',
-) -> tuple[pd.DataFrame, list]: # pairs of the draws that have all cells; the draws left out
+    p: pd.DataFrame,  # from `pairs`
+    within: tuple,
+    draw: str = "seed",
+) -> tuple[pd.DataFrame, list]:  # pairs of the draws that have all cells; the draws left out
     "Draws that can be averaged: each with every cell that any draw has."
-    if not len(p): return p, []
+    if not len(p):
+        return p, []
     cells = p.groupby(list(within)).ngroups if within else 1
-    size = p.groupby(draw)[draw].transform('size')
+    size = p.groupby(draw)[draw].transform("size")
     return p[size == cells], sorted(set(p[draw][size < cells]), key=str)
 
 # %% ../nbs/62_claims.ipynb #0cd83a6b
 def effect_interval(
-    d,                     # (n,) mean difference of each draw, fractions
-    n_test:float,          # test images of a draw; the harmonic mean where a draw has several test sets
-    overlap:float=0.,      # n_test / n_train of overlapping redraws (Nadeau & Bengio 2003)
-    confidence:float=.95,
-) -> tuple[float, float, float]: # mean, low, high; nan, nan for one draw
-    "Mean of paired differences over draws with a t interval that is never shorter than one test image allows."
+    d,  # (n,) mean difference of each draw, fractions
+    n_test: float,  # test images of a draw; the harmonic mean where a draw has several test sets
+    overlap: float = 0.0,  # n_test / n_train of overlapping redraws (Nadeau & Bengio 2003)
+    confidence: float = 0.95,
+) -> tuple[float, float, float]:  # mean, low, high; nan, nan for one draw
+    """Mean of paired differences over draws with a t interval that is never shorter than one test
+    image allows.
+    """
     from scipy import stats
-    r = paired_difference(d, [0.]*len(d), confidence, overlap)
-    if r.n == 1: return r.mean, float('nan'), float('nan')
-    sd = max(r.sd, smallest_spread(n_test, r.n)['sample']/100)
-    half = float(stats.t.ppf((1 + confidence)/2, r.n - 1))*sd*(1/r.n + overlap)**.5
+
+    r = paired_difference(d, [0.0] * len(d), confidence, overlap)
+    if r.n == 1:
+        return r.mean, float("nan"), float("nan")
+    sd = max(r.sd, smallest_spread(n_test, r.n)["sample"] / 100)
+    half = float(stats.t.ppf((1 + confidence) / 2, r.n - 1)) * sd * (1 / r.n + overlap) ** 0.5
     return r.mean, r.mean - half, r.mean + half
 
 # %% ../nbs/62_claims.ipynb #d48a598d
 def claim_rule(
-    confidence:float=.95,
+    confidence: float = 0.95,
 ) -> str:
     "The rule of the verdicts in words, to be printed under every table of claims."
-    return ('effect: mean over draws of the difference in accuracy between runs that share draw, test images, network and whatever else is not '
-            f'compared, averaged within a draw over its pairs. Interval: {confidence:.0%}, Student t over draws, widened for overlapping draws (Nadeau & '
-            'Bengio 2003), with a spread of at least one test image in one draw. supported: the interval lies above zero, against every rival. '
-            f'contradicted: below zero against some rival (at {confidence:.0%} for all rivals together). inconclusive: otherwise, and with one draw. '
-            'not run: no pair of runs. The effect shown is that against the strongest rival. No correction over the claims is made. MDE: the smallest true '
-            'difference that an exact McNemar test on one such test set finds with power 0.8 if two classifiers disagree on 25 % of its images (in '
-            'parentheses: on 15 % to 35 %).')
+    return (
+        "effect: mean over draws of the difference in accuracy between runs that share draw, test"
+        " images, network and whatever else is not compared, averaged within a draw over its"
+        f" pairs. Interval: {confidence:.0%}, Student t over draws, widened for overlapping draws"
+        " (Nadeau & Bengio 2003), with a spread of at least one test image in one draw. supported:"
+        " the interval lies above zero, against every rival. contradicted: below zero against some"
+        f" rival (at {confidence:.0%} for all rivals together). inconclusive: otherwise, and with"
+        " one draw. not run: no pair of runs. The effect shown is that against the strongest"
+        " rival. No correction over the claims is made. MDE: the smallest true difference that an"
+        " exact McNemar test on one such test set finds with power 0.8 if two classifiers disagree"
+        " on 25 % of its images (in parentheses: on 15 % to 35 %)."
+    )
 
-
+# %% ../nbs/62_claims.ipynb #d39cb63e
 @dataclass(frozen=True)
 class Finding:
     "What the records say about a claim. Effects are fractions."
-    claim:str
-    part:str                     # of the records it was tested on, e.g. 'scenario i'; 'over all'
-    verdict:str                  # supported, contradicted, inconclusive, not run
-    effect:float = float('nan')  # against the strongest rival
-    low:float = float('nan')
-    high:float = float('nan')
-    rival:str = ''               # the strongest
-    draws:int = 0
-    pairs:int = 0                # within a draw, against the strongest rival
-    n_test:str = ''              # test images of a draw, '56' or '56-291'
-    mde:float = float('nan')     # minimum detectable effect of the smallest of these test sets
-    mde_low:float = float('nan') # if the classifiers disagree on 15 % of the images
-    mde_high:float = float('nan')# on 35 %
-    note:str = ''                # what was left out
-    data:str = ''
-    profile:str = ''
-    runs:str = ''                # ids of all runs behind the finding
+
+    claim: str
+    part: str  # of the records it was tested on, e.g. 'scenario i'; 'over all'
+    verdict: str  # supported, contradicted, inconclusive, not run
+    effect: float = float("nan")  # against the strongest rival
+    low: float = float("nan")
+    high: float = float("nan")
+    rival: str = ""  # the strongest
+    draws: int = 0
+    pairs: int = 0  # within a draw, against the strongest rival
+    n_test: str = ""  # test images of a draw, '56' or '56-291'
+    mde: float = float("nan")  # minimum detectable effect of the smallest of these test sets
+    mde_low: float = float("nan")  # if the classifiers disagree on 15 % of the images
+    mde_high: float = float("nan")  # on 35 %
+    note: str = ""  # what was left out
+    data: str = ""
+    profile: str = ""
+    runs: str = ""  # ids of all runs behind the finding
 
 # %% ../nbs/62_claims.ipynb #6852fe15
 @dataclass(frozen=True)
 class Claim:
     "A sentence of a paper, to be called with records."
-    text:str             # what the paper says
-    source:str           # where
-    better:Mapping       # column -> value of the records that should be higher
-    worse:tuple          # of mappings; `better` should beat each of them
-    within:tuple         # columns that the runs of a pair have in common besides the draw
-    parts:Mapping = field(default_factory=dict) # column -> values: the claim is also tested on each of these parts of the records
-    where:Mapping = field(default_factory=dict) # only these records
-    metric:str = 'accuracy'
+
+    text: str  # what the paper says
+    source: str  # where
+    better: Mapping  # column -> value of the records that should be higher
+    worse: tuple  # of mappings; `better` should beat each of them
+    within: tuple  # columns that the runs of a pair have in common besides the draw
+    parts: Mapping = field(
+        default_factory=dict
+    )  # column -> values: the claim is also tested on each of these parts of the records
+    where: Mapping = field(default_factory=dict)  # only these records
+    metric: str = "accuracy"
 
     def __call__(
         self,
-        records:pd.DataFrame,  # one row = one number; one rule of choosing the epoch
-        part:tuple=(),         # (column, value) of `parts`; () for all records
-        confidence:float=.95,
-        draw:str='seed',
+        records: pd.DataFrame,  # one row = one number; one rule of choosing the epoch
+        part: tuple = (),  # (column, value) of `parts`; () for all records
+        confidence: float = 0.95,
+        draw: str = "seed",
     ) -> Finding:
         "Test the claim. Raises ValueError when the records mix what cannot be compared."
         t = _only(records, dict(self.where) | (dict([part]) if part else {}))
-        name = ' '.join(part) or 'over all'
-        tests = [(_words(w), *complete(pairs(t, self.better, w, self.within, self.metric, draw), self.within, draw)) for w in self.worse]
+        name = " ".join(part) or "over all"
+        tests = [
+            (
+                _words(w),
+                *complete(
+                    pairs(t, self.better, w, self.within, self.metric, draw), self.within, draw
+                ),
+            )
+            for w in self.worse
+        ]
         have = [(rival, p, out) for rival, p, out in tests if len(p)]
-        if not have: return Finding(self.text, name, 'not run')
+        if not have:
+            return Finding(self.text, name, "not run")
         _same_kind(t, pd.concat([p for _, p, _ in have]))
         results = [_compare(rival, p, t, draw, confidence, len(self.worse)) for rival, p, _ in have]
         lacking = [rival for rival, p, _ in tests if not len(p)]
-        notes = [f'no runs of {r}' for r in lacking]
-        notes += [f'draw {", ".join(map(str, out))} incomplete, left out ({rival})' for rival, _, out in tests if out]
-        return _finding(self.text, name, results, bool(lacking), '; '.join(notes), t, [p for _, p, _ in have])
+        notes = [f"no runs of {r}" for r in lacking]
+        notes += [
+            f"draw {', '.join(map(str, out))} incomplete, left out ({rival})"
+            for rival, _, out in tests
+            if out
+        ]
+        return _finding(
+            self.text, name, results, bool(lacking), "; ".join(notes), t, [p for _, p, _ in have]
+        )
 
 # %% ../nbs/62_claims.ipynb #0f095693
-def _only(records, asked:Mapping) -> pd.DataFrame:
+def _only(records, asked: Mapping) -> pd.DataFrame:
     for c, v in asked.items():
-        if len(records) and c not in records: raise ValueError(f'The records have no column {c!r}; they have {list(records.columns)}.')
-        if len(records): records = records[records[c].astype(str) == str(v)]
+        if len(records) and c not in records:
+            raise ValueError(
+                f"The records have no column {c!r}; they have {list(records.columns)}."
+            )
+        if len(records):
+            records = records[records[c].astype(str) == str(v)]
     return records
 
+# %% ../nbs/62_claims.ipynb #209ebc5a
+def _words(asked: Mapping) -> str:
+    return " ".join(str(v) for v in asked.values())
 
-def _words(asked:Mapping) -> str: return ' '.join(str(v) for v in asked.values())
-
-
+# %% ../nbs/62_claims.ipynb #64b383d4
 def _same_kind(records, used):
     "Records of different data, sizes or versions are never compared."
     t = records[records.run_id.isin({*used.run_a, *used.run_b})]
-    for c in ('data', 'profile', 'version'):
+    for c in ("data", "profile", "version"):
         have = sorted(set(t[c].astype(str))) if c in t else []
-        if len(have) > 1: raise ValueError(f'The records of a claim mix {c} {", ".join(have)}. Select one; runs: {" ".join(t.run_id.unique()[:4])} ...')
+        if len(have) > 1:
+            raise ValueError(
+                f"The records of a claim mix {c} {', '.join(have)}. Select one; runs:"
+                f" {' '.join(t.run_id.unique()[:4])} ..."
+            )
 
-
+# %% ../nbs/62_claims.ipynb #113ebcdf
 def _overlap(records, p) -> float:
-    "n_test / n_train, where n_train counts the images of the smaller training set of a pair: the synthetic ones are not new photographs."
-    size = records[records.metric == 'train_size'].drop_duplicates('run_id').set_index('run_id').value
+    """n_test / n_train, where n_train counts the images of the smaller training set of a pair: the
+    synthetic ones are not new photographs.
+    """
+    size = (
+        records[records.metric == "train_size"].drop_duplicates("run_id").set_index("run_id").value
+    )
     n_train = pd.concat([p.run_a.map(size), p.run_b.map(size)], axis=1).astype(float).min(axis=1)
-    share = (p.n.astype(float)/n_train).max()
-    return float(share) if share == share else 0.
+    share = (p.n.astype(float) / n_train).max()
+    return float(share) if share == share else 0.0
 
-
+# %% ../nbs/62_claims.ipynb #eadb2ed3
 def _compare(rival, p, records, draw, confidence, k) -> dict:
-    "One comparison: effect, interval, and the interval that k comparisons need for a contradiction."
-    d = (p.a - p.b).groupby(p[draw]).mean(); n = len(p)/(1/p.n.astype(float)).sum(); overlap = _overlap(records, p) # one image in each test set
+    """One comparison: effect, interval, and the interval that k comparisons need for a
+    contradiction.
+    """
+    d = (p.a - p.b).groupby(p[draw]).mean()
+    n = len(p) / (1 / p.n.astype(float)).sum()
+    overlap = _overlap(records, p)  # one image in each test set
     effect, low, high = effect_interval(d, n, overlap, confidence)
-    top = effect_interval(d, n, overlap, 1 - (1 - confidence)/k)[2]
-    return dict(rival=rival, effect=effect, low=low, high=high, top=top, draws=len(d), pairs=len(p)//len(d), n=sorted({int(v) for v in p.n}))
+    top = effect_interval(d, n, overlap, 1 - (1 - confidence) / k)[2]
+    return dict(
+        rival=rival,
+        effect=effect,
+        low=low,
+        high=high,
+        top=top,
+        draws=len(d),
+        pairs=len(p) // len(d),
+        n=sorted({int(v) for v in p.n}),
+    )
 
-
+# %% ../nbs/62_claims.ipynb #e1a18c80
 def _finding(text, part, results, lacking, note, records, used) -> Finding:
     "Several comparisons -> one verdict."
-    strongest = min(results, key=lambda r: r['effect'])
-    beaten, lost = all(r['low'] > 0 for r in results) and not lacking, any(r['top'] < 0 for r in results)
-    mde = {d: detectable(strongest['n'][0], d) for d in (.15, .25, .35)}
-    ids = list(dict.fromkeys(i for p in used for i in [*p.run_a, *p.run_b])); one = records[records.run_id.isin(ids)].iloc[0]
-    return Finding(text, part, 'supported' if beaten else 'contradicted' if lost else 'inconclusive',
-                   **{k: strongest[k] for k in ('effect', 'low', 'high', 'rival', 'draws', 'pairs')},
-                   n_test='-'.join(map(str, dict.fromkeys([strongest['n'][0], strongest['n'][-1]]))), mde=mde[.25], mde_low=mde[.15], mde_high=mde[.35],
-                   note=note, data=str(one.get('data', '')), profile=str(one.get('profile', '')), runs=' '.join(ids))
+    strongest = min(results, key=lambda r: r["effect"])
+    beaten, lost = (
+        all(r["low"] > 0 for r in results) and not lacking,
+        any(r["top"] < 0 for r in results),
+    )
+    mde = {d: detectable(strongest["n"][0], d) for d in (0.15, 0.25, 0.35)}
+    ids = list(dict.fromkeys(i for p in used for i in [*p.run_a, *p.run_b]))
+    one = records[records.run_id.isin(ids)].iloc[0]
+    return Finding(
+        text,
+        part,
+        "supported" if beaten else "contradicted" if lost else "inconclusive",
+        **{k: strongest[k] for k in ("effect", "low", "high", "rival", "draws", "pairs")},
+        n_test="-".join(map(str, dict.fromkeys([strongest["n"][0], strongest["n"][-1]]))),
+        mde=mde[0.25],
+        mde_low=mde[0.15],
+        mde_high=mde[0.35],
+        note=note,
+        data=str(one.get("data", "")),
+        profile=str(one.get("profile", "")),
+        runs=" ".join(ids),
+    )
 
-
+# %% ../nbs/62_claims.ipynb #16252745
 @cache
 def detectable(
-    n:int,             # test images
-    discordance:float, # share of images on which exactly one of two classifiers is right
-) -> float:            # fraction; nan if no difference is enough
-    "Minimum detectable effect of two classifiers on the same n images, kept since each takes a moment."
+    n: int,  # test images
+    discordance: float,  # share of images on which exactly one of two classifiers is right
+) -> float:  # fraction; nan if no difference is enough
+    """Minimum detectable effect of two classifiers on the same n images, kept since each takes a
+    moment.
+    """
     return minimum_detectable_effect(n, discordance=discordance)
 
 # %% ../nbs/62_claims.ipynb #44a43b37
 def printed_records(
-    reported:pd.DataFrame,     # from `tables.read_reported`: the cells of one or more tables
-    names:Mapping|None=None,   # reported column -> records column, where they differ
-) -> pd.DataFrame:             # as records: fractions, one draw called 'printed'
+    reported: pd.DataFrame,  # from `tables.read_reported`: the cells of one or more tables
+    names: Mapping | None = None,  # reported column -> records column, where they differ
+) -> pd.DataFrame:  # as records: fractions, one draw called 'printed'
     "The printed numbers in the form of records, so that a claim can be tested on them."
-    t = reported[reported.unit == 'percent'].rename(columns=dict(names or {}))
-    n = pd.to_numeric(t.get('n_test', pd.Series(float('nan'), index=t.index)))
-    return t.assign(value=t.value/100, n=n.fillna(0).astype(int), group='all', seed='printed', data='the paper',
-                    run_id=[f'printed-{i}' for i in range(len(t))]).reset_index(drop=True)
+    t = reported[reported.unit == "percent"].rename(columns=dict(names or {}))
+    n = pd.to_numeric(t.get("n_test", pd.Series(float("nan"), index=t.index)))
+    return t.assign(
+        value=t.value / 100,
+        n=n.fillna(0).astype(int),
+        group="all",
+        seed="printed",
+        data="the paper",
+        run_id=[f"printed-{i}" for i in range(len(t))],
+    ).reset_index(drop=True)
 
-
+# %% ../nbs/62_claims.ipynb #c125cadb
 def evaluate(
-    claims,                      # list of Claim
-    records:pd.DataFrame,        # of our runs
-    printed:pd.DataFrame|None=None, # from `printed_records`
-    confidence:float=.95,
-) -> pd.DataFrame:               # one row per claim and part; effects in percentage points
+    claims,  # list of Claim
+    records: pd.DataFrame,  # of our runs
+    printed: pd.DataFrame | None = None,  # from `printed_records`
+    confidence: float = 0.95,
+) -> pd.DataFrame:  # one row per claim and part; effects in percentage points
     "Test claims over all records and for each part."
     rows, nothing = [], pd.DataFrame()
     for c in claims:
         for part in ((), *((column, v) for column, values in c.parts.items() for v in values)):
-            f = c(records, part, confidence); theirs = c(nothing if printed is None else printed, part, confidence)
-            size = {k: getattr(f if f.runs else theirs, k) for k in ('n_test', 'mde', 'mde_low', 'mde_high')} # what a test set can show needs no run
-            rows.append(dict(claim=c.text, part=f.part, printed=theirs.effect) | asdict(f) | size | dict(source=c.source))
+            f = c(records, part, confidence)
+            theirs = c(nothing if printed is None else printed, part, confidence)
+            size = {
+                k: getattr(f if f.runs else theirs, k)
+                for k in ("n_test", "mde", "mde_low", "mde_high")
+            }  # what a test set can show needs no run
+            rows.append(
+                dict(claim=c.text, part=f.part, printed=theirs.effect)
+                | asdict(f)
+                | size
+                | dict(source=c.source)
+            )
     t = pd.DataFrame(rows)
-    points = ['printed', 'effect', 'low', 'high', 'mde', 'mde_low', 'mde_high']
-    t[points] = t[points]*100
-    t.attrs['rule'] = claim_rule(confidence)
+    points = ["printed", "effect", "low", "high", "mde", "mde_low", "mde_high"]
+    t[points] = t[points] * 100
+    t.attrs["rule"] = claim_rule(confidence)
     return t
 
-
+# %% ../nbs/62_claims.ipynb #3e3d569c
 def claims_layout(
-    table:pd.DataFrame, # from `evaluate`
-) -> pd.DataFrame:      # text
+    table: pd.DataFrame,  # from `evaluate`
+) -> pd.DataFrame:  # text
     "What a reader wants to see of each claim."
-    signed = lambda v: '–' if v != v else f'{v:+.1f}'
-    size = lambda v: 'none' if v != v else f'{v:.0f}' # none: so small a test set cannot show any difference
-    interval = lambda r: '' if r.low != r.low else f' [{r.low:+.1f}, {r.high:+.1f}]'
-    return pd.DataFrame([{
-        'claim': r.claim, 'records': r.part, 'printed effect': signed(r.printed), 'our effect [interval]': signed(r.effect) + interval(r), 'verdict': r.verdict,
-        'against': r.rival, 'draws × pairs': f'{r.draws} × {r.pairs}' if r.draws else '', 'test images': r.n_test,
-        'MDE': '' if r.mde != r.mde else f'{size(r.mde)} ({size(r.mde_low)} to {size(r.mde_high)})', 'note': r.note} for r in table.itertuples()])
+    signed = lambda v: "–" if v != v else f"{v:+.1f}"
+    size = lambda v: (
+        "none" if v != v else f"{v:.0f}"
+    )  # none: so small a test set cannot show any difference
+    interval = lambda r: "" if r.low != r.low else f" [{r.low:+.1f}, {r.high:+.1f}]"
+    return pd.DataFrame(
+        [
+            {
+                "claim": r.claim,
+                "records": r.part,
+                "printed effect": signed(r.printed),
+                "our effect [interval]": signed(r.effect) + interval(r),
+                "verdict": r.verdict,
+                "against": r.rival,
+                "draws × pairs": f"{r.draws} × {r.pairs}" if r.draws else "",
+                "test images": r.n_test,
+                "MDE": (
+                    ""
+                    if r.mde != r.mde
+                    else f"{size(r.mde)} ({size(r.mde_low)} to {size(r.mde_high)})"
+                ),
+                "note": r.note,
+            }
+            for r in table.itertuples()
+        ]
+    )

@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .batches import batches, cache_pair, encode_labels, eval_transform, normalisation, train_transform, weighted_sampler
+from skinrepro.batches import (
+    batches,
+    cache_pair,
+    encode_labels,
+    eval_transform,
+    normalisation,
+    train_transform,
+    weighted_sampler,
+)
 from .core import atomic_path, check_choice, seed_all
 from .loop import checkpoints, fit
 
@@ -22,31 +30,46 @@ from .loop import checkpoints, fit
 @dataclass(frozen=True)
 class Architecture:
     "How to build a network, and what it stands for."
-    name:str         # the value of the parameter `arch`
-    paper:str        # the name that papers print
-    tag:str          # timm model and weights tag; '' for the small networks
-    size:int         # side of the input in px that the paper's recipe uses
 
+    name: str  # the value of the parameter `arch`
+    paper: str  # the name that papers print
+    tag: str  # timm model and weights tag; '' for the small networks
+    size: int  # side of the input in px that the paper's recipe uses
 
-ARCHITECTURES = {a.name: a for a in [
-    Architecture('vgg16', 'VGG-16', 'vgg16.tv_in1k', 224),
-    Architecture('resnet18', 'ResNet-18', 'resnet18.tv_in1k', 224),
-    Architecture('vit_b_16', 'ViT-B-16', 'vit_base_patch16_224.augreg_in21k_ft_in1k', 224),
-    Architecture('vgg_small', 'VGG-16', '', 64),
-    Architecture('resnet_small', 'ResNet-18', '', 64),
-    Architecture('vit_small', 'ViT-B-16', '', 64),
-]}
+# %% ../nbs/40_classify.ipynb #ee74796b
+ARCHITECTURES = {
+    a.name: a
+    for a in [
+        Architecture("vgg16", "VGG-16", "vgg16.tv_in1k", 224),
+        Architecture("resnet18", "ResNet-18", "resnet18.tv_in1k", 224),
+        Architecture("vit_b_16", "ViT-B-16", "vit_base_patch16_224.augreg_in21k_ft_in1k", 224),
+        Architecture("vgg_small", "VGG-16", "", 64),
+        Architecture("resnet_small", "ResNet-18", "", 64),
+        Architecture("vit_small", "ViT-B-16", "", 64),
+    ]
+}
 
-
+# %% ../nbs/40_classify.ipynb #b8f82417
 def _vgg_small(n_classes):
-    "Plain 3x3 convolutions, twice per resolution (Simonyan & Zisserman 2015), with batch normalisation instead of their depth."
+    """Plain 3x3 convolutions, twice per resolution (Simonyan & Zisserman 2015), with batch
+    normalisation instead of their depth.
+    """
     from torch import nn
-    conv = lambda i, o: [nn.Conv2d(i, o, 3, padding=1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
+
+    conv = lambda i, o: [
+        nn.Conv2d(i, o, 3, padding=1, bias=False),
+        nn.BatchNorm2d(o),
+        nn.ReLU(inplace=True),
+    ]
     body, last = [], 3
-    for w in (16, 32, 64, 96): body += [*conv(last, w), *(conv(w, w) if w > 16 else []), nn.MaxPool2d(2)]; last = w
-    return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.2), nn.Linear(last, n_classes))
+    for w in (16, 32, 64, 96):
+        body += [*conv(last, w), *(conv(w, w) if w > 16 else []), nn.MaxPool2d(2)]
+        last = w
+    return nn.Sequential(
+        *body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.2), nn.Linear(last, n_classes)
+    )
 
-
+# %% ../nbs/40_classify.ipynb #8cf2dbe5
 def _resnet_small(n_classes):
     "One residual block per resolution (He et al. 2016)."
     from torch import nn
@@ -54,133 +77,227 @@ def _resnet_small(n_classes):
     class Block(nn.Module):
         def __init__(self, i, o, stride):
             super().__init__()
-            self.body = nn.Sequential(nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True),
-                                      nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o))
-            self.skip = nn.Identity() if i == o and stride == 1 else nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+            self.body = nn.Sequential(
+                nn.Conv2d(i, o, 3, stride, 1, bias=False),
+                nn.BatchNorm2d(o),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(o, o, 3, 1, 1, bias=False),
+                nn.BatchNorm2d(o),
+            )
+            self.skip = (
+                nn.Identity()
+                if i == o and stride == 1
+                else nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+            )
             self.act = nn.ReLU(inplace=True)
-        def forward(self, x): return self.act(self.body(x) + self.skip(x))
 
-    return nn.Sequential(nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU(inplace=True), Block(24, 24, 1), Block(24, 32, 2),
-                         Block(32, 64, 2), Block(64, 128, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, n_classes))
+        def forward(self, x):
+            return self.act(self.body(x) + self.skip(x))
 
+    return nn.Sequential(
+        nn.Conv2d(3, 24, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(24),
+        nn.ReLU(inplace=True),
+        Block(24, 24, 1),
+        Block(24, 32, 2),
+        Block(32, 64, 2),
+        Block(64, 128, 2),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(128, n_classes),
+    )
 
+# %% ../nbs/40_classify.ipynb #381cc9b4
 def _vit_small(n_classes, size):
-    "Attention over 8x8 patches (Dosovitskiy et al. 2021), with a convolutional patch embedding, which small data needs (Xiao et al. 2021)."
+    """Attention over 8x8 patches (Dosovitskiy et al. 2021), with a convolutional patch embedding,
+    which small data needs (Xiao et al. 2021).
+    """
     from timm.models.vision_transformer import VisionTransformer
     from torch import nn
+
     dim = 96
-    vit = VisionTransformer(img_size=size, patch_size=8, embed_dim=dim, depth=3, num_heads=3, mlp_ratio=2, num_classes=n_classes,
-                            global_pool='avg', class_token=False)
-    conv = lambda i, o: [nn.Conv2d(i, o, 3, 2, 1, bias=False), nn.BatchNorm2d(o), nn.ReLU(inplace=True)]
-    vit.patch_embed.proj = nn.Sequential(*conv(3, 24), *conv(24, 64), *conv(64, dim), nn.Conv2d(dim, dim, 1))
+    vit = VisionTransformer(
+        img_size=size,
+        patch_size=8,
+        embed_dim=dim,
+        depth=3,
+        num_heads=3,
+        mlp_ratio=2,
+        num_classes=n_classes,
+        global_pool="avg",
+        class_token=False,
+    )
+    conv = lambda i, o: [
+        nn.Conv2d(i, o, 3, 2, 1, bias=False),
+        nn.BatchNorm2d(o),
+        nn.ReLU(inplace=True),
+    ]
+    vit.patch_embed.proj = nn.Sequential(
+        *conv(3, 24), *conv(24, 64), *conv(64, dim), nn.Conv2d(dim, dim, 1)
+    )
     return vit
 
-
+# %% ../nbs/40_classify.ipynb #6021d1f7
 def _grey_world(net):
-    "Subtract each image's mean colour first: colour constancy (Barata et al. 2015), which large networks learn from ImageNet and these cannot."
+    """Subtract each image's mean colour first: colour constancy (Barata et al. 2015), which large
+    networks learn from ImageNet and these cannot.
+    """
     from torch import nn
 
     class GreyWorld(nn.Module):
-        def __init__(self): super().__init__(); self.net = net
-        def forward(self, x): return self.net(x - x.mean((2, 3), keepdim=True))
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x - x.mean((2, 3), keepdim=True))
 
     return GreyWorld()
 
 # %% ../nbs/40_classify.ipynb #207ef4ad
 def build(
-    arch:str,                 # key of ARCHITECTURES
-    n_classes:int,            # length of the label list
-    size:int=64,              # side of the input in px
-    pretrained:bool=False,    # ImageNet weights by timm (download or its cache)
-    weights:str='',           # a local .safetensors file of the backbone instead of a download
-    head:str='linear',        # 'linear', or 'mlp': Linear(d, 256), ReLU, Dropout 0.4, Linear(256, k) as released
-    train_layers:str='all',   # 'all', or 'head': the trunk is frozen
-    seed:int=0,               # of the initialisation
-):                            # torch module; `.weights` and `.weights_hash` say what it started from
+    arch: str,  # key of ARCHITECTURES
+    n_classes: int,  # length of the label list
+    size: int = 64,  # side of the input in px
+    pretrained: bool = False,  # ImageNet weights by timm (download or its cache)
+    weights: str = "",  # a local .safetensors file of the backbone instead of a download
+    # 'linear', or 'mlp': Linear(d, 256), ReLU, Dropout 0.4, Linear(256, k) as released
+    head: str = "linear",
+    train_layers: str = "all",  # 'all', or 'head': the trunk is frozen
+    seed: int = 0,  # of the initialisation
+):  # torch module; `.weights` and `.weights_hash` say what it started from
     "Network with a new head. Raises ValueError, FileNotFoundError or RuntimeError with the remedy."
     import torch
-    a = ARCHITECTURES[check_choice('arch', arch, ARCHITECTURES)]
-    check_choice('head', head, ['linear', 'mlp']); check_choice('train_layers', train_layers, ['all', 'head'])
-    if not a.tag and (pretrained or weights): raise ValueError(f'{arch} is trained from scratch; it has no pre-trained weights. Use pretrained=False.')
-    if train_layers == 'head' and not (pretrained or weights):
-        raise ValueError('train_layers="head" freezes the trunk, which needs weights: pretrained=True, a weights file, or train_layers="all".')
-    if weights and not Path(weights).is_file(): raise FileNotFoundError(f'No weights file {weights}.')
-    if size % 8 and 'vit' in arch: raise ValueError(f'size = {size} px is not a multiple of the 8 px patches of {arch}.')
+
+    a = ARCHITECTURES[check_choice("arch", arch, ARCHITECTURES)]
+    check_choice("head", head, ["linear", "mlp"])
+    check_choice("train_layers", train_layers, ["all", "head"])
+    if not a.tag and (pretrained or weights):
+        raise ValueError(
+            f"{arch} is trained from scratch; it has no pre-trained weights. Use pretrained=False."
+        )
+    if train_layers == "head" and not (pretrained or weights):
+        raise ValueError(
+            'train_layers="head" freezes the trunk, which needs weights: pretrained=True, a weights'
+            ' file, or train_layers="all".'
+        )
+    if weights and not Path(weights).is_file():
+        raise FileNotFoundError(f"No weights file {weights}.")
+    if size % 8 and "vit" in arch:
+        raise ValueError(f"size = {size} px is not a multiple of the 8 px patches of {arch}.")
     seed_all(seed, torch=True)
-    if a.tag: model = _timm(a, size, pretrained, weights)
-    else: model = _grey_world(dict(vgg_small=_vgg_small, resnet_small=_resnet_small, vit_small=lambda k: _vit_small(k, size))[arch](n_classes))
-    source, digest = ('random', '')
+    if a.tag:
+        model = _timm(a, size, pretrained, weights)
+    else:
+        model = _grey_world(
+            dict(
+                vgg_small=_vgg_small,
+                resnet_small=_resnet_small,
+                vit_small=lambda k: _vit_small(k, size),
+            )[arch](n_classes)
+        )
+    source, digest = ("random", "")
     if pretrained or weights:
         source = a.tag if pretrained else Path(weights).name
         digest = state_hash(model)
     if a.tag:
-        name = model.pretrained_cfg['classifier']; d = model.get_submodule(name).in_features
+        name = model.pretrained_cfg["classifier"]
+        d = model.get_submodule(name).in_features
         model.set_submodule(name, torch.nn.Linear(d, n_classes))
-    else: name = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)][-1]; d = model.get_submodule(name).in_features
-    if head == 'mlp':
-        layers = torch.nn.Linear(d, 256), torch.nn.ReLU(), torch.nn.Dropout(.4), torch.nn.Linear(256, n_classes)
+    else:
+        name = [n for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)][-1]
+        d = model.get_submodule(name).in_features
+    if head == "mlp":
+        layers = (
+            torch.nn.Linear(d, 256),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.4),
+            torch.nn.Linear(256, n_classes),
+        )
         model.set_submodule(name, torch.nn.Sequential(*layers))
-    if train_layers == 'head':
-        for n, p in model.named_parameters(): p.requires_grad = n.startswith(name + '.')
+    if train_layers == "head":
+        for n, p in model.named_parameters():
+            p.requires_grad = n.startswith(name + ".")
     model.weights, model.weights_hash = source, digest
     return model
 
-
-def state_hash(model) -> str: # 64 hexadecimal digits
+# %% ../nbs/40_classify.ipynb #9668e512
+def state_hash(model) -> str:  # 64 hexadecimal digits
     "SHA-256 of a network's parameters and buffers: names, types, shapes and bytes."
     import hashlib
+
     h = hashlib.sha256()
     for k, v in model.state_dict().items():
-        h.update(f'{k} {v.dtype} {tuple(v.shape)}'.encode()); h.update(v.detach().cpu().contiguous().numpy().tobytes())
+        h.update(f"{k} {v.dtype} {tuple(v.shape)}".encode())
+        h.update(v.detach().cpu().contiguous().numpy().tobytes())
     return h.hexdigest()
 
-
-def _timm(a:Architecture, size, pretrained, weights):
+# %% ../nbs/40_classify.ipynb #e762340b
+def _timm(a: Architecture, size, pretrained, weights):
     "A timm network, with errors that say what to do offline."
     import timm
-    sized = dict(img_size=size) if 'vit' in a.name else {}
+
+    sized = dict(img_size=size) if "vit" in a.name else {}
     overlay = dict(pretrained_cfg_overlay=dict(file=weights)) if weights else {}
-    try: return timm.create_model(a.tag, pretrained=pretrained or bool(weights), **sized, **overlay)
+    try:
+        return timm.create_model(a.tag, pretrained=pretrained or bool(weights), **sized, **overlay)
     except Exception as e:
-        if not (pretrained or weights): raise
-        why = f'{type(e).__name__}: {str(e).splitlines()[0]}'
-        raise RuntimeError(f'The weights {weights or a.tag} of {a.name} could not be loaded ({why}). Set HF_HUB_OFFLINE=0 '
-                           'to download them, give a local file by `weights`, or use pretrained=False, which the table will say.') from e
+        if not (pretrained or weights):
+            raise
+        why = f"{type(e).__name__}: {str(e).splitlines()[0]}"
+        raise RuntimeError(
+            f"The weights {weights or a.tag} of {a.name} could not be loaded ({why}). Set"
+            " HF_HUB_OFFLINE=0 to download them, give a local file by `weights`, or use"
+            " pretrained=False, which the table will say."
+        ) from e
 
 # %% ../nbs/40_classify.ipynb #dfdcd052
-RULES = ('val', 'test', 'last')
+RULES = ("val", "test", "last")
 
-
+# %% ../nbs/40_classify.ipynb #ae85ee34
 def choose_epoch(
-    losses:dict,  # 'val' and 'test' -> loss of each epoch
-    rule:str,     # one of RULES
-) -> int:         # index of the chosen epoch; of equals the first
+    losses: dict,  # 'val' and 'test' -> loss of each epoch
+    rule: str,  # one of RULES
+) -> int:  # index of the chosen epoch; of equals the first
     "Epoch that a rule selects. Raises ValueError when the rule has nothing to look at."
-    check_choice('select_on', rule, RULES)
-    if rule == 'last': return len(losses['test']) - 1
+    check_choice("select_on", rule, RULES)
+    if rule == "last":
+        return len(losses["test"]) - 1
     if rule not in losses or not len(losses[rule]):
-        raise ValueError(f'select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction > 0, or select on "last".')
+        raise ValueError(
+            f"select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction >"
+            ' 0, or select on "last".'
+        )
     return int(np.argmin(losses[rule]))
 
 # %% ../nbs/40_classify.ipynb #8b2c6192
 def train_classifier(
-    model,                          # from `build`
-    train:Callable,                 # epoch -> batches of (images (b, 3, s, s) float, codes (b,) int64, ...)
-    parts:dict,                     # 'val', 'test' -> function without arguments that yields batches in a fixed order
-    epochs:int=30,                  # as released
-    lr:float=1e-3,                  # of Adam, as in the paper
-    weight_decay:float=0.,          # of Adam, as released
-    folder=None,                    # for checkpoints; None keeps nothing on disk
-    device:str='cpu',               # from core.device
-    precision:str='no',             # 'no', 'bf16', 'fp16'
-    progress:bool=True,             # bar with loss and accuracies
-) -> tuple[pd.DataFrame, dict]:     # log with a row per epoch; part -> (epochs, n, k) probabilities as float32
-    "Train, and predict every part after every epoch (wang2024: section 3 and the released classifier script)."
+    model,  # from `build`
+    train: Callable,  # epoch -> batches of (images (b, 3, s, s) float, codes (b,) int64, ...)
+    parts: dict,  # 'val', 'test' -> function without arguments that yields batches in a fixed order
+    epochs: int = 30,  # as released
+    lr: float = 1e-3,  # of Adam, as in the paper
+    weight_decay: float = 0.0,  # of Adam, as released
+    folder=None,  # for checkpoints; None keeps nothing on disk
+    device: str = "cpu",  # from core.device
+    precision: str = "no",  # 'no', 'bf16', 'fp16'
+    progress: bool = True,  # bar with loss and accuracies
+) -> tuple[
+    pd.DataFrame, dict
+]:  # log with a row per epoch; part -> (epochs, n, k) probabilities as float32
+    """Train, and predict every part after every epoch (wang2024: section 3 and the released
+    classifier script).
+    """
     import torch
     from torch.nn.functional import cross_entropy
-    model.to(memory_format=torch.channels_last) # convolutions, pooling and batch norms of small images are up to a third faster so
-    opt = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, epochs//3), .1)
+
+    model.to(
+        memory_format=torch.channels_last
+    )  # convolutions, pooling and batch norms of small images are up to a third faster so
+    opt = torch.optim.Adam(
+        [p for p in model.parameters() if p.requires_grad], lr, weight_decay=weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, epochs // 3), 0.1)
     kept = {}
 
     def after_epoch(model, epoch):
@@ -188,83 +305,168 @@ def train_classifier(
         for part, in_order in parts.items():
             p, y = predict(model, in_order(), device)
             kept[part, epoch] = p
-            if folder: _save_array(_probabilities_file(folder, part, epoch), p)
-            row |= {f'{part}_loss': _nll(p, y), f'{part}_accuracy': float((p.argmax(1) == y).mean())}
+            if folder:
+                _save_array(_probabilities_file(folder, part, epoch), p)
+            row |= {
+                f"{part}_loss": _nll(p, y),
+                f"{part}_accuracy": float((p.argmax(1) == y).mean()),
+            }
         return row
 
-    move = lambda t: t.to(device, non_blocking=True, memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format)
-    log = fit(model, train, lambda m, b: cross_entropy(m(move(b[0])), move(b[1])), opt, epochs, schedule, after_epoch, folder, device, precision,
-              progress=progress, log_csv=Path(folder)/'log.csv' if folder else None)
-    load = lambda part, e: kept[part, e] if (part, e) in kept else np.load(_probabilities_file(folder, part, e), allow_pickle=False)
+    move = lambda t: t.to(
+        device,
+        non_blocking=True,
+        memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format,
+    )
+    log = fit(
+        model,
+        train,
+        lambda m, b: cross_entropy(m(move(b[0])), move(b[1])),
+        opt,
+        epochs,
+        schedule,
+        after_epoch,
+        folder,
+        device,
+        precision,
+        progress=progress,
+        log_csv=Path(folder) / "log.csv" if folder else None,
+    )
+    load = lambda part, e: (
+        kept[part, e]
+        if (part, e) in kept
+        else np.load(_probabilities_file(folder, part, e), allow_pickle=False)
+    )
     return log, {part: np.stack([load(part, e) for e in range(epochs)]) for part in parts}
 
-
-def predict(model, batches, device:str='cpu') -> tuple: # (n, k) float32 probabilities, (n,) int64 codes
+# %% ../nbs/40_classify.ipynb #5e76c78f
+def predict(
+    model, batches, device: str = "cpu"
+) -> tuple:  # (n, k) float32 probabilities, (n,) int64 codes
     "Class probabilities of batches, without gradients."
     import torch
-    model.eval(); p, y = [], []
+
+    model.eval()
+    p, y = [], []
     with torch.inference_mode():
-        for b in batches: p.append(model(b[0].to(device, memory_format=torch.channels_last)).float().softmax(1).cpu()); y.append(torch.as_tensor(b[1]).cpu())
-    if not p: raise ValueError('Nothing to predict: the part has no images.')
+        for b in batches:
+            p.append(
+                model(b[0].to(device, memory_format=torch.channels_last)).float().softmax(1).cpu()
+            )
+            y.append(torch.as_tensor(b[1]).cpu())
+    if not p:
+        raise ValueError("Nothing to predict: the part has no images.")
     return torch.cat(p).numpy(), torch.cat(y).numpy()
 
+# %% ../nbs/40_classify.ipynb #905ef698
+def _nll(p, y) -> float:
+    return float(-np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean())
 
-def _nll(p, y) -> float: return float(-np.log(np.clip(p[np.arange(len(y)), y], 1e-12, 1)).mean())
-def _probabilities_file(folder, part, epoch) -> Path: return Path(folder)/'epochs'/f'{part}-{epoch:05d}.npy'
+# %% ../nbs/40_classify.ipynb #6dcfce11
+def _probabilities_file(folder, part, epoch) -> Path:
+    return Path(folder) / "epochs" / f"{part}-{epoch:05d}.npy"
 
-
+# %% ../nbs/40_classify.ipynb #74cddc11
 def _save_array(path, a):
-    with atomic_path(path) as tmp: np.save(tmp, a, allow_pickle=False)
+    with atomic_path(path) as tmp:
+        np.save(tmp, a, allow_pickle=False)
 
-
+# %% ../nbs/40_classify.ipynb #c3395397
 def forget(folder):
     "Remove checkpoints and the predictions of single epochs: for when the record is written."
     import shutil
-    for c in [*checkpoints(folder), Path(folder)/'epochs']: shutil.rmtree(c, ignore_errors=True)
+
+    for c in [*checkpoints(folder), Path(folder) / "epochs"]:
+        shutil.rmtree(c, ignore_errors=True)
 
 # %% ../nbs/40_classify.ipynb #72ef40d6
 def data_parts(
-    m:pd.DataFrame,       # manifest with split train [, val], test
-    labels:list,          # the paper's label list
-    arch:str,             # key of ARCHITECTURES: decides the normalisation
-    size:int,             # side of the input in px
-    batch_size:int=256,   # as released
-    seed:int=0,           # of sampler and augmentation
-    device:str='cpu',     # where transforms run
-    pool:pd.DataFrame|None=None, # manifest that `m` is a part of: its images are decoded once and serve every split of it; None for `m`
-    progress:bool=True,   # bar while decoding
-) -> tuple[Callable, dict]: # (epoch -> training batches), (part -> its batches in manifest order), as `train_classifier` wants them
-    "Batches of a split manifest. Raises ImageError for images that cannot be read, ValueError for labels outside the list."
-    unknown = set(m.split.dropna()) - {'train', 'val', 'test'}
-    if unknown or m.split.isna().any(): raise ValueError(f'The column split must say train, val or test for every row; found {unknown or "missing values"}.')
-    for part in ('train', 'test'):
-        if not (m.split == part).any(): raise ValueError(f'The manifest has no row with split = {part!r}.')
+    m: pd.DataFrame,  # manifest with split train [, val], test
+    labels: list,  # the paper's label list
+    arch: str,  # key of ARCHITECTURES: decides the normalisation
+    size: int,  # side of the input in px
+    batch_size: int = 256,  # as released
+    seed: int = 0,  # of sampler and augmentation
+    device: str = "cpu",  # where transforms run
+    pool: (
+        pd.DataFrame | None
+        # manifest that `m` is a part of: its images are decoded once and serve every split of it; None
+        # for `m`
+    ) = None,
+    progress: bool = True,  # bar while decoding
+) -> tuple[
+    Callable, dict
+    # (epoch -> training batches), (part -> its batches in manifest order), as `train_classifier` wants
+    # them
+]:
+    """Batches of a split manifest. Raises ImageError for images that cannot be read, ValueError for
+    labels outside the list.
+    """
+    unknown = set(m.split.dropna()) - {"train", "val", "test"}
+    if unknown or m.split.isna().any():
+        raise ValueError(
+            "The column split must say train, val or test for every row; found"
+            f" {unknown or 'missing values'}."
+        )
+    for part in ("train", "test"):
+        if not (m.split == part).any():
+            raise ValueError(f"The manifest has no row with split = {part!r}.")
     augmented, plain = cache_pair(m if pool is None else pool, size, progress=progress)
-    mean, std = normalisation(ARCHITECTURES[check_choice('arch', arch, ARCHITECTURES)].tag or None)
-    codes = {part: encode_labels(t.label, list(labels)) for part, t in m.groupby('split')}
-    ids = {part: t.image_id.tolist() for part, t in m.groupby('split')}
+    mean, std = normalisation(ARCHITECTURES[check_choice("arch", arch, ARCHITECTURES)].tag or None)
+    codes = {part: encode_labels(t.label, list(labels)) for part, t in m.groupby("split")}
+    ids = {part: t.image_id.tolist() for part, t in m.groupby("split")}
 
     def train(epoch):
-        return batches(augmented, augmented.rows(ids['train']), codes['train'], batch_size, train_transform(size, mean, std),
-                       weighted_sampler(codes['train'], seed, epoch), seed, epoch, device)
+        return batches(
+            augmented,
+            augmented.rows(ids["train"]),
+            codes["train"],
+            batch_size,
+            train_transform(size, mean, std),
+            weighted_sampler(codes["train"], seed, epoch),
+            seed,
+            epoch,
+            device,
+        )
 
     def part(name):
-        return lambda: batches(plain, plain.rows(ids[name]), codes[name], 256, eval_transform(size, mean, std), device=device)
+        return lambda: batches(
+            plain,
+            plain.rows(ids[name]),
+            codes[name],
+            256,
+            eval_transform(size, mean, std),
+            device=device,
+        )
 
-    return train, {name: part(name) for name in ('val', 'test') if name in ids}
+    return train, {name: part(name) for name in ("val", "test") if name in ids}
 
 # %% ../nbs/40_classify.ipynb #a02aabfa
 def predictions_table(
-    m:pd.DataFrame,           # manifest rows of the part, in the order of the predictions
-    probabilities:np.ndarray, # (epochs, n, k)
-    log:pd.DataFrame,         # from `train_classifier`
-    select_on=RULES,          # rules to tabulate
-) -> pd.DataFrame:            # image_id, label, group, domain, split, select_on, epoch, p_0..p_k-1
+    m: pd.DataFrame,  # manifest rows of the part, in the order of the predictions
+    probabilities: np.ndarray,  # (epochs, n, k)
+    log: pd.DataFrame,  # from `train_classifier`
+    select_on=RULES,  # rules to tabulate
+) -> pd.DataFrame:  # image_id, label, group, domain, split, select_on, epoch, p_0..p_k-1
     "Predictions of the epochs that the rules choose."
-    losses = {part: log[f'{part}_loss'].tolist() for part in ('val', 'test') if f'{part}_loss' in log}
+    losses = {
+        part: log[f"{part}_loss"].tolist() for part in ("val", "test") if f"{part}_loss" in log
+    }
     rows = []
     for rule in select_on:
         e = choose_epoch(losses, rule)
-        p = pd.DataFrame(probabilities[e], columns=[f'p_{i}' for i in range(probabilities.shape[2])])
-        rows.append(pd.concat([m[['image_id', 'label', 'group', 'domain', 'split']].reset_index(drop=True).assign(select_on=rule, epoch=e), p], axis=1))
+        p = pd.DataFrame(
+            probabilities[e], columns=[f"p_{i}" for i in range(probabilities.shape[2])]
+        )
+        rows.append(
+            pd.concat(
+                [
+                    m[["image_id", "label", "group", "domain", "split"]]
+                    .reset_index(drop=True)
+                    .assign(select_on=rule, epoch=e),
+                    p,
+                ],
+                axis=1,
+            )
+        )
     return pd.concat(rows, ignore_index=True)

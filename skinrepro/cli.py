@@ -15,239 +15,487 @@ import typer
 
 # %% ../nbs/70_cli.ipynb #57005153
 # rich would draw boxes that break a message over lines
-_plain = dict(no_args_is_help=True, rich_markup_mode=None, context_settings={'help_option_names': ['-h', '--help']})
+_plain = dict(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app = typer.Typer(
-    **_plain, name='skinrepro', add_completion=True, pretty_exceptions_enable=False,
-    help='Four papers on generative models and skin-tone fairness, reproducible from notebooks. The experiments are in nbs/papers; '
-         'this command runs them and looks after the data.',
-    epilog='Examples: `skinrepro doctor`, `skinrepro todo wang2024`, `skinrepro run wang2024`, `skinrepro where wang2024 table3`, `skinrepro data list`, '
-           '`skinrepro data fetch fitzpatrick17k`, `skinrepro data verify pad_ufes20`')
-data_app = typer.Typer(**_plain, help='Data sets: which there are, how to get them, whether they are whole.')
-app.add_typer(data_app, name='data')
+    **_plain,
+    name="skinrepro",
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    help=(
+        "Four papers on generative models and skin-tone fairness, reproducible from notebooks. The"
+        " experiments are in nbs/papers; this command runs them and looks after the data."
+    ),
+    epilog=(
+        "Examples: `skinrepro doctor`, `skinrepro todo wang2024`, `skinrepro run wang2024`,"
+        " `skinrepro where wang2024 table3`, `skinrepro data list`, `skinrepro data fetch"
+        " fitzpatrick17k`, `skinrepro data verify pad_ufes20`"
+    ),
+)
+data_app = typer.Typer(
+    **_plain, help="Data sets: which there are, how to get them, whether they are whole."
+)
+app.add_typer(data_app, name="data")
 
-
-def _print_version(asked:bool):
+# %% ../nbs/70_cli.ipynb #7cd67025
+def _print_version(asked: bool):
     if asked:
         from skinrepro import __version__
-        typer.echo(f'skinrepro {__version__}')
+
+        typer.echo(f"skinrepro {__version__}")
         raise typer.Exit()
 
-
+# %% ../nbs/70_cli.ipynb #dff35ff1
 @app.callback()
 def main(
-    version:Annotated[bool, typer.Option('--version', callback=_print_version, is_eager=True, help='Print the version and stop.')]=False,
-): pass
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+):
+    pass
 
 # %% ../nbs/70_cli.ipynb #18940f2c
 def reported(
-    command, # a command of the application
-):           # the same command; foreseeable errors become one message and an exit code
-    "Exit with 2 when a folder, file or argument is not what it should be, with 1 when the work failed."
+    command,  # a command of the application
+):  # the same command; foreseeable errors become one message and an exit code
+    """Exit with 2 when a folder, file or argument is not what it should be, with 1 when the work
+    failed.
+    """
+
     @functools.wraps(command)
     def run(*args, **kwargs):
-        try: return command(*args, **kwargs)
-        except FileNotFoundError as e: _stop(e, 2)
-        except (OSError, ValueError) as e: _stop(e, 1) # no connection, disk full, not writable; a table that breaks its contract
+        try:
+            return command(*args, **kwargs)
+        except FileNotFoundError as e:
+            _stop(e, 2)
+        except (OSError, ValueError) as e:
+            _stop(e, 1)  # no connection, disk full, not writable; a table that breaks its contract
+
     return run
 
-
-def _stop(error, code:int):
-    typer.secho(f'Error: {error}', err=True, fg=typer.colors.RED)
+# %% ../nbs/70_cli.ipynb #cd265cd6
+def _stop(error, code: int):
+    typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
     raise typer.Exit(code)
 
-
-def _source(name:str):
+# %% ../nbs/70_cli.ipynb #4728b03e
+def _source(name: str):
     "The record of a data set; a usage error that lists the names when there is none."
     from skinrepro.sources import SOURCES
+
     for s in SOURCES:
-        if s.name == name: return s
+        if s.name == name:
+            return s
     import difflib
+
     near = difflib.get_close_matches(name, [s.name for s in SOURCES], n=1)
-    raise typer.BadParameter((f'no data set {name!r}. ' + (f'Did you mean {near[0]}? ' if near else ''))
-                             + f'There are: {", ".join(s.name for s in SOURCES)}.', param_hint='NAME')
+    raise typer.BadParameter(
+        (f"no data set {name!r}. " + (f"Did you mean {near[0]}? " if near else ""))
+        + f"There are: {', '.join(s.name for s in SOURCES)}.",
+        param_hint="NAME",
+    )
 
 # %% ../nbs/70_cli.ipynb #6b19a466
-@data_app.command('list', epilog='Example: `skinrepro data list pad_ufes20`')
+@data_app.command("list", epilog="Example: `skinrepro data list pad_ufes20`")
 @reported
 def list_data(
-    name:Annotated[str, typer.Argument(metavar='NAME', help='One data set; without it all are listed.', show_default=False)]='',
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="One data set; without it all are listed.", show_default=False
+        ),
+    ] = "",
 ):
-    "List the data sets: licence, citation, where to get them, how they must lie on disk, and whether they are here."
+    """List the data sets: licence, citation, where to get them, how they must lie on disk, and
+    whether they are here.
+    """
     from skinrepro.core import has_data
     from skinrepro.sources import PHANTOM, SOURCES
-    for s in ([_source(name)] if name else SOURCES):
-        here = 'yes, always' if s == PHANTOM else 'yes, ' + str(_folder(s.name)) if has_data(s.name) else 'no'
-        typer.secho(str(s).split('\n')[0], bold=True)
-        typer.echo('\n'.join([*str(s).split('\n')[1:], f'  {"here":9s} {here}', '']))
-    if not has_data(): typer.echo('SKINREPRO_DATA is not set: export SKINREPRO_DATA=<folder that holds one folder per data set>.')
 
+    for s in [_source(name)] if name else SOURCES:
+        here = (
+            "yes, always"
+            if s == PHANTOM
+            else "yes, " + str(_folder(s.name))
+            if has_data(s.name)
+            else "no"
+        )
+        typer.secho(str(s).split("\n")[0], bold=True)
+        typer.echo("\n".join([*str(s).split("\n")[1:], f"  {'here':9s} {here}", ""]))
+    if not has_data():
+        typer.echo(
+            "SKINREPRO_DATA is not set: export SKINREPRO_DATA=<folder that holds one folder per"
+            " data set>."
+        )
 
-def _folder(name:str, given:Path|None=None) -> Path:
+# %% ../nbs/70_cli.ipynb #f4f01b6f
+def _folder(name: str, given: Path | None = None) -> Path:
     "The folder that was named, or the one below $SKINREPRO_DATA, which need not exist yet."
     from skinrepro.core import data_folder
-    if given is not None: return Path(given).expanduser()
-    try: return data_folder()/name
-    except FileNotFoundError as e: raise FileNotFoundError(f'{e} Or name the folder on the command line.') from None
+
+    if given is not None:
+        return Path(given).expanduser()
+    try:
+        return data_folder() / name
+    except FileNotFoundError as e:
+        raise FileNotFoundError(f"{e} Or name the folder on the command line.") from None
 
 # %% ../nbs/70_cli.ipynb #7b5af2ec
-@data_app.command('fetch', epilog='Examples: `skinrepro data fetch fitzpatrick17k --annotations-only`, '
-                                  '`skinrepro data fetch fitzpatrick17k --label psoriasis --label folliculitis --jobs 4`')
+@data_app.command(
+    "fetch",
+    epilog=(
+        "Examples: `skinrepro data fetch fitzpatrick17k --annotations-only`, "
+        "`skinrepro data fetch fitzpatrick17k --label psoriasis --label folliculitis --jobs 4`"
+    ),
+)
 @reported
 def fetch_data(
-    name:Annotated[str, typer.Argument(metavar='NAME', help='Data set; `skinrepro data list` names them.')],
-    dest:Annotated[Path|None, typer.Option(help='Folder of this data set.', show_default='$SKINREPRO_DATA/NAME')]=None,
-    annotations_only:Annotated[bool, typer.Option('--annotations-only', help='The table without the photographs.')]=False,
-    label:Annotated[list[str]|None, typer.Option(help='Only photographs of this diagnosis; may be given several times.')]=None,
-    jobs:Annotated[int, typer.Option(min=1, max=64, help='Requests at a time; no more than two to one site.')]=8,
-    again:Annotated[bool, typer.Option('--again', help='Also ask again for photographs that an earlier run found to be gone.')]=False,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Data set; `skinrepro data list` names them.")
+    ],
+    dest: Annotated[
+        Path | None,
+        typer.Option(help="Folder of this data set.", show_default="$SKINREPRO_DATA/NAME"),
+    ] = None,
+    annotations_only: Annotated[
+        bool, typer.Option("--annotations-only", help="The table without the photographs.")
+    ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(help="Only photographs of this diagnosis; may be given several times."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=64, help="Requests at a time; no more than two to one site.")
+    ] = 8,
+    again: Annotated[
+        bool,
+        typer.Option(
+            "--again", help="Also ask again for photographs that an earlier run found to be gone."
+        ),
+    ] = False,
 ):
-    "Download a data set: annotations by pinned commit and checksum, photographs by their checksums. A rerun fetches only what is missing."
+    """Download a data set: annotations by pinned commit and checksum, photographs by their
+    checksums. A rerun fetches only what is missing.
+    """
     from skinrepro import fitzpatrick17k as fitz
     from skinrepro.sources import FITZPATRICK17K, PHANTOM
+
     source = _source(name)
-    if source == PHANTOM: typer.echo('Phantoms are drawn when first used: nothing to fetch.'); return
+    if source == PHANTOM:
+        typer.echo("Phantoms are drawn when first used: nothing to fetch.")
+        return
     if source != FITZPATRICK17K:
-        raise FileNotFoundError(f'{source.title} is not fetched by this command. By hand: {source.how} ({source.homepage}).')
+        raise FileNotFoundError(
+            f"{source.title} is not fetched by this command. By hand: {source.how}"
+            f" ({source.homepage})."
+        )
     dest = _folder(name, dest)
     table = fitz.fetch_annotations(dest)
-    typer.echo(f'{source.credit}\nLicence: {source.licence}. Annotations: {table}')
-    if annotations_only: return
+    typer.echo(f"{source.credit}\nLicence: {source.licence}. Annotations: {table}")
+    if annotations_only:
+        return
     ann = fitz.read_annotations(table)
     if unknown := sorted(set(label or []) - set(ann.label)):
-        raise typer.BadParameter(f'no image has the label {unknown[0]!r}; labels are spelt as in {table}.', param_hint='--label')
-    if label: ann = ann[ann.label.isin(label)]
-    got = fitz.fetch_images(ann, dest/'images', jobs=jobs, again=again)
+        raise typer.BadParameter(
+            f"no image has the label {unknown[0]!r}; labels are spelt as in {table}.",
+            param_hint="--label",
+        )
+    if label:
+        ann = ann[ann.label.isin(label)]
+    got = fitz.fetch_images(ann, dest / "images", jobs=jobs, again=again)
     _print_counts(got.status)
-    typer.echo(f'Photographs: {dest/"images"}, log of every request: {dest/"images"/"fetch_log.csv"}. '
-               f'For what is missing see `skinrepro data list {name}`; then run `skinrepro data verify {name}`.')
-    if not got.status.eq('ok').any(): raise ConnectionError('Not one photograph could be fetched; the log has the reasons.')
+    typer.echo(
+        f"Photographs: {dest / 'images'}, log of every request: {dest / 'images' / 'fetch_log.csv'}. For"
+        f" what is missing see `skinrepro data list {name}`; then run `skinrepro data verify"
+        f" {name}`."
+    )
+    if not got.status.eq("ok").any():
+        raise ConnectionError("Not one photograph could be fetched; the log has the reasons.")
 
-
+# %% ../nbs/70_cli.ipynb #ac9d4147
 def _print_counts(status):
     "How many rows of each status."
-    for s, n in status.value_counts().items(): typer.echo(f'{n:8d}  {n/len(status):6.1%}  {s}')
+    for s, n in status.value_counts().items():
+        typer.echo(f"{n:8d}  {n / len(status):6.1%}  {s}")
 
 # %% ../nbs/70_cli.ipynb #4113a728
-@data_app.command('verify', epilog='Examples: `skinrepro data verify pad_ufes20`, '
-                                   '`skinrepro data verify fitzpatrick17k --folder ~/fitz --strict`')
+@data_app.command(
+    "verify",
+    epilog=(
+        "Examples: `skinrepro data verify pad_ufes20`, "
+        "`skinrepro data verify fitzpatrick17k --folder ~/fitz --strict`"
+    ),
+)
 @reported
 def verify_data(
-    name:Annotated[str, typer.Argument(metavar='NAME', help='Data set; `skinrepro data list` names them.')],
-    folder:Annotated[Path|None, typer.Option(help='Folder of this data set.', show_default='$SKINREPRO_DATA/NAME')]=None,
-    out:Annotated[Path|None, typer.Option(help='Where to write the inventory.', show_default='inventory.csv in the folder')]=None,
-    strict:Annotated[bool, typer.Option('--strict', help='End with 1 unless every photograph is whole.')]=False,
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="Data set; `skinrepro data list` names them.")
+    ],
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="Folder of this data set.", show_default="$SKINREPRO_DATA/NAME"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where to write the inventory.", show_default="inventory.csv in the folder"
+        ),
+    ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="End with 1 unless every photograph is whole.")
+    ] = False,
 ):
-    "Take stock of a data set: open every photograph, count what is whole, altered, missing or broken, write the inventory and its hash."
+    """Take stock of a data set: open every photograph, count what is whole, altered, missing or
+    broken, write the inventory and its hash.
+    """
     from skinrepro import fitzpatrick17k as fitz
     from skinrepro import sources
     from skinrepro.core import atomic_path
+
     source = _source(name)
-    if source == sources.PHANTOM: typer.echo('Phantoms are drawn when first used: nothing to verify.'); return
-    folder = sources.source_folder(source, _folder(name, folder)); out = out or folder/'inventory.csv'
+    if source == sources.PHANTOM:
+        typer.echo("Phantoms are drawn when first used: nothing to verify.")
+        return
+    folder = sources.source_folder(source, _folder(name, folder))
+    out = out or folder / "inventory.csv"
     if source == sources.FITZPATRICK17K:
-        images = folder/'images' if (folder/'images').is_dir() else folder # photographs may lie beside the table
-        found = fitz.verify(fitz.read_annotations(folder/'fitzpatrick17k.csv'), images, progress=True)
+        images = (
+            folder / "images" if (folder / "images").is_dir() else folder
+        )  # photographs may lie beside the table
+        found = fitz.verify(
+            fitz.read_annotations(folder / "fitzpatrick17k.csv"), images, progress=True
+        )
     else:
-        read = {sources.PAD_UFES20: sources.read_pad_ufes20, sources.HAM10000: sources.read_ham10000}[source]
+        read = {
+            sources.PAD_UFES20: sources.read_pad_ufes20,
+            sources.HAM10000: sources.read_ham10000,
+        }[source]
         found = sources.inventory(read, folder, progress=True)
     try:
-        with atomic_path(out) as tmp: found.to_csv(tmp, index=False, lineterminator='\n')
-    except OSError as e: raise OSError(f'{e} Or name another file with --out.') from e
+        with atomic_path(out) as tmp:
+            found.to_csv(tmp, index=False, lineterminator="\n")
+    except OSError as e:
+        raise OSError(f"{e} Or name another file with --out.") from e
     typer.echo(source.credit)
     _print_counts(found.status)
-    typer.echo(f'Inventory {fitz.inventory_hash(found)} of {len(found)} photographs: {out}')
-    bad = found[found.status != 'ok']
-    for r in bad.head(5).itertuples(): typer.echo(f'  {r.image_id}: {r.status}{f", {r.detail}" if r.detail else ""}')
-    if len(bad) > 5: typer.echo(f'  ... and {len(bad) - 5} more')
-    if strict and len(bad): raise ValueError(f'{len(bad)} of {len(found)} photographs are not whole.')
+    typer.echo(f"Inventory {fitz.inventory_hash(found)} of {len(found)} photographs: {out}")
+    bad = found[found.status != "ok"]
+    for r in bad.head(5).itertuples():
+        typer.echo(f"  {r.image_id}: {r.status}{f', {r.detail}' if r.detail else ''}")
+    if len(bad) > 5:
+        typer.echo(f"  ... and {len(bad) - 5} more")
+    if strict and len(bad):
+        raise ValueError(f"{len(bad)} of {len(found)} photographs are not whole.")
 
 # %% ../nbs/70_cli.ipynb #af656c5c
-_paper = Annotated[str, typer.Argument(metavar='PAPER', help='Folder below nbs/papers, e.g. wang2024.')]
-_profile = Annotated[str, typer.Option(help='smoke (does it run?), mini (laptop) or paper (CUDA, real data and weights).')]
-_section = Annotated[str|None, typer.Option(help='Only this section of grid.toml, and what it needs; several with commas.', show_default='all')]
-_data = Annotated[str|None, typer.Option(help='Another data set than the grid names.', show_default='as in grid.toml')]
-_set = Annotated[list[str]|None, typer.Option('--set', metavar='NAME=VALUE', help='Fix a parameter; may be repeated.', show_default=False)]
+_paper = Annotated[
+    str, typer.Argument(metavar="PAPER", help="Folder below nbs/papers, e.g. wang2024.")
+]
+_profile = Annotated[
+    str,
+    typer.Option(
+        help="smoke (does it run?), mini (laptop) or paper (CUDA, real data and weights)."
+    ),
+]
+_section = Annotated[
+    str | None,
+    typer.Option(
+        help="Only this section of grid.toml, and what it needs; several with commas.",
+        show_default="all",
+    ),
+]
+_data = Annotated[
+    str | None,
+    typer.Option(help="Another data set than the grid names.", show_default="as in grid.toml"),
+]
+_set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Fix a parameter; may be repeated.", show_default=False
+    ),
+]
 
-
+# %% ../nbs/70_cli.ipynb #90febfb3
 def _runs(paper, profile, section, data, set_) -> list:
     "Runs of a grid, as the options narrow it."
     from skinrepro.runs import read_grid
-    return read_grid(_folder_of(paper), profile, section, **_settings(set_ or []) | ({'data': data} if data else {}))
 
+    return read_grid(
+        _folder_of(paper),
+        profile,
+        section,
+        **_settings(set_ or []) | ({"data": data} if data else {}),
+    )
 
-def _folder_of(paper:str) -> Path:
+# %% ../nbs/70_cli.ipynb #45c6ccba
+def _folder_of(paper: str) -> Path:
     import difflib
 
     from skinrepro.core import paths
-    papers = sorted(f.parent.name for f in paths().papers.glob('*/grid.toml'))
-    if paper in papers: return paths().papers/paper
+
+    papers = sorted(f.parent.name for f in paths().papers.glob("*/grid.toml"))
+    if paper in papers:
+        return paths().papers / paper
     near = difflib.get_close_matches(paper, papers, n=1)
-    raise typer.BadParameter(f'no paper {paper!r}. ' + (f'Did you mean {near[0]}? ' if near else '') + f'There are: {", ".join(papers)}.', param_hint='PAPER')
+    raise typer.BadParameter(
+        f"no paper {paper!r}. "
+        + (f"Did you mean {near[0]}? " if near else "")
+        + f"There are: {', '.join(papers)}.",
+        param_hint="PAPER",
+    )
 
-
-@app.command('run', epilog='Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --section pad_ufes20 --set seed=0`, '
-                           '`skinrepro run wang2024 --profile paper --gpus 4`, `skinrepro run wang2024 --profile paper --slurm workflow/profiles/slurm`')
+# %% ../nbs/70_cli.ipynb #eb4db8c4
+@app.command(
+    "run",
+    epilog=(
+        "Examples: `skinrepro run wang2024`, `skinrepro run wang2024 --section pad_ufes20 --set"
+        " seed=0`, `skinrepro run wang2024 --profile paper --gpus 4`, `skinrepro run wang2024"
+        " --profile paper --slurm workflow/profiles/slurm`"
+    ),
+)
 @reported
 def run_paper(
-    paper:_paper, profile:_profile='mini', section:_section=None, data:_data=None, set_:_set=None,
-    cores:Annotated[int|None, typer.Option(min=1, max=4096, help='Cores to use: as many runs at a time as fit, each with the threads that grid.toml gives it.',
-                                           show_default='all')]=None,
-    gpus:Annotated[int|None, typer.Option(min=0, max=256, help='GPUs to use; each run gets as many of its own as grid.toml says.', show_default='all')]=None,
-    slurm:Annotated[Path|None, typer.Option(metavar='PROFILE', help='Submit to a cluster: folder of a Snakemake profile, e.g. workflow/profiles/slurm.',
-                                            show_default=False)]=None,
-    unlock:Annotated[bool, typer.Option('--unlock', help='Remove the lock of a Snakemake that was called directly and killed.')]=False,
-    dry:Annotated[bool, typer.Option('--dry-run', help='Only list what would run.')]=False,
+    paper: _paper,
+    profile: _profile = "mini",
+    section: _section = None,
+    data: _data = None,
+    set_: _set = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help=(
+                "Cores to use: as many runs at a time as fit, each with the threads that grid.toml"
+                " gives it."
+            ),
+            show_default="all",
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=256,
+            help="GPUs to use; each run gets as many of its own as grid.toml says.",
+            show_default="all",
+        ),
+    ] = None,
+    slurm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PROFILE",
+            help=(
+                "Submit to a cluster: folder of a Snakemake profile, e.g. workflow/profiles/slurm."
+            ),
+            show_default=False,
+        ),
+    ] = None,
+    unlock: Annotated[
+        bool,
+        typer.Option(
+            "--unlock", help="Remove the lock of a Snakemake that was called directly and killed."
+        ),
+    ] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Only list what would run.")] = False,
 ):
-    "Run the experiments of a paper and rebuild its tables. What has a record that is still true is not run again; a killed run goes on where it was."
+    """Run the experiments of a paper and rebuild its tables. What has a record that is still true
+    is not run again; a killed run goes on where it was.
+    """
     from skinrepro.core import paths
     from skinrepro.workflow import execute, states
-    wanted = _runs(paper, profile, section, data, set_); now = states(wanted); folder = _folder_of(paper)
-    typer.echo(f'{paper}, profile {profile}: {len(wanted)} runs, {sum(s.status == "done" for s in now)} of them done. Records go to {paths().runs/paper}')
+
+    wanted = _runs(paper, profile, section, data, set_)
+    now = states(wanted)
+    folder = _folder_of(paper)
+    typer.echo(
+        f"{paper}, profile {profile}: {len(wanted)} runs, {sum(s.status == 'done' for s in now)} of"
+        f" them done. Records go to {paths().runs / paper}"
+    )
     if dry:
-        for s in now: typer.echo(f'  {"done" if s.status == "done" else "todo"}  {s.run.id}  {_short(s.run.parameters)}')
+        for s in now:
+            typer.echo(
+                f"  {'done' if s.status == 'done' else 'todo'}  {s.run.id} "
+                f" {_short(s.run.parameters)}"
+            )
         return
-    if slurm is not None and not (slurm/'config.yaml').is_file():
-        raise typer.BadParameter(f'there is no config.yaml in {slurm}; copy workflow/profiles/slurm and edit it.', param_hint='--slurm')
-    _check_data([s.run for s in now if s.status != 'done'])
+    if slurm is not None and not (slurm / "config.yaml").is_file():
+        raise typer.BadParameter(
+            f"there is no config.yaml in {slurm}; copy workflow/profiles/slurm and edit it.",
+            param_hint="--slurm",
+        )
+    _check_data([s.run for s in now if s.status != "done"])
     outcomes = execute(wanted, cores or _cores(), gpus, slurm and slurm.resolve(), unlock=unlock)
-    failed = [o for o in outcomes if o.status in ('failed', 'blocked')]
+    failed = [o for o in outcomes if o.status in ("failed", "blocked")]
     for o in failed:
-        typer.secho(f'{o.status}: {o.run.id} ({_short(o.run.parameters)})\n  {o.error}\n  {o.run.folder/"failed.ipynb"}', err=True, fg=typer.colors.RED)
-    if any(o.status in ('done', 'ran') for o in outcomes): _report(folder, profile, data)
-    else: typer.echo(f'No run has finished: the tables in {paths().figures/paper} stay as they are.')
-    if failed: raise typer.Exit(1)
+        typer.secho(
+            f"{o.status}: {o.run.id} ({_short(o.run.parameters)})\n  {o.error}\n "
+            f" {o.run.folder / 'failed.ipynb'}",
+            err=True,
+            fg=typer.colors.RED,
+        )
+    if any(o.status in ("done", "ran") for o in outcomes):
+        _report(folder, profile, data)
+    else:
+        typer.echo(
+            f"No run has finished: the tables in {paths().figures / paper} stay as they are."
+        )
+    if failed:
+        raise typer.Exit(1)
 
-
-def _check_data(runs): # a data set that is not here is said once, before anything starts, and not by every run
+# %% ../nbs/70_cli.ipynb #aa80647b
+def _check_data(
+    runs,
+):  # a data set that is not here is said once, before anything starts, and not by every run
     from skinrepro.core import data_folder
     from skinrepro.sources import PHANTOM, SOURCES
+
     real = {s.name for s in SOURCES if s != PHANTOM}
-    for name in dict.fromkeys(r.parameters.get('data') for r in runs):
-        if name in real: data_folder(name)
+    for name in dict.fromkeys(r.parameters.get("data") for r in runs):
+        if name in real:
+            data_folder(name)
 
-
-def _cores() -> int: # that this process may use
+# %% ../nbs/70_cli.ipynb #b5c647de
+def _cores() -> int:  # that this process may use
     import os
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
 
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
+# %% ../nbs/70_cli.ipynb #612e5511
 def _settings(texts) -> dict:
     "NAME=VALUE -> python values: numbers as numbers, a comma makes a list."
     import ast
+
     out = {}
     for t in texts:
-        name, eq, value = t.partition('=')
-        if not eq or not name.isidentifier(): raise typer.BadParameter(f'{t!r} is not NAME=VALUE.', param_hint='--set')
+        name, eq, value = t.partition("=")
+        if not eq or not name.isidentifier():
+            raise typer.BadParameter(f"{t!r} is not NAME=VALUE.", param_hint="--set")
+
         def plain(v):
-            try: return ast.literal_eval(v)
-            except (ValueError, SyntaxError): return v
-        out[name] = [plain(v) for v in value.split(',')] if ',' in value else plain(value)
+            try:
+                return ast.literal_eval(v)
+            except (ValueError, SyntaxError):
+                return v
+
+        out[name] = [plain(v) for v in value.split(",")] if "," in value else plain(value)
     return out
 
+# %% ../nbs/70_cli.ipynb #2e743bdf
+def _short(parameters) -> str:
+    return " ".join(
+        f"{k}={v}"
+        for k, v in parameters.items()
+        if k in ("scenario", "arch", "seed", "train", "data", "select_on")
+    )
 
-def _short(parameters) -> str: return ' '.join(f'{k}={v}' for k, v in parameters.items() if k in ('scenario', 'arch', 'seed', 'train', 'data', 'select_on'))
-
-
+# %% ../nbs/70_cli.ipynb #ac89c12f
 def _report(folder, profile, data):
     "Execute the report notebook, print the tables that it wrote, and name its files."
     import os
@@ -255,125 +503,302 @@ def _report(folder, profile, data):
 
     from skinrepro.core import paths
     from skinrepro.runs import declared, execute_notebook, import_papermill
-    papermill = import_papermill(); notebook = folder/'report.ipynb'; out = paths().runs/folder.name/'report.ipynb'; start = time.time() - 1
-    asked = {k: v for k, v in dict(profile=profile, data=data).items() if v and v != 'smoke' and k in declared(notebook)} # smoke runs are not results
+
+    papermill = import_papermill()
+    notebook = folder / "report.ipynb"
+    out = paths().runs / folder.name / "report.ipynb"
+    start = time.time() - 1
+    asked = {
+        k: v
+        for k, v in dict(profile=profile, data=data).items()
+        if v and v != "smoke" and k in declared(notebook)
+    }  # smoke runs are not results
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         execute_notebook(notebook, out, asked)
-    except papermill.PapermillExecutionError as e: raise ValueError(f'The report of {folder.name} failed: {e.ename}: {e.evalue} ({out})') from None
-    made = sorted(f for f in (paths().figures/folder.name).glob('*') if f.stat().st_mtime >= start)
+    except papermill.PapermillExecutionError as e:
+        raise ValueError(
+            f"The report of {folder.name} failed: {e.ename}: {e.evalue} ({out})"
+        ) from None
+    made = sorted(
+        f for f in (paths().figures / folder.name).glob("*") if f.stat().st_mtime >= start
+    )
     for f in made:
-        if f.suffix == '.md': typer.echo('\n' + '\n'.join(_aligned([l for l in f.read_text(encoding='utf-8').splitlines() if l[:1] in '#*|' and l])))
-    typer.echo('\nFiles:\n' + '\n'.join(f'  {os.path.relpath(f)}' for f in [*made, out]))
+        if f.suffix == ".md":
+            typer.echo(
+                "\n"
+                + "\n".join(
+                    _aligned(
+                        [
+                            l
+                            for l in f.read_text(encoding="utf-8").splitlines()
+                            if l[:1] in "#*|" and l
+                        ]
+                    )
+                )
+            )
+    typer.echo("\nFiles:\n" + "\n".join(f"  {os.path.relpath(f)}" for f in [*made, out]))
 
-
+# %% ../nbs/70_cli.ipynb #645c7ee2
 def _aligned(lines) -> list:
     "Pipe tables with columns of equal width, for a terminal."
-    cells = [[c.strip() for c in l.strip('|').split('|')] if l.startswith('|') else None for l in lines]
-    widths = [max(map(len, c)) for c in zip(*(c for c in cells if c and set(''.join(c)) != {'-'}))]
-    return [l if c is None else '  '.join(x.ljust(w) for x, w in zip(c, widths)).rstrip() if set(''.join(c)) != {'-'} else '  '.join('-'*w for w in widths)
-            for l, c in zip(lines, cells)]
+    cells = [
+        [c.strip() for c in l.strip("|").split("|")] if l.startswith("|") else None for l in lines
+    ]
+    widths = [max(map(len, c)) for c in zip(*(c for c in cells if c and set("".join(c)) != {"-"}))]
+    return [
+        (
+            l
+            if c is None
+            else (
+                "  ".join(x.ljust(w) for x, w in zip(c, widths)).rstrip()
+                if set("".join(c)) != {"-"}
+                else "  ".join("-" * w for w in widths)
+            )
+        )
+        for l, c in zip(lines, cells)
+    ]
 
 # %% ../nbs/70_cli.ipynb #947bbc06
-@app.command('todo', epilog='Examples: `skinrepro todo`, `skinrepro todo wang2024 --section generator`, `skinrepro todo wang2024 --profile paper`')
+@app.command(
+    "todo",
+    epilog=(
+        "Examples: `skinrepro todo`, `skinrepro todo wang2024 --section generator`, `skinrepro todo"
+        " wang2024 --profile paper`"
+    ),
+)
 @reported
 def what_is_to_do(
-    paper:Annotated[str|None, typer.Argument(metavar='[PAPER]', help='One paper; without it all are counted.', show_default=False)]=None,
-    profile:_profile='mini', section:_section=None, data:_data=None, set_:_set=None,
-    cores:Annotated[int|None, typer.Option(min=1, max=4096, help='Cores that the estimate counts on.', show_default='all')]=None,
-    gpus:Annotated[int|None, typer.Option(min=0, max=256, help='GPUs that the estimate counts on.', show_default='all')]=None,
-    measure:Annotated[bool, typer.Option('--measure/--no-measure',
-                                              help='Measure unknown rates: once a device, some minutes; full-size models on a CPU take far longer.')]=True,
+    paper: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[PAPER]", help="One paper; without it all are counted.", show_default=False
+        ),
+    ] = None,
+    profile: _profile = "mini",
+    section: _section = None,
+    data: _data = None,
+    set_: _set = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=4096, help="Cores that the estimate counts on.", show_default="all"
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=0, max=256, help="GPUs that the estimate counts on.", show_default="all"),
+    ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help=(
+                "Measure unknown rates: once a device, some minutes; full-size models on a CPU take"
+                " far longer."
+            ),
+        ),
+    ] = True,
 ):
-    "What would run: by section, with the errors of what failed, and the hours and disk that it will take on this device."
+    """What would run: by section, with the errors of what failed, and the hours and disk that it
+    will take on this device.
+    """
     from skinrepro.core import paths
     from skinrepro.estimate import estimate
     from skinrepro.job import visible_gpus
     from skinrepro.workflow import states
-    names = [paper] if paper else sorted(f.parent.name for f in paths().papers.glob('*/grid.toml'))
+
+    names = [paper] if paper else sorted(f.parent.name for f in paths().papers.glob("*/grid.toml"))
     for name in names:
         now = states(_runs(name, profile, section, data, set_))
-        typer.secho(f'{name}, profile {profile}', bold=True)
-        for line in _counts_by_section(now): typer.echo(line)
+        typer.secho(f"{name}, profile {profile}", bold=True)
+        for line in _counts_by_section(now):
+            typer.echo(line)
         for s in now:
-            if s.status == 'failed': typer.secho(f'  failed    {s.run.id}  {_short(s.run.parameters)}\n            {s.detail}', fg=typer.colors.RED)
-            if s.status not in ('running', 'outdated'): continue
-            typer.echo(f'  {s.status:9s} {s.run.id}  {_short(s.run.parameters)}' + (f'  ({s.detail})' if s.detail else ''))
-        if paper and (left := [s.run for s in now if s.status != 'done']):
-            typer.echo('\n'.join(estimate([s.run for s in now], cores or _cores(), len(visible_gpus()) if gpus is None else gpus, measure, left).lines()))
+            if s.status == "failed":
+                typer.secho(
+                    f"  failed    {s.run.id}  {_short(s.run.parameters)}\n            {s.detail}",
+                    fg=typer.colors.RED,
+                )
+            if s.status not in ("running", "outdated"):
+                continue
+            typer.echo(
+                f"  {s.status:9s} {s.run.id}  {_short(s.run.parameters)}"
+                + (f"  ({s.detail})" if s.detail else "")
+            )
+        if paper and (left := [s.run for s in now if s.status != "done"]):
+            typer.echo(
+                "\n".join(
+                    estimate(
+                        [s.run for s in now],
+                        cores or _cores(),
+                        len(visible_gpus()) if gpus is None else gpus,
+                        measure,
+                        left,
+                    ).lines()
+                )
+            )
 
-
+# %% ../nbs/70_cli.ipynb #a277f6dc
 def _counts_by_section(now) -> list[str]:
-    kinds = ['done', 'running', 'failed', 'outdated', 'missing']
-    rows = {sec: [sum(s.run.section == sec and s.status == k for s in now) for k in kinds] for sec in dict.fromkeys(s.run.section for s in now)}
-    rows['all'] = [sum(r[i] for r in rows.values()) for i in range(len(kinds))]
+    kinds = ["done", "running", "failed", "outdated", "missing"]
+    rows = {
+        sec: [sum(s.run.section == sec and s.status == k for s in now) for k in kinds]
+        for sec in dict.fromkeys(s.run.section for s in now)
+    }
+    rows["all"] = [sum(r[i] for r in rows.values()) for i in range(len(kinds))]
     width = max(map(len, rows))
-    return ['  ' + ' '*width + ''.join(f'{k:>10s}' for k in kinds)] + [f'  {sec:{width}s}' + ''.join(f'{n or "-":>10}' for n in r) for sec, r in rows.items()]
+    return ["  " + " " * width + "".join(f"{k:>10s}" for k in kinds)] + [
+        f"  {sec:{width}s}" + "".join(f"{n or '-':>10}" for n in r) for sec, r in rows.items()
+    ]
 
 # %% ../nbs/70_cli.ipynb #8ac38dfa
-@app.command('where', epilog='Examples: `skinrepro where wang2024 table3`, `skinrepro where wang2024 "Figure 2"`')
+@app.command(
+    "where",
+    epilog='Examples: `skinrepro where wang2024 table3`, `skinrepro where wang2024 "Figure 2"`',
+)
 @reported
 def where_is(
-    paper:_paper,
-    artefact:Annotated[str, typer.Argument(metavar='ARTEFACT', help='A table or figure of the paper, e.g. table3, fig2 or "Figure 2".')],
+    paper: _paper,
+    artefact: Annotated[
+        str,
+        typer.Argument(
+            metavar="ARTEFACT",
+            help='A table or figure of the paper, e.g. table3, fig2 or "Figure 2".',
+        ),
+    ],
 ):
     "Notebook, heading and files of a table or figure, from the paper's index."
     import json
     import re
 
     from skinrepro.core import paths
+
     folder = _folder_of(paper)
-    cells = json.loads((folder/'index.ipynb').read_text(encoding='utf-8'))['cells']
-    text = '\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'markdown').partition('## Artefacts')[2]
-    rows = [[x.strip() for x in l.strip('|').split('|')] for l in text.splitlines() if l.startswith('|')][2:]
-    plain = lambda t: re.sub(r'[\s._-]', '', t.lower()).replace('figure', 'fig').replace('tbl', 'table')
+    cells = json.loads((folder / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown").partition(
+        "## Artefacts"
+    )[2]
+    rows = [
+        [x.strip() for x in l.strip("|").split("|")] for l in text.splitlines() if l.startswith("|")
+    ][2:]
+    plain = lambda t: (
+        re.sub(r"[\s._-]", "", t.lower()).replace("figure", "fig").replace("tbl", "table")
+    )
     found = [r for r in rows if plain(r[0]) == plain(artefact)]
-    if not found: raise typer.BadParameter(f'{paper} has no {artefact!r}; it has: {", ".join(r[0] for r in rows)}.', param_hint='ARTEFACT')
+    if not found:
+        raise typer.BadParameter(
+            f"{paper} has no {artefact!r}; it has: {', '.join(r[0] for r in rows)}.",
+            param_hint="ARTEFACT",
+        )
     name, notebooks, files, verdict = found[0]
-    typer.secho(f'{paper}, {name}', bold=True)
-    for _, file in re.findall(r'\[([^\]]+)\]\(([^)]+)\)', notebooks): typer.echo(f'  notebook  {(folder/file).relative_to(paths().root)}')
-    for heading in re.findall(r'"([^"]+)"', notebooks): typer.echo(f'  heading   {heading}')
-    made = sorted((paths().figures/paper).glob(f'{plain(name)}.*'))
-    for f in made: typer.echo(f'  file      {f.relative_to(paths().root) if f.is_relative_to(paths().root) else f}')
-    if not made: typer.echo(f'  file      none yet; {re.sub("`", "", files)}')
-    typer.echo(f'  verdict   {verdict}')
+    typer.secho(f"{paper}, {name}", bold=True)
+    for _, file in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", notebooks):
+        typer.echo(f"  notebook  {(folder / file).relative_to(paths().root)}")
+    for heading in re.findall(r'"([^"]+)"', notebooks):
+        typer.echo(f"  heading   {heading}")
+    made = sorted((paths().figures / paper).glob(f"{plain(name)}.*"))
+    for f in made:
+        typer.echo(
+            f"  file      {f.relative_to(paths().root) if f.is_relative_to(paths().root) else f}"
+        )
+    if not made:
+        typer.echo(f"  file      none yet; {re.sub('`', '', files)}")
+    typer.echo(f"  verdict   {verdict}")
 
 # %% ../nbs/70_cli.ipynb #00e8b50c
-@app.command('doctor', epilog='Example: `skinrepro doctor`')
+@app.command("doctor", epilog="Example: `skinrepro doctor`")
 @reported
 def doctor():
-    "Python, CUDA, disk, data sets, base models, engine: what is here, what is missing, and the command that mends it. Ends with 1 if profile mini cannot run."
+    """Python, CUDA, disk, data sets, base models, engine: what is here, what is missing, and the
+    command that mends it. Ends with 1 if profile mini cannot run.
+    """
     import shutil
     import sys
 
     from skinrepro.core import device, has_data, paths
+
     bad = False
 
-    def line(ok, what, detail, remedy='', needed=False):
+    def line(ok, what, detail, remedy="", needed=False):
         nonlocal bad
         bad |= needed and not ok
         colour = None if ok else typer.colors.RED if needed else typer.colors.YELLOW
-        typer.secho(f'{"ok     " if ok else "MISSING" if needed else "missing"}  {what:24s} {detail}', fg=colour)
-        if not ok and remedy: typer.echo(f'{"":9s}{"":24s} {remedy}')
+        typer.secho(
+            f"{'ok     ' if ok else 'MISSING' if needed else 'missing'}  {what:24s} {detail}",
+            fg=colour,
+        )
+        if not ok and remedy:
+            typer.echo(f"{'':9s}{'':24s} {remedy}")
 
     v = sys.version_info
-    line(v[:2] in ((3, 11), (3, 12)), 'Python', f'{v[0]}.{v[1]}.{v[2]}', 'Install 3.11 or 3.12, then: make PYTHON=/path/to/python3.12 setup', True)
+    line(
+        v[:2] in ((3, 11), (3, 12)),
+        "Python",
+        f"{v[0]}.{v[1]}.{v[2]}",
+        "Install 3.11 or 3.12, then: make PYTHON=/path/to/python3.12 setup",
+        True,
+    )
     import torch
-    line(True, 'torch', torch.__version__)
-    line(torch.cuda.is_available(), 'CUDA', torch.cuda.get_device_name(0) if torch.cuda.is_available() else f'none; computing on {device()}',
-         'Only profile paper needs it. On a machine with an NVIDIA GPU check the driver with nvidia-smi.')
-    line(bool(shutil.which('snakemake', path=str(Path(sys.executable).parent))), 'Snakemake', 'the engine of `skinrepro run`', 'make setup', True)
-    line(bool(shutil.which('sbatch')), 'SLURM', 'for --slurm', 'Only on a cluster: its login node has sbatch.')
-    for name, folder, least in (('runs', paths().runs, 2), ('cache', paths().cache, 1)):
-        here = next(p for p in (folder, *folder.parents) if p.exists()); free = shutil.disk_usage(here).free/2**30
-        line(free >= least, f'disk for {name}', f'{free:.1f} GB free in {here}', f'Free {least} GB, or: export SKINREPRO_{name.upper()}=/a/larger/disk', True)
+
+    line(True, "torch", torch.__version__)
+    line(
+        torch.cuda.is_available(),
+        "CUDA",
+        (
+            torch.cuda.get_device_name(0)
+            if torch.cuda.is_available()
+            else f"none; computing on {device()}"
+        ),
+        "Only profile paper needs it. On a machine with an NVIDIA GPU check the driver with"
+        " nvidia-smi.",
+    )
+    line(
+        bool(shutil.which("snakemake", path=str(Path(sys.executable).parent))),
+        "Snakemake",
+        "the engine of `skinrepro run`",
+        "make setup",
+        True,
+    )
+    line(
+        bool(shutil.which("sbatch")),
+        "SLURM",
+        "for --slurm",
+        "Only on a cluster: its login node has sbatch.",
+    )
+    for name, folder, least in (("runs", paths().runs, 2), ("cache", paths().cache, 1)):
+        here = next(p for p in (folder, *folder.parents) if p.exists())
+        free = shutil.disk_usage(here).free / 2**30
+        line(
+            free >= least,
+            f"disk for {name}",
+            f"{free:.1f} GB free in {here}",
+            f"Free {least} GB, or: export SKINREPRO_{name.upper()}=/a/larger/disk",
+            True,
+        )
     from skinrepro.sources import PHANTOM, SOURCES
+
     for s in SOURCES:
-        if s == PHANTOM: line(True, s.name, 'drawn when first used')
-        else: line(has_data(s.name), s.name, str(_folder(s.name)) if has_data(s.name) else s.title,
-                   f'skinrepro data {"fetch" if s.name == "fitzpatrick17k" else "list"} {s.name}   (after: export SKINREPRO_DATA=<folder>)')
+        if s == PHANTOM:
+            line(True, s.name, "drawn when first used")
+        else:
+            line(
+                has_data(s.name),
+                s.name,
+                str(_folder(s.name)) if has_data(s.name) else s.title,
+                f"skinrepro data {'fetch' if s.name == 'fitzpatrick17k' else 'list'} {s.name}  "
+                " (after: export SKINREPRO_DATA=<folder>)",
+            )
     from skinrepro.latent import BASES, available, remedy
+
     for key in BASES:
         source = available(key)
-        line(bool(source), f'base model {key}', source or 'not on this machine', remedy(key).replace('\n', '\n' + ' '*34), key == 'miniature')
-    if bad: raise typer.Exit(1)
+        line(
+            bool(source),
+            f"base model {key}",
+            source or "not on this machine",
+            remedy(key).replace("\n", "\n" + " " * 34),
+            key == "miniature",
+        )
+    if bad:
+        raise typer.Exit(1)

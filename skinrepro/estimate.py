@@ -17,108 +17,183 @@ from .job import seconds_taken
 @dataclass
 class Work:
     "An amount of one kind of work."
-    kind:str            # names all that the speed depends on, e.g. 'step of LoRA, miniature, batch 16'
-    amount:float        # units
-    measure:object      # () -> seconds that a unit takes here and now
 
+    kind: str  # names all that the speed depends on, e.g. 'step of LoRA, miniature, batch 16'
+    amount: float  # units
+    measure: object  # () -> seconds that a unit takes here and now
 
+# %% ../nbs/07_estimate.ipynb #9806fdb7
 @dataclass
 class Estimate:
     "What the runs that are left will take."
-    runs:int
-    hours:float         # from start to end
-    core_hours:float    # sum over the runs and their threads
-    gpu_hours:float
-    disk:float          # GB
-    device:str
-    rates:dict          # kind of work -> seconds per unit
-    unknown:list        # kinds that are not measured
-    corrected:dict      # notebook -> how much longer its finished runs took than estimated
+
+    runs: int
+    hours: float  # from start to end
+    core_hours: float  # sum over the runs and their threads
+    gpu_hours: float
+    disk: float  # GB
+    device: str
+    rates: dict  # kind of work -> seconds per unit
+    unknown: list  # kinds that are not measured
+    corrected: dict  # notebook -> how much longer its finished runs took than estimated
 
     def lines(self) -> list[str]:
         "For a person."
-        out = [f'  {self.runs} runs are left' + (f': about {_hours(self.hours)} on this device ({self.core_hours:.1f} core hours'
-               + (f', {self.gpu_hours:.1f} GPU hours' if self.gpu_hours else '') + f'), {self.disk:.1f} GB of disk.' if self.rates else '.')]
-        if self.unknown: out.append(f'  Not in it, since nothing is known of their speed here: {"; ".join(self.unknown)}.')
-        out += [f'  Rates measured on {self.device}:']*bool(self.rates) + [f'    {v:10.4g} s per {k}' for k, v in self.rates.items()]
-        if self.corrected: out.append('  Corrected by finished runs: ' + ', '.join(f'{k} x {v:.2f}' for k, v in self.corrected.items()))
+        out = [
+            f"  {self.runs} runs are left"
+            + (
+                f": about {_hours(self.hours)} on this device ({self.core_hours:.1f} core hours"
+                + (f", {self.gpu_hours:.1f} GPU hours" if self.gpu_hours else "")
+                + f"), {self.disk:.1f} GB of disk."
+                if self.rates
+                else "."
+            )
+        ]
+        if self.unknown:
+            out.append(
+                "  Not in it, since nothing is known of their speed here:"
+                f" {'; '.join(self.unknown)}."
+            )
+        out += [f"  Rates measured on {self.device}:"] * bool(self.rates) + [
+            f"    {v:10.4g} s per {k}" for k, v in self.rates.items()
+        ]
+        if self.corrected:
+            out.append(
+                "  Corrected by finished runs: "
+                + ", ".join(f"{k} x {v:.2f}" for k, v in self.corrected.items())
+            )
         return out
 
+# %% ../nbs/07_estimate.ipynb #a2a371c2
+def _hours(h) -> str:
+    return (
+        f"{h * 60:.0f} minutes" if h < 2 else f"{h:.1f} hours" if h < 72 else f"{h / 24:.1f} days"
+    )
 
-def _hours(h) -> str: return f'{h*60:.0f} minutes' if h < 2 else f'{h:.1f} hours' if h < 72 else f'{h/24:.1f} days'
-
-
+# %% ../nbs/07_estimate.ipynb #58dc9eec
 def estimate(
-    runs,              # list of runs.Run of one paper, finished ones too: they correct the estimate
-    cores:int=1,
-    gpus:int=0,
-    measure:bool=True, # measure what is not known yet; else it is left out
-    left=None,         # those of the runs that are to do, as `states` tells; None: all without a mark
+    runs,  # list of runs.Run of one paper, finished ones too: they correct the estimate
+    cores: int = 1,
+    gpus: int = 0,
+    measure: bool = True,  # measure what is not known yet; else it is left out
+    left=None,  # those of the runs that are to do, as `states` tells; None: all without a mark
 ) -> Estimate:
     "Time and disk of what is not finished. Measured rates are kept in the cache, per device."
     from skinrepro.core import device_name
+
     known, unknown, used = _Rates(), [], {}
     seconds, disk, actual = {}, {}, {}
     for r in runs:
         works, disk[r.id] = _cost(r)
-        total = 0.
+        total = 0.0
         for w in works:
-            rate = known.of(w, r.resources['threads'], measure)
-            if rate is None: unknown.append(w.kind)
-            else: total += w.amount*rate; used[w.kind] = rate
-        if not works: unknown.append(f'runs of {r.notebook.stem}')
+            rate = known.of(w, r.resources["threads"], measure)
+            if rate is None:
+                unknown.append(w.kind)
+            else:
+                total += w.amount * rate
+                used[w.kind] = rate
+        if not works:
+            unknown.append(f"runs of {r.notebook.stem}")
         seconds[r.id] = total
-        if took := seconds_taken(r.folder): a = actual.setdefault(r.notebook.stem, [0., 0.]); a[0] += took; a[1] += total
-    corrected = {n: a/b for n, (a, b) in actual.items() if a and b}
-    if left is None: left = [r for r in runs if not (r.folder/'.done').is_file()]
-    seconds = {r.id: seconds[r.id]*corrected.get(r.notebook.stem, 1.) for r in left}
-    threads = {r.id: min(r.resources['threads'], cores) for r in left}
-    return Estimate(len(left), _makespan(left, seconds, threads, cores, gpus)/3600, sum(seconds[i]*threads[i] for i in seconds)/3600,
-                    sum(seconds[r.id]*min(r.resources['gpus'], gpus) for r in left)/3600, sum(disk[r.id] for r in left)/1e9, device_name(),
-                    {k: v for k, v in used.items()}, list(dict.fromkeys(unknown)), corrected)
+        if took := seconds_taken(r.folder):
+            a = actual.setdefault(r.notebook.stem, [0.0, 0.0])
+            a[0] += took
+            a[1] += total
+    corrected = {n: a / b for n, (a, b) in actual.items() if a and b}
+    if left is None:
+        left = [r for r in runs if not (r.folder / ".done").is_file()]
+    seconds = {r.id: seconds[r.id] * corrected.get(r.notebook.stem, 1.0) for r in left}
+    threads = {r.id: min(r.resources["threads"], cores) for r in left}
+    return Estimate(
+        len(left),
+        _makespan(left, seconds, threads, cores, gpus) / 3600,
+        sum(seconds[i] * threads[i] for i in seconds) / 3600,
+        sum(seconds[r.id] * min(r.resources["gpus"], gpus) for r in left) / 3600,
+        sum(disk[r.id] for r in left) / 1e9,
+        device_name(),
+        {k: v for k, v in used.items()},
+        list(dict.fromkeys(unknown)),
+        corrected,
+    )
 
-
-def _cost(run) -> tuple: # list of Work, bytes
+# %% ../nbs/07_estimate.ipynb #f05e3762
+def _cost(run) -> tuple:  # list of Work, bytes
     from importlib import import_module
-    protocol = import_module(f'skinrepro.papers.{run.paper}') if (paths().root/'skinrepro'/'papers'/f'{run.paper}.py').is_file() else None
-    return protocol.cost(run) if hasattr(protocol, 'cost') else ([], 0.)
 
+    protocol = (
+        import_module(f"skinrepro.papers.{run.paper}")
+        if (paths().root / "skinrepro" / "papers" / f"{run.paper}.py").is_file()
+        else None
+    )
+    return protocol.cost(run) if hasattr(protocol, "cost") else ([], 0.0)
 
+# %% ../nbs/07_estimate.ipynb #b040a847
 class _Rates:
     "Seconds per unit on this device, kept in the cache."
+
     def __init__(self):
         from skinrepro.core import device_name
-        self.file = paths().cache/'rates'/f'{hash_text(device_name())[:12]}.json'
-        try: self.known = json.loads(self.file.read_text(encoding='utf-8'))
-        except (FileNotFoundError, ValueError): self.known = {}
 
-    def of(self, work, threads, measure): # seconds or None
-        key = f'{work.kind} [{threads} threads]'
+        self.file = paths().cache / "rates" / f"{hash_text(device_name())[:12]}.json"
+        try:
+            self.known = json.loads(self.file.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            self.known = {}
+
+    def of(self, work, threads, measure):  # seconds or None
+        key = f"{work.kind} [{threads} threads]"
         if key not in self.known:
-            if not measure: return None
+            if not measure:
+                return None
             import torch
-            print(f'Measuring once on this device: seconds per {work.kind} (--no-measure leaves it out) ...', file=sys.stderr, flush=True)
-            before = torch.get_num_threads(); torch.set_num_threads(threads)
-            try: self.known[key] = work.measure()
-            finally: torch.set_num_threads(before)
-            with atomic_path(self.file) as tmp: tmp.write_text(json.dumps(self.known, indent=1), encoding='utf-8')
+
+            print(
+                f"Measuring once on this device: seconds per {work.kind} (--no-measure leaves it"
+                " out) ...",
+                file=sys.stderr,
+                flush=True,
+            )
+            before = torch.get_num_threads()
+            torch.set_num_threads(threads)
+            try:
+                self.known[key] = work.measure()
+            finally:
+                torch.set_num_threads(before)
+            with atomic_path(self.file) as tmp:
+                tmp.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
 
-
-def _makespan(runs, seconds, threads, cores, gpus) -> float: # seconds from start to end, by giving each run its place as soon as there is one
+# %% ../nbs/07_estimate.ipynb #260ad125
+def _makespan(
+    runs, seconds, threads, cores, gpus
+) -> float:  # seconds from start to end, by giving each run its place as soon as there is one
     import heapq
-    wanted = {r.id: (threads[r.id], min(r.resources['gpus'], gpus)) for r in runs}
+
+    wanted = {r.id: (threads[r.id], min(r.resources["gpus"], gpus)) for r in runs}
     waits = {r.id: {n for n in r.needs if n in wanted} for r in runs}
-    free, now, running, todo = [cores, gpus], 0., [], list(runs)
+    free, now, running, todo = [cores, gpus], 0.0, [], list(runs)
     while todo or running:
-        started = [r for r in todo if not waits[r.id] and all(w <= f for w, f in zip(wanted[r.id], free)) and _take(free, wanted[r.id])]
-        for r in started: todo.remove(r); heapq.heappush(running, (now + seconds[r.id], r.id))
-        if not running: raise ValueError('The runs wait for each other.')
-        now, i = heapq.heappop(running); free = [f + w for f, w in zip(free, wanted[i])]
-        for other in waits.values(): other.discard(i)
+        started = [
+            r
+            for r in todo
+            if not waits[r.id]
+            and all(w <= f for w, f in zip(wanted[r.id], free))
+            and _take(free, wanted[r.id])
+        ]
+        for r in started:
+            todo.remove(r)
+            heapq.heappush(running, (now + seconds[r.id], r.id))
+        if not running:
+            raise ValueError("The runs wait for each other.")
+        now, i = heapq.heappop(running)
+        free = [f + w for f, w in zip(free, wanted[i])]
+        for other in waits.values():
+            other.discard(i)
     return now
 
-
+# %% ../nbs/07_estimate.ipynb #e4949401
 def _take(free, wanted) -> bool:
-    for k, w in enumerate(wanted): free[k] -= w
+    for k, w in enumerate(wanted):
+        free[k] -= w
     return True

@@ -21,277 +21,463 @@ from .core import atomic_path, check_choice, data_folder, hash_text, sha256_file
 from .download import fetch_file, fetch_many, inspect_image, mark_copies
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #85b1367a
-COMMIT = 'fac223ae67788c7cd48c9384b673919b84efcce3'
-CSV_URL = f'https://raw.githubusercontent.com/mattgroh/fitzpatrick17k/{COMMIT}/fitzpatrick17k.csv'
-CSV_SHA256 = '851dfaabf1791c2a8b1c2957619f3e0673cf0002f4ce924a5c02d185c7d4a1cd'
-COLUMNS = ['md5hash', 'fitzpatrick_scale', 'fitzpatrick_centaur', 'label', 'nine_partition_label', 'three_partition_label',
-           'qc', 'url', 'url_alphanum']
-UNKNOWN = -1 # how the table writes a skin type that nobody could tell
+COMMIT = "fac223ae67788c7cd48c9384b673919b84efcce3"
+CSV_URL = f"https://raw.githubusercontent.com/mattgroh/fitzpatrick17k/{COMMIT}/fitzpatrick17k.csv"
+CSV_SHA256 = "851dfaabf1791c2a8b1c2957619f3e0673cf0002f4ce924a5c02d185c7d4a1cd"
+COLUMNS = [
+    "md5hash",
+    "fitzpatrick_scale",
+    "fitzpatrick_centaur",
+    "label",
+    "nine_partition_label",
+    "three_partition_label",
+    "qc",
+    "url",
+    "url_alphanum",
+]
+UNKNOWN = -1  # how the table writes a skin type that nobody could tell
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #feb0bc76
 def read_annotations(
-    path=None,        # fitzpatrick17k.csv or a subset of its rows; None takes it from $SKINREPRO_DATA/fitzpatrick17k
-) -> pd.DataFrame:    # COLUMNS in file order; skin types int64 in {-1, 1..6}; qc and url missing where empty
-    """Read and check the annotations. Other columns, such as the unnamed index of Wang et al.'s `Fitz_subset.csv`, are ignored.
+    # fitzpatrick17k.csv or a subset of its rows; None takes it from $SKINREPRO_DATA/fitzpatrick17k
+    path=None,
+) -> (
+    pd.DataFrame
+):  # COLUMNS in file order; skin types int64 in {-1, 1..6}; qc and url missing where empty
+    """Read and check the annotations. Other columns, such as the unnamed index of Wang et al.'s
+    `Fitz_subset.csv`, are ignored.
 
-    Raises FileNotFoundError, or ValueError naming line, column and remedy."""
-    path = Path(path) if path is not None else data_folder('fitzpatrick17k')/'fitzpatrick17k.csv'
+    Raises FileNotFoundError, or ValueError naming line, column and remedy.
+    """
+    path = Path(path) if path is not None else data_folder("fitzpatrick17k") / "fitzpatrick17k.csv"
     if not path.is_file():
-        raise FileNotFoundError(f'No annotations {path}. `skinrepro data fetch fitzpatrick17k` gets them, or download {CSV_URL} yourself.')
-    try: a = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
+        raise FileNotFoundError(
+            f"No annotations {path}. `skinrepro data fetch fitzpatrick17k` gets them, or download"
+            f" {CSV_URL} yourself."
+        )
+    try:
+        a = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
-        raise ValueError(f'{path} is not a readable csv ({str(e).strip()}). Fetch it again from {CSV_URL}.') from e
-    if not isinstance(a.index, pd.RangeIndex): # pandas takes surplus fields for an index
-        raise ValueError(f'{path} is not a readable csv: line 2 has more fields than the header. Fetch it again from {CSV_URL}.')
+        raise ValueError(
+            f"{path} is not a readable csv ({str(e).strip()}). Fetch it again from {CSV_URL}."
+        ) from e
+    if not isinstance(a.index, pd.RangeIndex):  # pandas takes surplus fields for an index
+        raise ValueError(
+            f"{path} is not a readable csv: line 2 has more fields than the header. Fetch it again"
+            f" from {CSV_URL}."
+        )
     missing = [c for c in COLUMNS if c not in a.columns]
     if missing:
-        raise ValueError(f'{path}: no column {missing}; found {list(a.columns)}, expected {COLUMNS}. Fetch it from {CSV_URL}.')
-    if len(a) == 0: raise ValueError(f'{path} has a header but no rows. Fetch it again from {CSV_URL}.')
-    return _checked(a[COLUMNS].fillna(''), path) # a line that breaks off has missing fields even so
+        raise ValueError(
+            f"{path}: no column {missing}; found {list(a.columns)}, expected {COLUMNS}. Fetch it"
+            f" from {CSV_URL}."
+        )
+    if len(a) == 0:
+        raise ValueError(f"{path} has a header but no rows. Fetch it again from {CSV_URL}.")
+    return _checked(
+        a[COLUMNS].fillna(""), path
+    )  # a line that breaks off has missing fields even so
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #e32bfb25
 def _checked(a, path):
     "Values of the columns, with numbers as numbers."
-    _refuse(path, a, ~a.md5hash.str.fullmatch('[0-9a-f]{32}'), 'md5hash',
-            'is not 32 lower-case hexadecimal digits; restore the row from the original file')
-    _refuse(path, a, a.md5hash.duplicated(), 'md5hash', 'occurs a second time; every photograph is one row, delete the repeated one')
-    for c in ('fitzpatrick_scale', 'fitzpatrick_centaur'):
-        n = pd.to_numeric(a[c], errors='coerce')
-        _refuse(path, a, ~n.isin([UNKNOWN, *range(1, 7)]), c, 'is not a skin type: use 1..6, or -1 for unknown')
-        a[c] = n.astype('int64')
-    for c in ('label', 'nine_partition_label', 'three_partition_label'):
-        _refuse(path, a, a[c].str.strip() == '', c, 'is empty; every photograph has a diagnosis and its two groups')
-    return a.assign(qc=a.qc.replace('', pd.NA), url=a.url.replace('', pd.NA))
+    _refuse(
+        path,
+        a,
+        ~a.md5hash.str.fullmatch("[0-9a-f]{32}"),
+        "md5hash",
+        "is not 32 lower-case hexadecimal digits; restore the row from the original file",
+    )
+    _refuse(
+        path,
+        a,
+        a.md5hash.duplicated(),
+        "md5hash",
+        "occurs a second time; every photograph is one row, delete the repeated one",
+    )
+    for c in ("fitzpatrick_scale", "fitzpatrick_centaur"):
+        n = pd.to_numeric(a[c], errors="coerce")
+        _refuse(
+            path,
+            a,
+            ~n.isin([UNKNOWN, *range(1, 7)]),
+            c,
+            "is not a skin type: use 1..6, or -1 for unknown",
+        )
+        a[c] = n.astype("int64")
+    for c in ("label", "nine_partition_label", "three_partition_label"):
+        _refuse(
+            path,
+            a,
+            a[c].str.strip() == "",
+            c,
+            "is empty; every photograph has a diagnosis and its two groups",
+        )
+    return a.assign(qc=a.qc.replace("", pd.NA), url=a.url.replace("", pd.NA))
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #4df1e85a
 def _refuse(path, a, bad, column, why):
     "Raise for the first offending line, and say how many there are."
-    if not bad.any(): return
-    i = int(np.flatnonzero(bad)[0]); more = f' ({int(bad.sum())} such rows)' if bad.sum() > 1 else ''
-    raise ValueError(f'{path}, line {i + 2}, column {column}: {a[column].iloc[i]!r} {why}{more}.')
+    if not bad.any():
+        return
+    i = int(np.flatnonzero(bad)[0])
+    more = f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+    raise ValueError(f"{path}, line {i + 2}, column {column}: {a[column].iloc[i]!r} {why}{more}.")
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #650cceb7
-SKIN_TYPE_SOURCES = ('scale', 'centaur', 'centaur_else_scale', 'agreement')
+SKIN_TYPE_SOURCES = ("scale", "centaur", "centaur_else_scale", "agreement")
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #15f7d32d
 def skin_type(
-    ann:pd.DataFrame,     # annotations (or `annotation_counts()`), with both skin type columns
-    source:str='scale',   # one of SKIN_TYPE_SOURCES
-) -> pd.Series:           # Int64 1..6, missing where unknown; index of `ann`
-    "Fitzpatrick skin type of each row by the chosen label source. Raises ValueError for another source."
-    check_choice('label source of the skin type', source, SKIN_TYPE_SOURCES)
-    scale, centaur = (ann[f'fitzpatrick_{c}'].astype('Int64').replace(UNKNOWN, pd.NA) for c in ('scale', 'centaur'))
-    if source == 'scale': t = scale
-    elif source == 'centaur': t = centaur
-    elif source == 'centaur_else_scale': t = centaur.fillna(scale)
-    else: t = scale.where((scale == centaur).fillna(False))
-    return t.rename('skin_type')
+    ann: pd.DataFrame,  # annotations (or `annotation_counts()`), with both skin type columns
+    source: str = "scale",  # one of SKIN_TYPE_SOURCES
+) -> pd.Series:  # Int64 1..6, missing where unknown; index of `ann`
+    """Fitzpatrick skin type of each row by the chosen label source. Raises ValueError for another
+    source.
+    """
+    check_choice("label source of the skin type", source, SKIN_TYPE_SOURCES)
+    scale, centaur = (
+        ann[f"fitzpatrick_{c}"].astype("Int64").replace(UNKNOWN, pd.NA)
+        for c in ("scale", "centaur")
+    )
+    if source == "scale":
+        t = scale
+    elif source == "centaur":
+        t = centaur
+    elif source == "centaur_else_scale":
+        t = centaur.fillna(scale)
+    else:
+        t = scale.where((scale == centaur).fillna(False))
+    return t.rename("skin_type")
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #3634dea7
-COUNTED = ['label', 'nine_partition_label', 'three_partition_label', 'fitzpatrick_scale', 'fitzpatrick_centaur']
-_COUNTS = files('skinrepro')/'fitzpatrick17k_counts.csv'
+COUNTED = [
+    "label",
+    "nine_partition_label",
+    "three_partition_label",
+    "fitzpatrick_scale",
+    "fitzpatrick_centaur",
+]
+_COUNTS = files("skinrepro") / "fitzpatrick17k_counts.csv"
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #b103c1a8
 def tabulate(
-    ann:pd.DataFrame, # annotations
-) -> pd.DataFrame:    # COUNTED and n, one row per combination that occurs, sorted
+    ann: pd.DataFrame,  # annotations
+) -> pd.DataFrame:  # COUNTED and n, one row per combination that occurs, sorted
     "How many photographs each combination of diagnosis and skin types has."
-    return ann.groupby(COUNTED).size().rename('n').reset_index()
+    return ann.groupby(COUNTED).size().rename("n").reset_index()
 
-
-def annotation_counts() -> pd.DataFrame: # COUNTED and n; works with `skin_type`, since it has both columns
+# %% ../nbs/11_fitzpatrick17k.ipynb #b447e241
+def annotation_counts() -> (
+    pd.DataFrame
+):  # COUNTED and n; works with `skin_type`, since it has both columns
     "The counts of the complete table, as they come with the package (no data folder needed)."
-    return pd.read_csv(io.StringIO(_COUNTS.read_text(encoding='utf-8')), comment='#', keep_default_na=False)
+    return pd.read_csv(
+        io.StringIO(_COUNTS.read_text(encoding="utf-8")), comment="#", keep_default_na=False
+    )
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #8efb2061
 def write_counts(
-    path,     # the complete fitzpatrick17k.csv
-    out=None, # csv to write; None for the one in the package
+    path,  # the complete fitzpatrick17k.csv
+    out=None,  # csv to write; None for the one in the package
 ) -> Path:
-    "Count the complete table and write the counts with their source. Raises ValueError for another table."
+    """Count the complete table and write the counts with their source. Raises ValueError for
+    another table.
+    """
     if sha256_file(path) != CSV_SHA256:
-        raise ValueError(f'{path} is not the table of commit {COMMIT} (SHA-256 differs). Get it from {CSV_URL}.')
+        raise ValueError(
+            f"{path} is not the table of commit {COMMIT} (SHA-256 differs). Get it from {CSV_URL}."
+        )
     out = Path(str(_COUNTS)) if out is None else Path(out)
-    head = ['Fitzpatrick17k: number of photographs per diagnosis and skin types; made by skinrepro.fitzpatrick17k.write_counts',
-            f'source: github.com/mattgroh/fitzpatrick17k commit {COMMIT}, fitzpatrick17k.csv, sha256 {CSV_SHA256}',
-            'Groh et al. 2021 (arXiv 2104.09957); the annotations are CC BY-NC-SA 3.0, these are aggregated counts of them']
-    table = tabulate(read_annotations(path)).to_csv(index=False, lineterminator='\n')
-    with atomic_path(out) as tmp: tmp.write_text(''.join(f'# {h}\n' for h in head) + table, encoding='utf-8', newline='\n')
+    head = [
+        (
+            "Fitzpatrick17k: number of photographs per diagnosis and skin types; made by"
+            " skinrepro.fitzpatrick17k.write_counts"
+        ),
+        (
+            f"source: github.com/mattgroh/fitzpatrick17k commit {COMMIT}, fitzpatrick17k.csv,"
+            f" sha256 {CSV_SHA256}"
+        ),
+        (
+            "Groh et al. 2021 (arXiv 2104.09957); the annotations are CC BY-NC-SA 3.0, these are"
+            " aggregated counts of them"
+        ),
+    ]
+    table = tabulate(read_annotations(path)).to_csv(index=False, lineterminator="\n")
+    with atomic_path(out) as tmp:
+        tmp.write_text("".join(f"# {h}\n" for h in head) + table, encoding="utf-8", newline="\n")
     return out
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #50c1c0ac
 def to_manifest(
-    ann:pd.DataFrame,               # annotations
-    source:str='scale',             # label source of the skin type, one of SKIN_TYPE_SOURCES
-    images:pd.DataFrame|None=None,  # inventory of `verify`: keep the rows with status ok only; None keeps all
-    labels:list|None=None,          # keep these diagnoses only; None keeps all
-) -> pd.DataFrame:                  # manifest; paths `<md5hash>.jpg`, relative to the image folder
-    "Annotations as a manifest, in file order. Raises ValueError for a label that no row has, or an inventory of other images."
+    ann: pd.DataFrame,  # annotations
+    source: str = "scale",  # label source of the skin type, one of SKIN_TYPE_SOURCES
+    images: (
+        pd.DataFrame | None
+    ) = None,  # inventory of `verify`: keep the rows with status ok only; None keeps all
+    labels: list | None = None,  # keep these diagnoses only; None keeps all
+) -> pd.DataFrame:  # manifest; paths `<md5hash>.jpg`, relative to the image folder
+    """Annotations as a manifest, in file order. Raises ValueError for a label that no row has, or
+    an inventory of other images.
+    """
     keep = pd.Series(True, index=ann.index)
     if labels is not None:
         for l in labels:
-            if not (ann.label == l).any(): raise ValueError(_unknown_label(l, ann.label.unique()))
+            if not (ann.label == l).any():
+                raise ValueError(_unknown_label(l, ann.label.unique()))
         keep &= ann.label.isin(labels)
     if images is not None:
         unlisted = ~ann.md5hash.isin(images.image_id)
         if unlisted.any():
-            raise ValueError(f'{int(unlisted.sum())} of {len(ann)} images, the first {ann.md5hash[unlisted].iloc[0]}, '
-                             'are not in the inventory. Make it anew with `verify` for these annotations.')
-        keep &= ann.md5hash.isin(images.image_id[images.status == 'ok'])
+            raise ValueError(
+                f"{int(unlisted.sum())} of {len(ann)} images, the first"
+                f" {ann.md5hash[unlisted].iloc[0]}, are not in the inventory. Make it anew with"
+                " `verify` for these annotations."
+            )
+        keep &= ann.md5hash.isin(images.image_id[images.status == "ok"])
     a = ann[keep]
-    rows = pd.DataFrame(dict(image_id=a.md5hash, path=a.md5hash + '.jpg', label=a.label, skin_type=skin_type(a, source), md5=a.md5hash))
-    return manifest.make(rows, source='real')
+    rows = pd.DataFrame(
+        dict(
+            image_id=a.md5hash,
+            path=a.md5hash + ".jpg",
+            label=a.label,
+            skin_type=skin_type(a, source),
+            md5=a.md5hash,
+        )
+    )
+    return manifest.make(rows, source="real")
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #ae40bdce
 def _unknown_label(label, known):
     import difflib
+
     near = difflib.get_close_matches(str(label), list(known), n=3)
-    hint = f'Did you mean {" or ".join(map(repr, near))}?' if near else f'There are {", ".join(map(repr, sorted(known)[:8]))} ...'
-    return f'No image has the label {label!r}. {hint}'
+    hint = (
+        f"Did you mean {' or '.join(map(repr, near))}?"
+        if near
+        else f"There are {', '.join(map(repr, sorted(known)[:8]))} ..."
+    )
+    return f"No image has the label {label!r}. {hint}"
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #8ccd9a87
 def read_twins(
-    path,             # csv with columns md5hash_a, md5hash_b; further ones are kept
+    path,  # csv with columns md5hash_a, md5hash_b; further ones are kept
 ) -> pd.DataFrame:
-    "Read near-duplicate pairs. Raises FileNotFoundError, or ValueError naming line, column and remedy."
+    """Read near-duplicate pairs. Raises FileNotFoundError, or ValueError naming line, column and
+    remedy.
+    """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'No list of near-duplicates {path}; it is a csv with columns md5hash_a, md5hash_b.')
-    t = pd.read_csv(path, dtype=str, keep_default_na=False, encoding='utf-8-sig')
-    missing = [c for c in ('md5hash_a', 'md5hash_b') if c not in t.columns]
-    if missing: raise ValueError(f'{path}: no column {missing}; found {list(t.columns)}. Near-duplicates are md5hash_a and md5hash_b.')
-    for c in ('md5hash_a', 'md5hash_b'):
-        bad = ~t[c].fillna('').str.fullmatch('[0-9a-f]{32}')
-        _refuse(path, t, bad, c, 'is not 32 lower-case hexadecimal digits; write full MD5 sums')
-    _refuse(path, t, t.md5hash_a == t.md5hash_b, 'md5hash_b', 'is paired with itself; delete the row')
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No list of near-duplicates {path}; it is a csv with columns md5hash_a, md5hash_b."
+        )
+    t = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    missing = [c for c in ("md5hash_a", "md5hash_b") if c not in t.columns]
+    if missing:
+        raise ValueError(
+            f"{path}: no column {missing}; found {list(t.columns)}. Near-duplicates are md5hash_a"
+            " and md5hash_b."
+        )
+    for c in ("md5hash_a", "md5hash_b"):
+        bad = ~t[c].fillna("").str.fullmatch("[0-9a-f]{32}")
+        _refuse(path, t, bad, c, "is not 32 lower-case hexadecimal digits; write full MD5 sums")
+    _refuse(
+        path, t, t.md5hash_a == t.md5hash_b, "md5hash_b", "is paired with itself; delete the row"
+    )
     return t
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #9d1aaaa1
 def twin_clusters(
-    pairs:pd.DataFrame, # columns md5hash_a, md5hash_b
-) -> pd.Series:         # index md5hash, value twin_id: the smallest md5hash of the cluster, whatever the order of the pairs
+    pairs: pd.DataFrame,  # columns md5hash_a, md5hash_b
+    # index md5hash, value twin_id: the smallest md5hash of the cluster, whatever the order of the pairs
+) -> pd.Series:
     "Clusters of near-duplicates: connected components of the pairs."
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
-    names, codes = np.unique(pairs[['md5hash_a', 'md5hash_b']].to_numpy(dtype=str), return_inverse=True)
+
+    names, codes = np.unique(
+        pairs[["md5hash_a", "md5hash_b"]].to_numpy(dtype=str), return_inverse=True
+    )
     a, b = codes.reshape(-1, 2).T
-    _, component = connected_components(coo_array((np.ones(len(a)), (a, b)), shape=(len(names), len(names))), directed=False)
+    _, component = connected_components(
+        coo_array((np.ones(len(a)), (a, b)), shape=(len(names), len(names))), directed=False
+    )
     ids = pd.Series(names, index=names)
-    return ids.groupby(component).transform('min').rename('twin_id').rename_axis('md5hash')
+    return ids.groupby(component).transform("min").rename("twin_id").rename_axis("md5hash")
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #9cfb273b
 def add_twins(
-    m:pd.DataFrame,     # manifest with image_id = md5hash
-    clusters:pd.Series, # `twin_clusters`
-) -> pd.DataFrame:      # a copy with twin_id filled; images without a twin stay missing
+    m: pd.DataFrame,  # manifest with image_id = md5hash
+    clusters: pd.Series,  # `twin_clusters`
+) -> pd.DataFrame:  # a copy with twin_id filled; images without a twin stay missing
     "Join near-duplicate clusters into a manifest."
-    return m.assign(twin_id=m.image_id.map(clusters).astype('string'))
+    return m.assign(twin_id=m.image_id.map(clusters).astype("string"))
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #db79b39a
 def fetch_annotations(
-    dest,                # folder, e.g. $SKINREPRO_DATA/fitzpatrick17k
-    url:str=CSV_URL,     # the pinned commit
-    sha256:str=CSV_SHA256,
-    **limits,            # timeout, deadline, retries, backoff of `download.retrieve`
-) -> Path:               # <dest>/fitzpatrick17k.csv
-    "Download the annotations unless they are there. Raises ConnectionError or ValueError, each with the remedy."
-    return fetch_file(url, Path(dest)/'fitzpatrick17k.csv', sha256, **limits)
+    dest,  # folder, e.g. $SKINREPRO_DATA/fitzpatrick17k
+    url: str = CSV_URL,  # the pinned commit
+    sha256: str = CSV_SHA256,
+    **limits,  # timeout, deadline, retries, backoff of `download.retrieve`
+) -> Path:  # <dest>/fitzpatrick17k.csv
+    """Download the annotations unless they are there. Raises ConnectionError or ValueError, each
+    with the remedy.
+    """
+    return fetch_file(url, Path(dest) / "fitzpatrick17k.csv", sha256, **limits)
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #e55176f6
 def fetch_images(
-    ann:pd.DataFrame,     # annotations: all, or the rows that are wanted
-    dest,                 # folder; photographs become <md5hash>.jpg, the log fetch_log.csv, altered images go to re-encoded/
-    jobs:int=8,           # requests at a time
-    per_host:int=2,       # ... to one site
-    timeout=(10, 30),     # seconds to connect, seconds of silence
-    deadline:float=120,   # seconds for one photograph, all attempts included
-    retries:int=4,        # further attempts after passing trouble
-    progress:bool=True,   # show a bar
-    **manners,            # delay, backoff, give_up, again of `download.fetch_many`
-) -> pd.DataFrame:        # image_id, status, http, bytes, md5, attempts, message, url, when; one row per row of `ann`, in its order
+    ann: pd.DataFrame,  # annotations: all, or the rows that are wanted
+    # folder; photographs become <md5hash>.jpg, the log fetch_log.csv, altered images go to
+    # re-encoded/
+    dest,
+    jobs: int = 8,  # requests at a time
+    per_host: int = 2,  # ... to one site
+    timeout=(10, 30),  # seconds to connect, seconds of silence
+    deadline: float = 120,  # seconds for one photograph, all attempts included
+    retries: int = 4,  # further attempts after passing trouble
+    progress: bool = True,  # show a bar
+    **manners,  # delay, backoff, give_up, again of `download.fetch_many`
+    # image_id, status, http, bytes, md5, attempts, message, url, when; one row per row of `ann`, in its
+    # order
+) -> pd.DataFrame:
     """Download the photographs. A rerun asks only for what is missing and may still come.
 
-    Status: ok, re-encoded, duplicate, wrong, corrupt, missing (404), no-url, failed (no useful answer; try later)."""
+    Status: ok, re-encoded, duplicate, wrong, corrupt, missing (404), no-url, failed (no useful
+    answer; try later).
+    """
     items = pd.DataFrame(dict(name=ann.md5hash, url=ann.url, md5=ann.md5hash))
-    got = fetch_many(items, dest, jobs=jobs, per_host=per_host, timeout=timeout, deadline=deadline, retries=retries, progress=progress,
-                     **manners)
-    return got.rename(columns={'name': 'image_id'})
+    got = fetch_many(
+        items,
+        dest,
+        jobs=jobs,
+        per_host=per_host,
+        timeout=timeout,
+        deadline=deadline,
+        retries=retries,
+        progress=progress,
+        **manners,
+    )
+    return got.rename(columns={"name": "image_id"})
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #abc06d49
 STATUS = {
-    'ok': 'the photograph that was annotated (MD5 agrees)',
-    're-encoded': 'an image with another MD5: saved anew, or another image; never used by default',
-    'missing': 'no file',
-    'wrong': 'no image, or another annotated photograph under this name',
-    'corrupt': 'an image that is empty, breaks off or does not decode',
-    'duplicate': 'the same wrong bytes under several names, e.g. a placeholder',
+    "ok": "the photograph that was annotated (MD5 agrees)",
+    "re-encoded": "an image with another MD5: saved anew, or another image; never used by default",
+    "missing": "no file",
+    "wrong": "no image, or another annotated photograph under this name",
+    "corrupt": "an image that is empty, breaks off or does not decode",
+    "duplicate": "the same wrong bytes under several names, e.g. a placeholder",
 }
-INVENTORY = ['image_id', 'status', 'bytes', 'md5', 'detail']
+INVENTORY = ["image_id", "status", "bytes", "md5", "detail"]
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #69659a97
 def verify(
-    ann:pd.DataFrame,    # annotations
-    folder,              # where the <md5hash>.jpg are
-    out=None,            # csv to write the inventory to; None writes nothing
-    jobs:int=8,          # files read at a time
-    progress:bool=False, # show a bar
-) -> pd.DataFrame:       # INVENTORY, one row per row of `ann`, in its order
+    ann: pd.DataFrame,  # annotations
+    folder,  # where the <md5hash>.jpg are
+    out=None,  # csv to write the inventory to; None writes nothing
+    jobs: int = 8,  # files read at a time
+    progress: bool = False,  # show a bar
+) -> pd.DataFrame:  # INVENTORY, one row per row of `ann`, in its order
     "Look at every photograph. Raises FileNotFoundError if there is no such folder."
     from concurrent.futures import ThreadPoolExecutor
 
     from tqdm import tqdm
+
     folder = Path(folder)
-    if not folder.is_dir(): raise FileNotFoundError(f'No folder {folder}. Give the folder with the <md5hash>.jpg, or fetch them into it.')
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"No folder {folder}. Give the folder with the <md5hash>.jpg, or fetch them into it."
+        )
     known = set(ann.md5hash)
-    others = {p.stem.lower(): p.name for p in folder.iterdir() if p.suffix != '.jpg' or p.stem not in known}
-    look = lambda name: {'image_id': name, **_look(folder, name, known, others)}
+    others = {
+        p.stem.lower(): p.name
+        for p in folder.iterdir()
+        if p.suffix != ".jpg" or p.stem not in known
+    }
+    look = lambda name: {"image_id": name, **_look(folder, name, known, others)}
     with ThreadPoolExecutor(jobs) as pool:
-        rows = list(tqdm(pool.map(look, ann.md5hash), total=len(ann), unit='file', disable=not progress))
-    inv = mark_copies(_inventory(pd.DataFrame(rows, columns=INVENTORY)), where='detail')
+        rows = list(
+            tqdm(pool.map(look, ann.md5hash), total=len(ann), unit="file", disable=not progress)
+        )
+    inv = mark_copies(_inventory(pd.DataFrame(rows, columns=INVENTORY)), where="detail")
     if out is not None:
-        with atomic_path(out) as tmp: inv.to_csv(tmp, index=False, lineterminator='\n')
+        with atomic_path(out) as tmp:
+            inv.to_csv(tmp, index=False, lineterminator="\n")
     return inv
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #f5262cde
 def _look(folder, name, known, others):
-    file, aside = folder/f'{name}.jpg', folder/'re-encoded'/f'{name}.jpg'
-    if not file.exists() and aside.is_file(): file = aside # where `fetch_images` keeps them
-    try: data = file.read_bytes()
+    file, aside = folder / f"{name}.jpg", folder / "re-encoded" / f"{name}.jpg"
+    if not file.exists() and aside.is_file():
+        file = aside  # where `fetch_images` keeps them
+    try:
+        data = file.read_bytes()
     except FileNotFoundError:
-        return dict(status='missing', detail=f'there is {others[name]}: rename it to {name}.jpg' if name in others else '')
-    except OSError as e: return dict(status='corrupt', detail=f'cannot be read: {e.strerror}')
+        return dict(
+            status="missing",
+            detail=f"there is {others[name]}: rename it to {name}.jpg" if name in others else "",
+        )
+    except OSError as e:
+        return dict(status="corrupt", detail=f"cannot be read: {e.strerror}")
     status, md5, detail = inspect_image(data, name, known)
     return dict(status=status, bytes=len(data), md5=md5, detail=detail)
 
-
-def _inventory(t): # column types, the same whether just made or read
-    t = t.astype({'image_id': str, 'status': str, 'bytes': 'Int64', 'md5': 'string', 'detail': 'string'})
-    return t.assign(detail=t.detail.fillna(''))
+# %% ../nbs/11_fitzpatrick17k.ipynb #c2a71797
+def _inventory(t):  # column types, the same whether just made or read
+    t = t.astype(
+        {"image_id": str, "status": str, "bytes": "Int64", "md5": "string", "detail": "string"}
+    )
+    return t.assign(detail=t.detail.fillna(""))
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #ae1edf74
 def read_inventory(
-    path, # csv written by `verify`
+    path,  # csv written by `verify`
 ) -> pd.DataFrame:
     "Read an inventory. Raises FileNotFoundError or ValueError naming what is wrong."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'No inventory {path}; `skinrepro data verify fitzpatrick17k` makes it.')
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No inventory {path}; `skinrepro data verify fitzpatrick17k` makes it."
+        )
     t = pd.read_csv(path, dtype=str, keep_default_na=False)
     if list(t.columns) != INVENTORY:
-        raise ValueError(f'{path} is no inventory: columns {list(t.columns)}, expected {INVENTORY}. Make it anew with `verify`.')
-    _refuse(path, t, ~t.status.isin(STATUS), 'status', f'is not one of {", ".join(STATUS)}; make the inventory anew with `verify`')
-    return _inventory(t.assign(bytes=pd.to_numeric(t.bytes, errors='coerce'), md5=t.md5.replace('', pd.NA)))
+        raise ValueError(
+            f"{path} is no inventory: columns {list(t.columns)}, expected {INVENTORY}. Make it anew"
+            " with `verify`."
+        )
+    _refuse(
+        path,
+        t,
+        ~t.status.isin(STATUS),
+        "status",
+        f"is not one of {', '.join(STATUS)}; make the inventory anew with `verify`",
+    )
+    return _inventory(
+        t.assign(bytes=pd.to_numeric(t.bytes, errors="coerce"), md5=t.md5.replace("", pd.NA))
+    )
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #134f9153
 def inventory_hash(
-    inv:pd.DataFrame, # inventory
-) -> str:             # 16 hexadecimal digits
-    "Hash of which images are there, with which bytes; the order of rows and the explanations do not matter."
-    rows = inv[['image_id', 'status', 'md5']].astype('string').fillna('').sort_values('image_id')
-    return hash_text(*(rows.image_id + '\t' + rows.status + '\t' + rows.md5))[:16]
+    inv: pd.DataFrame,  # inventory
+) -> str:  # 16 hexadecimal digits
+    """Hash of which images are there, with which bytes; the order of rows and the explanations do
+    not matter.
+    """
+    rows = inv[["image_id", "status", "md5"]].astype("string").fillna("").sort_values("image_id")
+    return hash_text(*(rows.image_id + "\t" + rows.status + "\t" + rows.md5))[:16]
 
-
+# %% ../nbs/11_fitzpatrick17k.ipynb #688a3a68
 def summary(
-    inv:pd.DataFrame, # inventory
-) -> pd.DataFrame:    # columns status, n, share, meaning; all kinds, in the order of STATUS
+    inv: pd.DataFrame,  # inventory
+) -> pd.DataFrame:  # columns status, n, share, meaning; all kinds, in the order of STATUS
     "How many photographs of each kind."
     n = inv.status.value_counts().reindex(list(STATUS), fill_value=0)
-    return pd.DataFrame(dict(status=n.index, n=n.to_numpy(), share=n.to_numpy()/max(len(inv), 1), meaning=list(STATUS.values())))
+    return pd.DataFrame(
+        dict(
+            status=n.index,
+            n=n.to_numpy(),
+            share=n.to_numpy() / max(len(inv), 1),
+            meaning=list(STATUS.values()),
+        )
+    )

@@ -28,130 +28,238 @@ from .latent import Base, encode_prompts, module_hash, refuse_random
 from .manifest import COLUMNS, make, validate
 
 # %% ../nbs/30_generate.ipynb #0c6abb47
-REQUIRED = ['image_id', 'prompt', 'guidance', 'steps', 'seed', 'label']
+REQUIRED = ["image_id", "prompt", "guidance", "steps", "seed", "label"]
 
-
+# %% ../nbs/30_generate.ipynb #d5b6f5b5
 def check_specs(
-    specs:pd.DataFrame, # one row an image: REQUIRED, and path, strength, skin_type, parent_id or any further columns
-) -> pd.DataFrame:      # the same rows, index 0..n-1, plain types; path '' where there is no parent
-    "Bring a table into one form. Raises ValueError or FileNotFoundError naming row, column and remedy."
+    # one row an image: REQUIRED, and path, strength, skin_type, parent_id or any further columns
+    specs: pd.DataFrame,
+) -> pd.DataFrame:  # the same rows, index 0..n-1, plain types; path '' where there is no parent
+    """Bring a table into one form. Raises ValueError or FileNotFoundError naming row, column and
+    remedy.
+    """
     missing = [c for c in REQUIRED if c not in specs]
-    if missing: raise ValueError(f'The table of images lacks the column(s) {missing}; it needs {REQUIRED}, and path and strength for image-to-image.')
-    if not len(specs): raise ValueError('The table of images has no rows: there is nothing to generate.')
+    if missing:
+        raise ValueError(
+            f"The table of images lacks the column(s) {missing}; it needs {REQUIRED}, and path and"
+            " strength for image-to-image."
+        )
+    if not len(specs):
+        raise ValueError("The table of images has no rows: there is nothing to generate.")
     s = specs.reset_index(drop=True).copy()
-    s['path'] = [str(p) if isinstance(p, Path) or (isinstance(p, str) and p.strip()) else '' for p in s.get('path', pd.Series('', index=s.index))]
-    for c in ('image_id', 'prompt', 'label'): _refuse(s, s[c].isna(), c, 'is missing'); s[c] = s[c].astype(str)
-    _refuse(s, ~s.image_id.str.fullmatch(r'\w[\w.+=@-]{0,180}'), 'image_id', 'cannot be a file name: use letters, digits and . _ + = @ -')
-    _refuse(s, s.image_id.duplicated(), 'image_id', 'occurs twice; image ids are unique')
-    number = lambda c: pd.to_numeric(s[c], errors='coerce') if c in s else pd.Series(np.nan, index=s.index)
-    for c, low, high in (('steps', 1, 1000), ('seed', 0, 2**63 - 1)):
-        v = number(c); _refuse(s, ~((v >= low) & (v <= high) & (v % 1 == 0)), c, f'is not a whole number {low}..{high}'); s[c] = [int(i) for i in s[c]]
-    v = number('guidance'); _refuse(s, ~((v >= 1) & (v <= 100)), 'guidance', 'is not in 1..100 (1: without guidance)'); s['guidance'] = v.astype(float)
-    img = s.path != ''; v = number('strength').where(img)
-    _refuse(s, img & ~((v > 0) & (v <= 1)), 'strength', 'is not above 0 and at most 1', default=None)
-    s['strength'] = v.astype(float)
-    _refuse(s, img & (walked(s) < 1), 'strength', 'leaves no step to walk: int(steps * strength) is 0. Raise one of the two')
-    if 'skin_type' in s: make(s[['image_id', 'skin_type']]) # the manifest's own check
-    _refuse(s, img & ~s.path.map({p: Path(p or '.').is_file() for p in s.path.unique()}), 'path', 'does not exist: the parent image is missing')
+    s["path"] = [
+        str(p) if isinstance(p, Path) or (isinstance(p, str) and p.strip()) else ""
+        for p in s.get("path", pd.Series("", index=s.index))
+    ]
+    for c in ("image_id", "prompt", "label"):
+        _refuse(s, s[c].isna(), c, "is missing")
+        s[c] = s[c].astype(str)
+    _refuse(
+        s,
+        ~s.image_id.str.fullmatch(r"\w[\w.+=@-]{0,180}"),
+        "image_id",
+        "cannot be a file name: use letters, digits and . _ + = @ -",
+    )
+    _refuse(s, s.image_id.duplicated(), "image_id", "occurs twice; image ids are unique")
+    number = lambda c: (
+        pd.to_numeric(s[c], errors="coerce") if c in s else pd.Series(np.nan, index=s.index)
+    )
+    for c, low, high in (("steps", 1, 1000), ("seed", 0, 2**63 - 1)):
+        v = number(c)
+        _refuse(
+            s, ~((v >= low) & (v <= high) & (v % 1 == 0)), c, f"is not a whole number {low}..{high}"
+        )
+        s[c] = [int(i) for i in s[c]]
+    v = number("guidance")
+    _refuse(s, ~((v >= 1) & (v <= 100)), "guidance", "is not in 1..100 (1: without guidance)")
+    s["guidance"] = v.astype(float)
+    img = s.path != ""
+    v = number("strength").where(img)
+    _refuse(
+        s, img & ~((v > 0) & (v <= 1)), "strength", "is not above 0 and at most 1", default=None
+    )
+    s["strength"] = v.astype(float)
+    _refuse(
+        s,
+        img & (walked(s) < 1),
+        "strength",
+        "leaves no step to walk: int(steps * strength) is 0. Raise one of the two",
+    )
+    if "skin_type" in s:
+        make(s[["image_id", "skin_type"]])  # the manifest's own check
+    _refuse(
+        s,
+        img & ~s.path.map({p: Path(p or ".").is_file() for p in s.path.unique()}),
+        "path",
+        "does not exist: the parent image is missing",
+    )
     return s
 
-
-def walked(s:pd.DataFrame) -> pd.Series: # steps that each row walks, at most `steps`
+# %% ../nbs/30_generate.ipynb #3699d8ba
+def walked(s: pd.DataFrame) -> pd.Series:  # steps that each row walks, at most `steps`
     "As the pipelines of diffusers count: int(steps * strength), rounded down."
-    return pd.Series([k if np.isnan(f) else min(int(k*f), k) for k, f in zip(s.steps, s.strength, strict=True)], index=s.index)
+    return pd.Series(
+        [
+            k if np.isnan(f) else min(int(k * f), k)
+            for k, f in zip(s.steps, s.strength, strict=True)
+        ],
+        index=s.index,
+    )
 
-
-def _refuse(s, bad, column, why, default=''):
-    if not bad.any(): return
-    i = bad[bad].index[0]; more = f' ({int(bad.sum())} such rows)' if bad.sum() > 1 else ''
-    value = s[column][i] if column in s else default; value = value.item() if isinstance(value, np.generic) else value
-    raise (FileNotFoundError if column == 'path' else ValueError)(f'Row {i}, image_id {s.image_id[i]!r}, column {column}: {value!r} {why}{more}.')
+# %% ../nbs/30_generate.ipynb #b3ae5a35
+def _refuse(s, bad, column, why, default=""):
+    if not bad.any():
+        return
+    i = bad[bad].index[0]
+    more = f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+    value = s[column][i] if column in s else default
+    value = value.item() if isinstance(value, np.generic) else value
+    raise (FileNotFoundError if column == "path" else ValueError)(
+        f"Row {i}, image_id {s.image_id[i]!r}, column {column}: {value!r} {why}{more}."
+    )
 
 # %% ../nbs/30_generate.ipynb #6c306163
 def targets(
-    skin_types:Sequence[int],             # (n,) Fitzpatrick type 1..6 of each parent
-    seeds:Sequence[int],                  # (n,) the seed of each image
-    minority:tuple[int, ...]=(5, 6),      # the types that are rare in the training set
-) -> np.ndarray:                          # (n,) the skin type to ask for
-    "Minority types stay, others get one of them by the image's own seed. Source: Wang et al. 2024, section 3.2, and the released code."
-    if len(skin_types) != len(seeds): raise ValueError(f'{len(skin_types)} skin types but {len(seeds)} seeds: one of each per image is needed.')
+    skin_types: Sequence[int],  # (n,) Fitzpatrick type 1..6 of each parent
+    seeds: Sequence[int],  # (n,) the seed of each image
+    minority: tuple[int, ...] = (5, 6),  # the types that are rare in the training set
+) -> np.ndarray:  # (n,) the skin type to ask for
+    """Minority types stay, others get one of them by the image's own seed. Source: Wang et al.
+    2024, section 3.2, and the released code.
+    """
+    if len(skin_types) != len(seeds):
+        raise ValueError(
+            f"{len(skin_types)} skin types but {len(seeds)} seeds: one of each per image is needed."
+        )
     bad = [i for i, t in enumerate(skin_types) if pd.isna(t) or t not in range(1, 7)]
-    if bad: raise ValueError(f'Row {bad[0]}: skin type {skin_types[bad[0]]!r} is not in 1..6. Drop images whose type is unknown.')
+    if bad:
+        raise ValueError(
+            f"Row {bad[0]}: skin type {skin_types[bad[0]]!r} is not in 1..6. Drop images whose type"
+            " is unknown."
+        )
     draw = lambda seed: minority[np.random.default_rng(int(seed)).integers(len(minority))]
-    return np.array([int(t) if t in minority else draw(s) for t, s in zip(skin_types, seeds, strict=True)])
+    return np.array(
+        [int(t) if t in minority else draw(s) for t, s in zip(skin_types, seeds, strict=True)]
+    )
 
 # %% ../nbs/30_generate.ipynb #c038df5f
-SYNTHETIC = 'synthetic: not a photograph'
-_DESCRIPTION, _SOFTWARE, _EXIF, _COMMENT = 0x010E, 0x0131, 0x8769, 0x9286 # EXIF tags
-_FORMATS = ('png', 'jpg')
+SYNTHETIC = "synthetic: not a photograph"
+_DESCRIPTION, _SOFTWARE, _EXIF, _COMMENT = 0x010E, 0x0131, 0x8769, 0x9286  # EXIF tags
+_FORMATS = ("png", "jpg")
 
-
+# %% ../nbs/30_generate.ipynb #220c2a0c
 def write_image(
-    pixels:np.ndarray, # (h, w, 3) uint8
-    file,              # .png or .jpg, written atomically
-    record:dict,       # plain values
-    size:int,          # side of the saved square in px
-    quality:int=95,    # of a JPEG
-) -> str:              # MD5 of the file
+    pixels: np.ndarray,  # (h, w, 3) uint8
+    file,  # .png or .jpg, written atomically
+    record: dict,  # plain values
+    size: int,  # side of the saved square in px
+    quality: int = 95,  # of a JPEG
+) -> str:  # MD5 of the file
     "Save one image with its record. Raises OSError naming the file and the remedy."
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
-    image, text = Image.fromarray(pixels), json.dumps(record, sort_keys=True) # ASCII: other characters are escaped
-    if image.size != (size, size): image = image.resize((size, size), Image.Resampling.BICUBIC)
-    said = f'{SYNTHETIC}. {record.get("prompt", "")}'.encode('ascii', 'replace').decode()
+
+    image, text = (
+        Image.fromarray(pixels),
+        json.dumps(record, sort_keys=True),
+    )  # ASCII: other characters are escaped
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
+    said = f"{SYNTHETIC}. {record.get('prompt', '')}".encode("ascii", "replace").decode()
     out = io.BytesIO()
-    if Path(file).suffix == '.png':
+    if Path(file).suffix == ".png":
         info = PngInfo()
-        for k, v in dict(Description=said, Software=f'skinrepro {__version__}', Comment=text).items(): info.add_text(k, v)
-        image.save(out, 'PNG', pnginfo=info, compress_level=3)
+        for k, v in dict(
+            Description=said, Software=f"skinrepro {__version__}", Comment=text
+        ).items():
+            info.add_text(k, v)
+        image.save(out, "PNG", pnginfo=info, compress_level=3)
     else:
-        exif = Image.Exif(); exif[_DESCRIPTION], exif[_SOFTWARE] = said, f'skinrepro {__version__}'
-        exif.get_ifd(_EXIF)[_COMMENT] = b'ASCII\0\0\0' + text.encode()
-        image.save(out, 'JPEG', quality=quality, exif=exif)
+        exif = Image.Exif()
+        exif[_DESCRIPTION], exif[_SOFTWARE] = said, f"skinrepro {__version__}"
+        exif.get_ifd(_EXIF)[_COMMENT] = b"ASCII\0\0\0" + text.encode()
+        image.save(out, "JPEG", quality=quality, exif=exif)
     try:
-        with atomic_path(file) as tmp: tmp.write_bytes(out.getbuffer())
+        with atomic_path(file) as tmp:
+            tmp.write_bytes(out.getbuffer())
     except OSError as e:
-        raise type(e)(e.errno, f'Cannot write {file}: {e.strerror or e}. Free some space or choose another folder, and run again: '
-                               'whole images are kept.') from e
+        raise type(e)(
+            e.errno,
+            f"Cannot write {file}: {e.strerror or e}. Free some space or choose another folder, and"
+            " run again: whole images are kept.",
+        ) from e
     return hashlib.md5(out.getbuffer(), usedforsecurity=False).hexdigest()
 
-
+# %% ../nbs/30_generate.ipynb #3e1036d9
 def read_provenance(
-    file,          # an image that `generate` wrote
-) -> dict:         # its record: prompt, seed, parent_id, weights, key ...
-    "What a synthetic image says of itself. Raises ValueError when it says nothing, FileNotFoundError when it is not there."
+    file,  # an image that `generate` wrote
+) -> dict:  # its record: prompt, seed, parent_id, weights, key ...
+    """What a synthetic image says of itself. Raises ValueError when it says nothing,
+    FileNotFoundError when it is not there.
+    """
     return _record(Path(file).read_bytes(), file)[0]
 
-
-def _record(data:bytes, name): # -> (record, Pillow image, not decoded yet)
+# %% ../nbs/30_generate.ipynb #c8a7f28d
+def _record(data: bytes, name):  # -> (record, Pillow image, not decoded yet)
     from PIL import Image, UnidentifiedImageError
+
     try:
         image = Image.open(io.BytesIO(data))
-        text = image.text['Comment'] if image.format == 'PNG' else image.getexif().get_ifd(_EXIF)[_COMMENT][8:]
+        text = (
+            image.text["Comment"]
+            if image.format == "PNG"
+            else image.getexif().get_ifd(_EXIF)[_COMMENT][8:]
+        )
         record = json.loads(text)
-        if record['what'] != SYNTHETIC: raise ValueError
-    except (UnidentifiedImageError, OSError, SyntaxError, KeyError, TypeError, ValueError, AttributeError, IndexError, struct.error):
-        raise ValueError(f'{name} has no record of how it was made: it is no image of skinrepro.generate, or another program rewrote it.') from None
+        if record["what"] != SYNTHETIC:
+            raise ValueError
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        struct.error,
+    ):
+        raise ValueError(
+            f"{name} has no record of how it was made: it is no image of skinrepro.generate, or"
+            " another program rewrote it."
+        ) from None
     return record, image
 
 # %% ../nbs/30_generate.ipynb #0da03c87
 def prepared(
-    unet, # UNet2DConditionModel, perhaps with LoRA layers
-):        # a copy to sample with
-    "A copy with adapters merged into the weights and pixels stored channels last: the same function up to rounding, faster."
+    unet,  # UNet2DConditionModel, perhaps with LoRA layers
+):  # a copy to sample with
+    """A copy with adapters merged into the weights and pixels stored channels last: the same
+    function up to rounding, faster.
+    """
     import torch
+
     unet = copy.deepcopy(unet).eval().requires_grad_(False)
-    if getattr(unet, 'peft_config', None): unet.fuse_lora(); unet.unload_lora()
+    if getattr(unet, "peft_config", None):
+        unet.fuse_lora()
+        unet.unload_lora()
     return unet.to(memory_format=torch.channels_last)
 
-
+# %% ../nbs/30_generate.ipynb #8d227646
 def remember_text(
-    unet, # from `prepared`
-):        # (text (k, L, D), index (b,)) -> None: from now on `unet` is called with a batch whose item i has prompt index[i]
-    "Compute what depends on the text alone once a batch, not once a step. Changes `unet`, so give it a copy."
-    if unet.encoder_hid_proj is not None: return lambda text, index: None # then the text changes inside the network
-    layers = [m for n, m in unet.named_modules() if n.endswith('attn2') and m.norm_cross is None]
-    parts = [p for m in layers for p in (m.to_k, m.to_v)] + ([unet.add_embedding] if unet.config.addition_embed_type == 'text' else [])
+    unet,  # from `prepared`
+    # (text (k, L, D), index (b,)) -> None: from now on `unet` is called with a batch whose item i has
+    # prompt index[i]
+):
+    """Compute what depends on the text alone once a batch, not once a step. Changes `unet`, so give
+    it a copy.
+    """
+    if unet.encoder_hid_proj is not None:
+        return lambda text, index: None  # then the text changes inside the network
+    layers = [m for n, m in unet.named_modules() if n.endswith("attn2") and m.norm_cross is None]
+    parts = [p for m in layers for p in (m.to_k, m.to_v)] + (
+        [unet.add_embedding] if unet.config.addition_embed_type == "text" else []
+    )
     original = [p.forward for p in parts]
 
     def remember(text, index):
@@ -163,241 +271,434 @@ def remember_text(
 
 # %% ../nbs/30_generate.ipynb #76e9ec0b
 def start_noise(
-    generator,            # torch generator of the image, on the CPU
-    shape:tuple,          # (C, h, w) of the latents
-    dtype,                # torch dtype
-    posterior:bool,       # draw the noise of the encoder's posterior first (image-to-image)
-    offset:float=0.,      # strength of the noise that shifts whole channels
-):                        # (noise of the posterior or None, noise), each (C, h, w) on the CPU
+    generator,  # torch generator of the image, on the CPU
+    shape: tuple,  # (C, h, w) of the latents
+    dtype,  # torch dtype
+    posterior: bool,  # draw the noise of the encoder's posterior first (image-to-image)
+    offset: float = 0.0,  # strength of the noise that shifts whole channels
+):  # (noise of the posterior or None, noise), each (C, h, w) on the CPU
     "The random numbers that an image starts from."
     import torch
+
     draw = lambda *s: torch.randn((1, *s), generator=generator, dtype=dtype)[0]
     first, noise = draw(*shape) if posterior else None, draw(*shape)
-    return first, noise + offset*draw(shape[0], 1, 1) if offset else noise
+    return first, noise + offset * draw(shape[0], 1, 1) if offset else noise
 
 # %% ../nbs/30_generate.ipynb #12852d06
 def sample(
-    unet,                 # from `prepared`
-    scheduler,            # a scheduler of diffusers; its state is set anew
-    steps:int,            # of the whole schedule
-    walk:int,             # how many of them are walked: `steps`, or fewer if `latents` are given
-    noise,                # (b, C, h, w)
-    latents,              # (b, C, h, w) scaled latents of the parents; None for text-to-image
-    text,                 # (k, L, D) embeddings; text[0] is that of the empty prompt
-    index,                # (b,) which embedding each image has
-    guidance,             # (b,) weights above 1, or None for no guidance
-    generators=None,      # one per image, for schedulers that add noise on the way (DDIM does not)
-    remember=lambda text, index: None, # from `remember_text`
-):                        # (b, C, h, w) scaled latents
-    "DDIM (Song et al. 2021) from noise, or from a parent that was noised up to a step (SDEdit, Meng et al. 2022)."
+    unet,  # from `prepared`
+    scheduler,  # a scheduler of diffusers; its state is set anew
+    steps: int,  # of the whole schedule
+    walk: int,  # how many of them are walked: `steps`, or fewer if `latents` are given
+    noise,  # (b, C, h, w)
+    latents,  # (b, C, h, w) scaled latents of the parents; None for text-to-image
+    text,  # (k, L, D) embeddings; text[0] is that of the empty prompt
+    index,  # (b,) which embedding each image has
+    guidance,  # (b,) weights above 1, or None for no guidance
+    generators=None,  # one per image, for schedulers that add noise on the way (DDIM does not)
+    remember=lambda text, index: None,  # from `remember_text`
+):  # (b, C, h, w) scaled latents
+    """DDIM (Song et al. 2021) from noise, or from a parent that was noised up to a step (SDEdit,
+    Meng et al. 2022).
+    """
     import torch
-    scheduler.set_timesteps(steps); first = (steps - walk)*scheduler.order
-    if hasattr(scheduler, 'set_begin_index'): scheduler.set_begin_index(first)
+
+    scheduler.set_timesteps(steps)
+    first = (steps - walk) * scheduler.order
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
     times = scheduler.timesteps[first:]
-    x = noise*scheduler.init_noise_sigma if latents is None else scheduler.add_noise(latents, noise, times[:1].repeat(len(noise)))
-    if guidance is not None: index = torch.cat([torch.zeros_like(index), index]); guidance = guidance.to(x.dtype).view(-1, 1, 1, 1)
-    hidden = text[index]; remember(text, index)
-    extra = {'generator': generators} if 'generator' in inspect.signature(scheduler.step).parameters else {}
+    x = (
+        noise * scheduler.init_noise_sigma
+        if latents is None
+        else scheduler.add_noise(latents, noise, times[:1].repeat(len(noise)))
+    )
+    if guidance is not None:
+        index = torch.cat([torch.zeros_like(index), index])
+        guidance = guidance.to(x.dtype).view(-1, 1, 1, 1)
+    hidden = text[index]
+    remember(text, index)
+    extra = (
+        {"generator": generators}
+        if "generator" in inspect.signature(scheduler.step).parameters
+        else {}
+    )
     for t, on_device in zip(times, times.to(x.device), strict=True):
         doubled = scheduler.scale_model_input(torch.cat([x, x]) if guidance is not None else x, t)
         out = unet(doubled, on_device, hidden, return_dict=False)[0]
-        if guidance is not None: without, with_ = out.chunk(2); out = without + guidance*(with_ - without)
+        if guidance is not None:
+            without, with_ = out.chunk(2)
+            out = without + guidance * (with_ - without)
         x = scheduler.step(out, t, x, **extra, return_dict=False)[0]
     return x
 
 # %% ../nbs/30_generate.ipynb #a2aeb990
 def plan(
-    s:pd.DataFrame, # from `check_specs`
-    size:int,       # images in a batch, at most
-) -> list[np.ndarray]: # row numbers of each batch
+    s: pd.DataFrame,  # from `check_specs`
+    size: int,  # images in a batch, at most
+) -> list[np.ndarray]:  # row numbers of each batch
     "Batches of rows that can walk together."
-    keys = pd.DataFrame(dict(img=s.path != '', steps=s.steps, walk=walked(s), guided=s.guidance > 1))
+    keys = pd.DataFrame(
+        dict(img=s.path != "", steps=s.steps, walk=walked(s), guided=s.guidance > 1)
+    )
     groups = s.assign(row=range(len(s))).groupby([keys[c] for c in keys])
-    return [r for _, g in groups for r in np.array_split(g.sort_values(['path', 'prompt', 'row']).row.to_numpy(), -(-len(g)//size))]
+    return [
+        r
+        for _, g in groups
+        for r in np.array_split(
+            g.sort_values(["path", "prompt", "row"]).row.to_numpy(), -(-len(g) // size)
+        )
+    ]
 
 # %% ../nbs/30_generate.ipynb #84f15003
-_VERSION = 1 # raised when the same table would give other images
+_VERSION = 1  # raised when the same table would give other images
 
-
-def _settings(base:Base, unet, **options) -> dict:
+# %% ../nbs/30_generate.ipynb #59309f79
+def _settings(base: Base, unet, **options) -> dict:
     "What all images of one call have in common."
     parts = [module_hash(m) for m in (unet, base.text_encoder, base.vae)]
     words = sorted(base.tokenizer.get_added_vocab().items())
-    schedule = {k: v for k, v in base.scheduler.config.items() if not k.startswith('_')}
-    return dict(what=SYNTHETIC, base=base.name, weights=base.weights, weights_hash=base.weights_hash, parts_hash=hash_text(*parts, words)[:32],
-                scheduler=type(base.scheduler).__name__, schedule_hash=hash_text(sorted(schedule.items(), key=str))[:16],
-                dtype=str(base.dtype).removeprefix('torch.'), version=_VERSION, **{k: v for k, v in options.items() if v is not None})
+    schedule = {k: v for k, v in base.scheduler.config.items() if not k.startswith("_")}
+    return dict(
+        what=SYNTHETIC,
+        base=base.name,
+        weights=base.weights,
+        weights_hash=base.weights_hash,
+        parts_hash=hash_text(*parts, words)[:32],
+        scheduler=type(base.scheduler).__name__,
+        schedule_hash=hash_text(sorted(schedule.items(), key=str))[:16],
+        dtype=str(base.dtype).removeprefix("torch."),
+        version=_VERSION,
+        **{k: v for k, v in options.items() if v is not None},
+    )
 
+# %% ../nbs/30_generate.ipynb #dbcc0b3b
+_NOT_IN_RECORD = (
+    "path",
+    "group",
+)  # a place on one machine; the parent's group, which the image need not be of
 
-_NOT_IN_RECORD = ('path', 'group') # a place on one machine; the parent's group, which the image need not be of
-
-
-def _records(s:pd.DataFrame, settings:dict) -> list[dict]:
+# %% ../nbs/30_generate.ipynb #f892a806
+def _records(s: pd.DataFrame, settings: dict) -> list[dict]:
     "One record a row; `key` is the hash of all else."
-    files = s.path[s.path != ''].unique().tolist()
-    md5 = dict(zip(files, file_md5s(files, paths().cache/'images'), strict=True)) if files else {}
+    files = s.path[s.path != ""].unique().tolist()
+    md5 = dict(zip(files, file_md5s(files, paths().cache / "images"), strict=True)) if files else {}
     out = []
-    for row in s.to_dict('records'):
-        facts = {k: _plain(v) for k, v in row.items() if k not in _NOT_IN_RECORD and not pd.isna(v)} | settings
-        if row['path']: facts['parent_md5'] = md5[row['path']]
+    for row in s.to_dict("records"):
+        facts = {
+            k: _plain(v) for k, v in row.items() if k not in _NOT_IN_RECORD and not pd.isna(v)
+        } | settings
+        if row["path"]:
+            facts["parent_md5"] = md5[row["path"]]
         out.append(facts | dict(key=hash_text(json.dumps(facts, sort_keys=True))[:32]))
     return out
 
-
-def _plain(v): # numbers stay numbers, and 5.0 is 5: a column becomes float by one missing value
-    if isinstance(v, (bool, np.bool_)): return bool(v)
-    if isinstance(v, (int, float, np.integer, np.floating)): return int(v) if float(v).is_integer() else float(v)
+# %% ../nbs/30_generate.ipynb #f3f38fb7
+def _plain(v):  # numbers stay numbers, and 5.0 is 5: a column becomes float by one missing value
+    if isinstance(v, (bool, np.bool_)):
+        return bool(v)
+    if isinstance(v, (int, float, np.integer, np.floating)):
+        return int(v) if float(v).is_integer() else float(v)
     return str(v)
 
-
-def _whole(file, key:str) -> str|None: # MD5 of the file if it is the image asked for, whole; else None
-    try: data = Path(file).read_bytes(); record, image = _record(data, file)
-    except (OSError, ValueError): return None
-    if record.get('key') != key: return None
-    try: image.load()
-    except Exception: return None # Pillow's decoders raise nearly everything
+# %% ../nbs/30_generate.ipynb #3cbf218d
+def _whole(
+    file, key: str
+) -> str | None:  # MD5 of the file if it is the image asked for, whole; else None
+    try:
+        data = Path(file).read_bytes()
+        record, image = _record(data, file)
+    except (OSError, ValueError):
+        return None
+    if record.get("key") != key:
+        return None
+    try:
+        image.load()
+    except Exception:
+        return None  # Pillow's decoders raise nearly everything
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 # %% ../nbs/30_generate.ipynb #ea5d08bf
-_DECODER_PIXELS = 8*512**2 # image pixels that the codec takes at once: a few GB at half precision for Stable Diffusion's
+_DECODER_PIXELS = (
+    8 * 512**2
+)  # image pixels that the codec takes at once: a few GB at half precision for Stable Diffusion's
 
-
+# %% ../nbs/30_generate.ipynb #ac138de7
 class _Parents:
     "Posterior mean and standard deviation of parents, batch after batch."
-    def __init__(self, base:Base, batches:list[list[str]], fit:str, pool):
+
+    def __init__(self, base: Base, batches: list[list[str]], fit: str, pool):
         self.base, self.batches, self.fit, self.pool = base, batches, fit, pool
-        self.left, self.decoded, self.known = Counter(p for b in batches for p in set(b) if p), {}, {}
+        self.left, self.decoded, self.known = (
+            Counter(p for b in batches for p in set(b) if p),
+            {},
+            {},
+        )
 
-    def _ahead(self, k:int):
+    def _ahead(self, k: int):
         for p in dict.fromkeys(self.batches[k] if k < len(self.batches) else ()):
-            if p and p not in self.known and p not in self.decoded: self.decoded[p] = self.pool.submit(self._pixels, p)
+            if p and p not in self.known and p not in self.decoded:
+                self.decoded[p] = self.pool.submit(self._pixels, p)
 
-    def _pixels(self, path): return fit_image(load_image(path), self.base.size, self.fit, 'bilinear')
+    def _pixels(self, path):
+        return fit_image(load_image(path), self.base.size, self.fit, "bilinear")
 
-    def __call__(self, k:int): # -> mean, std (b, C, h, w) of the rows of batch k; None for text-to-image
+    def __call__(
+        self, k: int
+    ):  # -> mean, std (b, C, h, w) of the rows of batch k; None for text-to-image
         import torch
-        if not self.batches[k][0]: return None
-        self._ahead(k); self._ahead(k + 1)
+
+        if not self.batches[k][0]:
+            return None
+        self._ahead(k)
+        self._ahead(k + 1)
         new = [p for p in dict.fromkeys(self.batches[k]) if p not in self.known]
-        at_once = max(1, _DECODER_PIXELS//self.base.size**2)
-        for part in (new[i:i + at_once] for i in range(0, len(new), at_once)):
-            x = torch.from_numpy(np.stack([self.decoded.pop(p).result() for p in part])).to(self.base.device)
-            x = (2*(x.permute(0, 3, 1, 2).float()/255) - 1).to(self.base.dtype)
+        at_once = max(1, _DECODER_PIXELS // self.base.size**2)
+        for part in (new[i : i + at_once] for i in range(0, len(new), at_once)):
+            x = torch.from_numpy(np.stack([self.decoded.pop(p).result() for p in part])).to(
+                self.base.device
+            )
+            x = (2 * (x.permute(0, 3, 1, 2).float() / 255) - 1).to(self.base.dtype)
             d = self.base.vae.encode(x).latent_dist
             self.known.update(zip(part, zip(d.mean, d.std, strict=True), strict=True))
         out = [torch.stack(t) for t in zip(*(self.known[p] for p in self.batches[k]), strict=True)]
         for p in set(self.batches[k]):
             self.left[p] -= 1
-            if not self.left[p]: del self.known[p]
+            if not self.left[p]:
+                del self.known[p]
         return out
 
 # %% ../nbs/30_generate.ipynb #d4167852
-def _pixels(base:Base, z): # scaled latents (b, C, h, w) -> function: i -> (H, W, 3) uint8, to be called from any thread
+def _pixels(
+    base: Base, z
+):  # scaled latents (b, C, h, w) -> function: i -> (H, W, 3) uint8, to be called from any thread
     import torch
-    at_once = max(1, _DECODER_PIXELS//base.size**2)
-    x = torch.cat([base.vae.decode(part/base.vae.config.scaling_factor, return_dict=False)[0] for part in z.split(at_once)])
-    finite = torch.isfinite(x).flatten(1).all(1).to('cpu', non_blocking=True)
-    x = ((x*.5 + .5).clamp(0, 1).float()*255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().to('cpu', non_blocking=True)
-    copied = None
-    if z.is_cuda: copied = torch.cuda.Event(); copied.record()
 
-    def image(i:int) -> np.ndarray:
-        if copied is not None: copied.synchronize()
-        if not finite[i]: raise GenerationError('The model gave numbers that are not finite. Load it with dtype float32 or bfloat16')
+    at_once = max(1, _DECODER_PIXELS // base.size**2)
+    x = torch.cat(
+        [
+            base.vae.decode(part / base.vae.config.scaling_factor, return_dict=False)[0]
+            for part in z.split(at_once)
+        ]
+    )
+    finite = torch.isfinite(x).flatten(1).all(1).to("cpu", non_blocking=True)
+    x = (
+        ((x * 0.5 + 0.5).clamp(0, 1).float() * 255)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .contiguous()
+        .to("cpu", non_blocking=True)
+    )
+    copied = None
+    if z.is_cuda:
+        copied = torch.cuda.Event()
+        copied.record()
+
+    def image(i: int) -> np.ndarray:
+        if copied is not None:
+            copied.synchronize()
+        if not finite[i]:
+            raise GenerationError(
+                "The model gave numbers that are not finite. Load it with dtype float32 or bfloat16"
+            )
         return x[i].numpy()
 
     return image
 
-
+# %% ../nbs/30_generate.ipynb #8b4e5806
 class GenerationError(RuntimeError):
     "Generation cannot go on; the message says where it stopped, what is kept and what to do."
 
 # %% ../nbs/30_generate.ipynb #3f659592
 def generate(
-    base:Base,                        # from latent.load_base or personalise.personalised
-    specs:pd.DataFrame,               # see `check_specs`
-    folder,                           # where the images go
-    batch_size:int|None=None,         # images at once; None chooses by device and size. Images do not depend on it
-    size:int|None=None,               # side of the saved images in px; None for the base's. Wang et al. 2024: 256
-    format:str='png',                 # or 'jpg'
-    quality:int=95,                   # of a JPEG
-    fit:str='squash',                 # how a parent becomes a square: 'squash' as the released code, or 'shorter' with a centre crop
-    threads:int=2,                    # that read parents and write images
-    progress:bool=True,               # a bar with images per second and time left
-    start_noise_offset:float|None=None, # of text-to-image, see `start_noise`; None for the base's
-    fast_steps:int|None=None,         # APPROXIMATE: at most so many steps, whatever the table says
-    compile:bool=False,               # torch.compile the repeated blocks: minutes at the start, for thousands of images on CUDA
-    timing_only:bool=False,           # accept a base with random weights
-) -> pd.DataFrame:                    # manifest, source 'synthetic', one row per row of `specs`
-    "Images of a table. Raises ValueError, FileNotFoundError, GenerationError or OSError with the remedy."
+    base: Base,  # from latent.load_base or personalise.personalised
+    specs: pd.DataFrame,  # see `check_specs`
+    folder,  # where the images go
+    batch_size: (
+        int | None
+    ) = None,  # images at once; None chooses by device and size. Images do not depend on it
+    size: (
+        int | None
+    ) = None,  # side of the saved images in px; None for the base's. Wang et al. 2024: 256
+    format: str = "png",  # or 'jpg'
+    quality: int = 95,  # of a JPEG
+    # how a parent becomes a square: 'squash' as the released code, or 'shorter' with a centre crop
+    fit: str = "squash",
+    threads: int = 2,  # that read parents and write images
+    progress: bool = True,  # a bar with images per second and time left
+    start_noise_offset: (
+        float | None
+    ) = None,  # of text-to-image, see `start_noise`; None for the base's
+    fast_steps: int | None = None,  # APPROXIMATE: at most so many steps, whatever the table says
+    # torch.compile the repeated blocks: minutes at the start, for thousands of images on CUDA
+    compile: bool = False,
+    timing_only: bool = False,  # accept a base with random weights
+) -> pd.DataFrame:  # manifest, source 'synthetic', one row per row of `specs`
+    """Images of a table. Raises ValueError, FileNotFoundError, GenerationError or OSError with the
+    remedy.
+    """
     import torch
     from tqdm import tqdm
-    check_choice('format', format, _FORMATS); check_choice('fit', fit, FITS); size = size or base.size
-    if not 1 <= quality <= 100: raise ValueError(f'quality = {quality} is not in 1..100.')
-    if not timing_only: refuse_random(base, 'images')
+
+    check_choice("format", format, _FORMATS)
+    check_choice("fit", fit, FITS)
+    size = size or base.size
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality = {quality} is not in 1..100.")
+    if not timing_only:
+        refuse_random(base, "images")
     s = check_specs(specs)
-    if fast_steps is not None: s = check_specs(s.assign(steps=s.steps.clip(upper=fast_steps)))
+    if fast_steps is not None:
+        s = check_specs(s.assign(steps=s.steps.clip(upper=fast_steps)))
     offset = base.noise_offset if start_noise_offset is None else float(start_noise_offset)
-    prompts = list(dict.fromkeys(['', *s.prompt]))
-    with torch.inference_mode(): text = encode_prompts(base, prompts) # raises when one is too long
-    files = [Path(folder).resolve()/f'{i}.{format}' for i in s.image_id]
+    prompts = list(dict.fromkeys(["", *s.prompt]))
+    with torch.inference_mode():
+        text = encode_prompts(base, prompts)  # raises when one is too long
+    files = [Path(folder).resolve() / f"{i}.{format}" for i in s.image_id]
     _check_folder(files[0].parent)
-    unet = prepared(base.unet); remember = remember_text(unet)
-    options = dict(size=size, format=format, quality=quality if format == 'jpg' else None, fit=fit, start_noise_offset=offset, fast_steps=fast_steps)
+    unet = prepared(base.unet)
+    remember = remember_text(unet)
+    options = dict(
+        size=size,
+        format=format,
+        quality=quality if format == "jpg" else None,
+        fit=fit,
+        start_noise_offset=offset,
+        fast_steps=fast_steps,
+    )
     records = _records(s, _settings(base, unet, **options))
-    if compile: unet.compile_repeated_blocks(); remember = lambda text, index: None # replaced functions would be compiled anew each time
+    if compile:
+        unet.compile_repeated_blocks()
+        remember = lambda text, index: None  # replaced functions would be compiled anew each time
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        found = pool.map(_whole, files, [r['key'] for r in records])
-        md5 = list(tqdm(found, total=len(s), desc='look', unit='image', disable=not progress, leave=False)) # None: to be made
-        wait_for_everyone() # nobody writes before all have looked
-        todo = s[[m is None for m in md5]]; rank, n = ranks()
-        batches = [todo.index.to_numpy()[b] for b in plan(todo, batch_size or default_batch_size(base))][rank::n] if len(todo) else []
+        found = pool.map(_whole, files, [r["key"] for r in records])
+        md5 = list(
+            tqdm(found, total=len(s), desc="look", unit="image", disable=not progress, leave=False)
+        )  # None: to be made
+        wait_for_everyone()  # nobody writes before all have looked
+        todo = s[[m is None for m in md5]]
+        rank, n = ranks()
+        batches = (
+            [todo.index.to_numpy()[b] for b in plan(todo, batch_size or default_batch_size(base))][
+                rank::n
+            ]
+            if len(todo)
+            else []
+        )
         kept = len(s) - sum(map(len, batches))
         parents = _Parents(base, [s.path[b].tolist() for b in batches], fit, pool)
-        place = {p: i for i, p in enumerate(prompts)}; index = s.prompt.map(place).to_numpy(); writing = deque()
+        place = {p: i for i, p in enumerate(prompts)}
+        index = s.prompt.map(place).to_numpy()
+        writing = deque()
 
-        def save(image, k, i): # in a thread
-            try: md5[i] = write_image(image(k), files[i], records[i], size, quality)
-            except GenerationError as e: raise GenerationError(f'Row {i}, image_id {s.image_id[i]!r}: {e}, and run again: whole images are kept.') from None
+        def save(image, k, i):  # in a thread
+            try:
+                md5[i] = write_image(image(k), files[i], records[i], size, quality)
+            except GenerationError as e:
+                raise GenerationError(
+                    f"Row {i}, image_id {s.image_id[i]!r}: {e}, and run again: whole images are"
+                    " kept."
+                ) from None
 
-        with tqdm(total=len(s), initial=kept, desc='generate', unit='image', disable=not progress) as bar, torch.inference_mode():
+        with (
+            tqdm(
+                total=len(s), initial=kept, desc="generate", unit="image", disable=not progress
+            ) as bar,
+            torch.inference_mode(),
+        ):
             for k, rows in enumerate(batches):
-                try: image = _pixels(base, _walk(base, unet, s.loc[rows], parents(k), text, index[rows], offset, remember))
-                except torch.OutOfMemoryError as e: raise GenerationError(_out_of_memory(len(rows), base)) from e
+                try:
+                    image = _pixels(
+                        base,
+                        _walk(
+                            base, unet, s.loc[rows], parents(k), text, index[rows], offset, remember
+                        ),
+                    )
+                except torch.OutOfMemoryError as e:
+                    raise GenerationError(_out_of_memory(len(rows), base)) from e
                 writing.append([pool.submit(save, image, j, i) for j, i in enumerate(rows)])
-                while len(writing) > 2: bar.update(sum(f.result() is None for f in writing.popleft())) # bounds memory; a failure stops here
-            while writing: bar.update(sum(f.result() is None for f in writing.popleft()))
+                while len(writing) > 2:
+                    bar.update(
+                        sum(f.result() is None for f in writing.popleft())
+                    )  # bounds memory; a failure stops here
+            while writing:
+                bar.update(sum(f.result() is None for f in writing.popleft()))
         wait_for_everyone()
-        for i in todo.index[[md5[i] is None for i in todo.index]]: md5[i] = _whole(files[i], records[i]['key']) # made by another process of this run
-    keep = [c for c in COLUMNS if c in s and c not in ('path', 'group', 'source', 'md5')]
-    return validate(make(s[keep].assign(path=[str(f) for f in files], md5=md5), source='synthetic'))
+        for i in todo.index[[md5[i] is None for i in todo.index]]:
+            md5[i] = _whole(files[i], records[i]["key"])  # made by another process of this run
+    keep = [c for c in COLUMNS if c in s and c not in ("path", "group", "source", "md5")]
+    return validate(make(s[keep].assign(path=[str(f) for f in files], md5=md5), source="synthetic"))
 
-
-def _walk(base:Base, unet, s:pd.DataFrame, parents, text, index, offset:float, remember): # -> scaled latents (b, C, h, w)
+# %% ../nbs/30_generate.ipynb #b2c53a6a
+def _walk(
+    base: Base, unet, s: pd.DataFrame, parents, text, index, offset: float, remember
+):  # -> scaled latents (b, C, h, w)
     import torch
+
     to = dict(device=base.device, dtype=base.dtype)
     generators = [torch.Generator().manual_seed(i) for i in s.seed]
-    shape = tuple(parents[0].shape[1:]) if parents else (base.unet.config.in_channels, *[base.unet.config.sample_size]*2)
-    first, noise = zip(*(start_noise(g, shape, base.dtype, parents is not None, offset*(parents is None)) for g in generators), strict=True)
-    latents = (parents[0] + parents[1]*torch.stack(first).to(**to))*base.vae.config.scaling_factor if parents else None
+    shape = (
+        tuple(parents[0].shape[1:])
+        if parents
+        else (base.unet.config.in_channels, *[base.unet.config.sample_size] * 2)
+    )
+    first, noise = zip(
+        *(
+            start_noise(g, shape, base.dtype, parents is not None, offset * (parents is None))
+            for g in generators
+        ),
+        strict=True,
+    )
+    latents = (
+        (parents[0] + parents[1] * torch.stack(first).to(**to)) * base.vae.config.scaling_factor
+        if parents
+        else None
+    )
     guidance = torch.tensor(s.guidance.to_numpy()).to(**to) if s.guidance.iloc[0] > 1 else None
-    return sample(unet, copy.deepcopy(base.scheduler), int(s.steps.iloc[0]), int(walked(s).iloc[0]), torch.stack(noise).to(**to), latents, text,
-                  torch.from_numpy(index).to(base.device), guidance, generators, remember)
+    return sample(
+        unet,
+        copy.deepcopy(base.scheduler),
+        int(s.steps.iloc[0]),
+        int(walked(s).iloc[0]),
+        torch.stack(noise).to(**to),
+        latents,
+        text,
+        torch.from_numpy(index).to(base.device),
+        guidance,
+        generators,
+        remember,
+    )
 
-
-def default_batch_size(base:Base) -> int: # images at once
+# %% ../nbs/30_generate.ipynb #ca009091
+def default_batch_size(base: Base) -> int:  # images at once
     "32 on a CPU; on a device as many as 16 of 512 px, which take about 12 GB in half precision."
-    if str(base.device) == 'cpu': return 32
-    return int(np.clip(16*64**2//base.unet.config.sample_size**2, 1, 256))
+    if str(base.device) == "cpu":
+        return 32
+    return int(np.clip(16 * 64**2 // base.unet.config.sample_size**2, 1, 256))
 
+# %% ../nbs/30_generate.ipynb #275bd03d
+def _out_of_memory(n: int, base: Base) -> str:
+    more = (
+        f"Run again with batch_size={n // 2}"
+        if n > 1
+        else (
+            "Even one image does not fit: load the base in half precision, or use a device with"
+            " more memory"
+        )
+    )
+    return (
+        f"Out of memory on {base.device} with {n} image(s) of {base.size} px at once. {more};"
+        " images that are whole are kept."
+    )
 
-def _out_of_memory(n:int, base:Base) -> str:
-    more = f'Run again with batch_size={n//2}' if n > 1 else 'Even one image does not fit: load the base in half precision, or use a device with more memory'
-    return f'Out of memory on {base.device} with {n} image(s) of {base.size} px at once. {more}; images that are whole are kept.'
-
-
-def _check_folder(folder:Path):
-    "Fail now, not after the first batch, where nothing can be written; remove what a killed process was writing."
-    with atomic_path(folder/'.writable') as tmp: tmp.touch()
-    (folder/'.writable').unlink(missing_ok=True)
-    for stale in folder.glob('.tmp-*'): stale.unlink(missing_ok=True)
+# %% ../nbs/30_generate.ipynb #4b65e5c2
+def _check_folder(folder: Path):
+    """Fail now, not after the first batch, where nothing can be written; remove what a killed
+    process was writing.
+    """
+    with atomic_path(folder / ".writable") as tmp:
+        tmp.touch()
+    (folder / ".writable").unlink(missing_ok=True)
+    for stale in folder.glob(".tmp-*"):
+        stale.unlink(missing_ok=True)

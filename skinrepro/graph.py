@@ -16,36 +16,62 @@ from .core import hash_text, paths
 # %% ../nbs/04_graph.ipynb #dd7cf7f4
 class _Package:
     "A package as text: what each name is made of and what it mentions."
-    def __init__(self, root, name): self.root, self.name, self.known, self.read = Path(root), name, {}, {}; self.files = {}
+
+    def __init__(self, root, name):
+        self.root, self.name, self.known, self.read = Path(root), name, {}, {}
+        self.files = {}
 
     def file(self, module):
         "File of a module, or None."
         if module not in self.files:
-            p = self.root.joinpath(*module.split('.'))
-            self.files[module] = next((f for f in (p.with_suffix('.py'), p/'__init__.py') if f.is_file()), None)
+            p = self.root.joinpath(*module.split("."))
+            self.files[module] = next(
+                (f for f in (p.with_suffix(".py"), p / "__init__.py") if f.is_file()), None
+            )
         return self.files[module]
 
     def module(self, name):
-        "(name -> its statements, name -> what an import stands for, statements that always run, its package)."
+        """(name -> its statements, name -> what an import stands for, statements that always run,
+        its package).
+        """
         if name not in self.known:
-            file = self.file(name); tree = ast.parse(file.read_text(encoding='utf-8'), file)
-            package = name if file.name == '__init__.py' else name.rpartition('.')[0]
+            file = self.file(name)
+            tree = ast.parse(file.read_text(encoding="utf-8"), file)
+            package = name if file.name == "__init__.py" else name.rpartition(".")[0]
             symbols, always = {}, []
             for node in tree.body:
-                if isinstance(node, (ast.Import, ast.ImportFrom)) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant): continue
-                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)): names = {node.name}
+                if (
+                    isinstance(node, (ast.Import, ast.ImportFrom))
+                    or isinstance(node, ast.Expr)
+                    and isinstance(node.value, ast.Constant)
+                ):
+                    continue
+                if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                    names = {node.name}
                 else:
-                    names = {n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
-                    if not isinstance(node, (ast.Assign, ast.AnnAssign)): always.append(node) # an if, a call: it runs whatever is asked for
-                for n in names: symbols.setdefault(n, []).append(node)
+                    names = {
+                        n.id
+                        for n in ast.walk(node)
+                        if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+                    }
+                    if not isinstance(node, (ast.Assign, ast.AnnAssign)):
+                        always.append(node)  # an if, a call: it runs whatever is asked for
+                for n in names:
+                    symbols.setdefault(n, []).append(node)
             self.known[name] = symbols, self.imports(tree.body, package), always, package
         return self.known[name]
 
     def symbol(self, module, name):
-        "(hash, what it mentions) of the statements of a name, or of those that always run (''); read once."
+        """(hash, what it mentions) of the statements of a name, or of those that always run ('');
+        read once.
+        """
         if (module, name) not in self.read:
-            symbols, imports, always, home = self.module(module); nodes = symbols[name] if name else always
-            self.read[module, name] = _hash(nodes), [m for n in nodes for m in self.mentioned(n, imports, home)]
+            symbols, imports, always, home = self.module(module)
+            nodes = symbols[name] if name else always
+            self.read[module, name] = (
+                _hash(nodes),
+                [m for n in nodes for m in self.mentioned(n, imports, home)],
+            )
         return self.read[module, name]
 
     def imports(self, nodes, package):
@@ -54,149 +80,226 @@ class _Package:
         for node in nodes:
             if isinstance(node, ast.Import):
                 for a in node.names:
-                    if a.name.split('.')[0] != self.name: continue
-                    if a.asname: out[a.asname] = (a.name, None)
-                    else: out[a.name] = out[self.name] = (a.name, None) # `import a.b` binds a; what is used below it is found by its dotted name
+                    if a.name.split(".")[0] != self.name:
+                        continue
+                    if a.asname:
+                        out[a.asname] = (a.name, None)
+                    else:
+                        out[a.name] = out[self.name] = (
+                            a.name,
+                            None,
+                        )  # `import a.b` binds a; what is used below it is found by its dotted name
             elif isinstance(node, ast.ImportFrom):
-                above = package.split('.')[:len(package.split('.')) - node.level + 1] if node.level else []
-                base = '.'.join([*above, *([node.module] if node.module else [])])
-                if base.split('.')[0] != self.name: continue
-                for a in node.names: out[a.asname or a.name] = (f'{base}.{a.name}', None) if self.file(f'{base}.{a.name}') else (base, a.name)
+                above = (
+                    package.split(".")[: len(package.split(".")) - node.level + 1]
+                    if node.level
+                    else []
+                )
+                base = ".".join([*above, *([node.module] if node.module else [])])
+                if base.split(".")[0] != self.name:
+                    continue
+                for a in node.names:
+                    out[a.asname or a.name] = (
+                        (f"{base}.{a.name}", None)
+                        if self.file(f"{base}.{a.name}")
+                        else (base, a.name)
+                    )
         return out
 
     def mentioned(self, node, imports, package):
         "(module or None for the same, name or None for all of it) that a statement mentions."
-        names = imports | self.imports(ast.walk(node), package); inner = set()
+        names = imports | self.imports(ast.walk(node), package)
+        inner = set()
         for n in ast.walk(node):
-            if not isinstance(n, ast.Attribute): continue
+            if not isinstance(n, ast.Attribute):
+                continue
             dotted = _dotted(n)
-            if dotted is None: continue
-            parts = dotted.split('.')
-            for k in range(len(parts) - 1, 0, -1): # the longest known beginning
-                module, symbol = names.get('.'.join(parts[:k]), (None, ''))
-                if symbol is None and self.file(module): yield module, parts[k]; inner.add(id(_root(n))); break
+            if dotted is None:
+                continue
+            parts = dotted.split(".")
+            for k in range(len(parts) - 1, 0, -1):  # the longest known beginning
+                module, symbol = names.get(".".join(parts[:k]), (None, ""))
+                if symbol is None and self.file(module):
+                    yield module, parts[k]
+                    inner.add(id(_root(n)))
+                    break
         for n in ast.walk(node):
-            if isinstance(n, ast.Name) and id(n) not in inner: yield names.get(n.id, (None, n.id))
+            if isinstance(n, ast.Name) and id(n) not in inner:
+                yield names.get(n.id, (None, n.id))
 
-
-def _dotted(node): # 'a.b.c' of an attribute of plain names, or None
-    if isinstance(node, ast.Name): return node.id
-    if isinstance(node, ast.Attribute) and (left := _dotted(node.value)): return f'{left}.{node.attr}'
+# %% ../nbs/04_graph.ipynb #f4892f1b
+def _dotted(node):  # 'a.b.c' of an attribute of plain names, or None
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (left := _dotted(node.value)):
+        return f"{left}.{node.attr}"
     return None
 
-
+# %% ../nbs/04_graph.ipynb #a902dc56
 def _root(node):
-    while isinstance(node, ast.Attribute): node = node.value
+    while isinstance(node, ast.Attribute):
+        node = node.value
     return node
 
-
-def _hash(nodes): # of what statements do: positions, comments and docstrings do not count
+# %% ../nbs/04_graph.ipynb #9a0429c6
+def _hash(nodes):  # of what statements do: positions, comments and docstrings do not count
     bare = [ast.parse(ast.unparse(n)).body[0] for n in nodes]
     for n in (n for b in bare for n in ast.walk(b)):
-        if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and ast.get_docstring(n, False) is not None: n.body = n.body[1:] or [ast.Pass()]
+        if (
+            isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            and ast.get_docstring(n, False) is not None
+        ):
+            n.body = n.body[1:] or [ast.Pass()]
     return hash_text(*map(ast.dump, bare))[:16]
 
-
-def _package(root, name) -> _Package: # kept until a file of it changes
-    files = sorted((f.stat().st_mtime_ns, f.stat().st_size, str(f)) for f in Path(root, name).rglob('*.py'))
+# %% ../nbs/04_graph.ipynb #8c6127f6
+def _package(root, name) -> _Package:  # kept until a file of it changes
+    files = sorted(
+        (f.stat().st_mtime_ns, f.stat().st_size, str(f)) for f in Path(root, name).rglob("*.py")
+    )
     return _packages(root, name, hash_text(*map(str, files)))
 
-
+# %% ../nbs/04_graph.ipynb #bd9b1303
 @lru_cache(4)
-def _packages(root, name, state): return _Package(root, name)
+def _packages(root, name, state):
+    return _Package(root, name)
 
-
+# %% ../nbs/04_graph.ipynb #4ddef66d
 def reached(
-    source:str,             # python code that imports from the package
-    root=None,              # folder that holds the package; None: this project's
-    package:str='skinrepro',
-) -> dict:                  # 'module.name' -> hash, of all that the code can reach; 'module.' for what importing the module runs
+    source: str,  # python code that imports from the package
+    root=None,  # folder that holds the package; None: this project's
+    package: str = "skinrepro",
+    # 'module.name' -> hash, of all that the code can reach; 'module.' for what importing the module
+    # runs
+) -> dict:
     "Functions, classes and constants of the package that code depends on. Raises SyntaxError."
-    p = _package(str(paths().root if root is None else root), package); tree = ast.parse(source); out = {}
+    p = _package(str(paths().root if root is None else root), package)
+    tree = ast.parse(source)
+    out = {}
     top = p.imports(ast.walk(tree), package)
     todo, seen = [(None, m) for n in tree.body for m in p.mentioned(n, top, package)], set()
     while todo:
-        here, (module, symbol) = todo.pop(); module = module or here
-        if module is None or (module, symbol) in seen or not p.file(module): continue
-        seen.add((module, symbol)); symbols, imports, always, _ = p.module(module)
-        def take(name): # noqa: B023 - called in this turn only
-            out[f'{module}.{name}'], mentions = p.symbol(module, name); todo.extend((module, m) for m in mentions) # noqa: B023
-        if (module, '') not in seen:
-            seen.add((module, ''))
-            if always: take('')
-        if symbol is None: todo += [(module, (module, s)) for s in symbols]
-        elif symbol in symbols: take(symbol)
-        elif symbol in imports: todo.append((module, imports[symbol]))
-        elif p.file(f'{module}.{symbol}'): todo.append((module, (f'{module}.{symbol}', None)))
+        here, (module, symbol) = todo.pop()
+        module = module or here
+        if module is None or (module, symbol) in seen or not p.file(module):
+            continue
+        seen.add((module, symbol))
+        symbols, imports, always, _ = p.module(module)
+
+        def take(name):  # noqa: B023 - called in this turn only
+            out[f"{module}.{name}"], mentions = p.symbol(module, name)
+            todo.extend((module, m) for m in mentions)  # noqa: B023
+
+        if (module, "") not in seen:
+            seen.add((module, ""))
+            if always:
+                take("")
+        if symbol is None:
+            todo += [(module, (module, s)) for s in symbols]
+        elif symbol in symbols:
+            take(symbol)
+        elif symbol in imports:
+            todo.append((module, imports[symbol]))
+        elif p.file(f"{module}.{symbol}"):
+            todo.append((module, (f"{module}.{symbol}", None)))
     return dict(sorted(out.items()))
 
 # %% ../nbs/04_graph.ipynb #27bb77f7
 def code_of(
-    notebook, # path of a notebook
-) -> str:     # its code cells but for the parameters
+    notebook,  # path of a notebook
+) -> str:  # its code cells but for the parameters
     "Code of a notebook as one text."
-    cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    return '\n\n'.join(''.join(c['source']) for c in cells if c['cell_type'] == 'code' and 'parameters' not in c['metadata'].get('tags', []))
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join(
+        "".join(c["source"])
+        for c in cells
+        if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+    )
 
 # %% ../nbs/04_graph.ipynb #ecb146df
 def code_hash(
-    *names:str, # e.g. 'skinrepro.personalise.lora'
+    *names: str,  # e.g. 'skinrepro.personalise.lora'
     root=None,  # folder that holds the package; None: this project's
-) -> str:       # 16 hexadecimal digits, the same until something that these can reach does something else
+) -> (
+    str
+):  # 16 hexadecimal digits, the same until something that these can reach does something else
     "One hash for named functions. Raises ValueError for a name that is not there."
     found = {}
     for name in names:
-        module, _, symbol = name.rpartition('.')
-        got = reached(f'from {module} import {symbol}\n{symbol}', root, name.partition('.')[0])
-        if name not in got: raise ValueError(f'There is no {name} in the package.')
+        module, _, symbol = name.rpartition(".")
+        got = reached(f"from {module} import {symbol}\n{symbol}", root, name.partition(".")[0])
+        if name not in got:
+            raise ValueError(f"There is no {name} in the package.")
         found |= got
-    return hash_text(*(f'{k} {v}' for k, v in sorted(found.items())))[:16]
+    return hash_text(*(f"{k} {v}" for k, v in sorted(found.items())))[:16]
 
 # %% ../nbs/04_graph.ipynb #29ee6774
 def inputs_of(
-    run,             # runs.Run
-    by_id:dict,      # id -> run; what it needs and is not here is looked up in the store
-    known:dict|None=None, # id -> list, filled here; pass the same one for many runs
-) -> dict:           # what -> hash
-    "What the record of a run depends on. Raises FileNotFoundError when the grid names a file that is not there."
+    run,  # runs.Run
+    by_id: dict,  # id -> run; what it needs and is not here is looked up in the store
+    known: dict | None = None,  # id -> list, filled here; pass the same one for many runs
+) -> dict:  # what -> hash
+    """What the record of a run depends on. Raises FileNotFoundError when the grid names a file that
+    is not there.
+    """
     known = {} if known is None else known
-    if run.id in known: return known[run.id]
+    if run.id in known:
+        return known[run.id]
+
     def once(key, make):
-        if key not in known: known[key] = make(key)
+        if key not in known:
+            known[key] = make(key)
         return known[key]
 
     out = dict(once(str(run.notebook), _of_notebook))
     for pattern in run.reads:
         files = sorted(f for f in paths().root.glob(pattern) if f.is_file())
-        if not files: raise FileNotFoundError(f'[{run.section}] of {run.paper} reads {pattern!r}, but there is no such file in {paths().root}.')
-        for f in files: out[f'file {f.relative_to(paths().root).as_posix()}'] = once(str(f), _file_hash)
-    lock = paths().root/'requirements.lock'
-    if lock.is_file(): out['requirements.lock'] = once(str(lock), _file_hash)
+        if not files:
+            raise FileNotFoundError(
+                f"[{run.section}] of {run.paper} reads {pattern!r}, but there is no such file in"
+                f" {paths().root}."
+            )
+        for f in files:
+            out[f"file {f.relative_to(paths().root).as_posix()}"] = once(str(f), _file_hash)
+    lock = paths().root / "requirements.lock"
+    if lock.is_file():
+        out["requirements.lock"] = once(str(lock), _file_hash)
     for other in run.needs:
-        listed = paths().runs/run.paper/other/'inputs.json' # a need that was not given counts as it was when it ran
-        if other in by_id: needed = inputs_of(by_id[other], by_id, known)
-        elif listed.is_file(): needed = json.loads(listed.read_text(encoding='utf-8'))
-        else: continue
-        out[f'run {other}'] = hash_text(json.dumps(needed))[:16]
+        listed = (
+            paths().runs / run.paper / other / "inputs.json"
+        )  # a need that was not given counts as it was when it ran
+        if other in by_id:
+            needed = inputs_of(by_id[other], by_id, known)
+        elif listed.is_file():
+            needed = json.loads(listed.read_text(encoding="utf-8"))
+        else:
+            continue
+        out[f"run {other}"] = hash_text(json.dumps(needed))[:16]
     known[run.id] = dict(sorted(out.items()))
     return known[run.id]
 
-
+# %% ../nbs/04_graph.ipynb #dc382d44
 def _of_notebook(file) -> dict:
     source = code_of(file)
-    try: own = _hash(ast.parse(source).body)
-    except SyntaxError: return {'notebook': hash_text(source)[:16]} # a cell magic: any change counts, and nothing can be followed
-    return {'notebook': own} | reached(source)
+    try:
+        own = _hash(ast.parse(source).body)
+    except SyntaxError:
+        return {
+            "notebook": hash_text(source)[:16]
+        }  # a cell magic: any change counts, and nothing can be followed
+    return {"notebook": own} | reached(source)
 
-
+# %% ../nbs/04_graph.ipynb #64f23a5e
 def _file_hash(file) -> str:
     import hashlib
-    with open(file, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()[:16]
 
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]
 
+# %% ../nbs/04_graph.ipynb #cb47764a
 def differences(
-    old:dict, # list of a record
-    new:dict, # list as it is today
-) -> list[str]: # what was changed, added or removed; empty when both are equal
+    old: dict,  # list of a record
+    new: dict,  # list as it is today
+) -> list[str]:  # what was changed, added or removed; empty when both are equal
     "Why a run is out of date."
     return [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)]

@@ -23,311 +23,491 @@ import pandas as pd
 from .core import atomic_path, check_choice, hash_text, paths
 
 # %% ../nbs/15_images.ipynb #b69ca03c
-REFUSE_PIXELS = 89_478_485 # from here on Pillow itself suspects a decompression bomb; 1 GB in RGB floats
-REDUCE_PIXELS = 16_000_000 # more than any network or generator here can use: an RGB array of 48 MB
+REFUSE_PIXELS = (
+    89_478_485  # from here on Pillow itself suspects a decompression bomb; 1 GB in RGB floats
+)
+REDUCE_PIXELS = 16_000_000  # more than any network or generator here can use: an RGB array of 48 MB
 
-
+# %% ../nbs/15_images.ipynb #585445ed
 class ImageError(ValueError):
     "A file that cannot be used as an image; the message names it and the remedy."
 
 # %% ../nbs/15_images.ipynb #0fba5f06
 def load_image(
-    path,                            # an image file
-    max_pixels:int=REDUCE_PIXELS,    # an image with more pixels is reduced by a whole number until it has no more
-) -> np.ndarray:                     # (height, width, 3) uint8 RGB, upright
+    path,  # an image file
+    # an image with more pixels is reduced by a whole number until it has no more
+    max_pixels: int = REDUCE_PIXELS,
+) -> np.ndarray:  # (height, width, 3) uint8 RGB, upright
     "Decode one file. Raises ImageError or FileNotFoundError naming the file and the remedy."
     return np.asarray(_open_rgb(_read(path), path, max_pixels)[0])
 
-
+# %% ../nbs/15_images.ipynb #426c02a9
 def _read(path) -> bytes:
     "The bytes of a file, which are hashed and decoded without reading twice."
-    try: return Path(path).read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f'No image {path}. Check the path column and root of the manifest, or fetch the image again.') from None
-    except IsADirectoryError:
-        raise ImageError(f'{path} is a folder, not an image. Correct the path column of the manifest.') from None
-
-
-def _open_rgb(data:bytes, name, max_pixels:int): # -> (upright RGB image, its (width, height) before any reduction)
-    from PIL import Image, ImageOps
-    remedy = 'Fetch the file again, or drop its row from the manifest.'
-    if not data: raise ImageError(f'{name} is empty (0 bytes). {remedy}')
     try:
-        image = Image.open(io.BytesIO(data)); w, h = image.size
-        if w*h > REFUSE_PIXELS: raise Image.DecompressionBombError(f'{w} x {h} pixels')
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"No image {path}. Check the path column and root of the manifest, or fetch the image"
+            " again."
+        ) from None
+    except IsADirectoryError:
+        raise ImageError(
+            f"{path} is a folder, not an image. Correct the path column of the manifest."
+        ) from None
+
+# %% ../nbs/15_images.ipynb #d34dc080
+def _open_rgb(
+    data: bytes, name, max_pixels: int
+):  # -> (upright RGB image, its (width, height) before any reduction)
+    from PIL import Image, ImageOps
+
+    remedy = "Fetch the file again, or drop its row from the manifest."
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes). {remedy}")
+    try:
+        image = Image.open(io.BytesIO(data))
+        w, h = image.size
+        if w * h > REFUSE_PIXELS:
+            raise Image.DecompressionBombError(f"{w} x {h} pixels")
         by = next((s for s in (8, 4, 2) if s <= _factor(w, h, max_pixels)), 1)
-        if by > 1: image.draft(None, (w//by, h//by)) # JPEG only, else a no-op
+        if by > 1:
+            image.draft(None, (w // by, h // by))  # JPEG only, else a no-op
         image.load()
         lying = image.size
-        try: image = ImageOps.exif_transpose(image)
-        except Exception: pass # a block that cannot be parsed says nothing
-        if image.size != lying: w, h = h, w
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:
+            pass  # a block that cannot be parsed says nothing
+        if image.size != lying:
+            w, h = h, w
         image = _rgb(image)
         by = _factor(*image.size, max_pixels)
         return (image.reduce(by) if by > 1 else image), (w, h)
     except Image.DecompressionBombError as e:
-        raise ImageError(f'{name} is too large: {e}; the limit is {REFUSE_PIXELS:,} pixels. Make a smaller copy or drop its row.') from e
+        raise ImageError(
+            f"{name} is too large: {e}; the limit is {REFUSE_PIXELS:,} pixels. Make a smaller copy"
+            " or drop its row."
+        ) from e
     except Image.UnidentifiedImageError:
-        raise ImageError(f'{name} is not an image in a known format, or only its beginning: {data[:12]!r}. {remedy}') from None
-    except ImageError as e: raise ImageError(f'{name}: {e}') from None
-    except Exception as e: # Pillow's decoders raise nearly everything: OSError, SyntaxError, struct.error, IndexError ...
-        raise ImageError(f'{name} is damaged or truncated ({type(e).__name__}: {e}). {remedy}') from e
+        raise ImageError(
+            f"{name} is not an image in a known format, or only its beginning: {data[:12]!r}."
+            f" {remedy}"
+        ) from None
+    except ImageError as e:
+        raise ImageError(f"{name}: {e}") from None
+    # Pillow's decoders raise nearly everything: OSError, SyntaxError, struct.error, IndexError ...
+    except Exception as e:
+        raise ImageError(
+            f"{name} is damaged or truncated ({type(e).__name__}: {e}). {remedy}"
+        ) from e
 
-
-def _factor(w:int, h:int, max_pixels:int) -> int: # the smallest whole number f with (w/f)*(h/f) <= max_pixels
-    return math.ceil(math.sqrt(w*h/max_pixels))
+# %% ../nbs/15_images.ipynb #654fa82e
+def _factor(
+    w: int, h: int, max_pixels: int
+) -> int:  # the smallest whole number f with (w/f)*(h/f) <= max_pixels
+    return math.ceil(math.sqrt(w * h / max_pixels))
 
 # %% ../nbs/15_images.ipynb #8e6bd199
 def _rgb(image):
     "Any Pillow image to RGB; see the table above for what is decided here."
     from PIL import Image
-    if image.mode.startswith('I') or image.mode == 'F':
+
+    if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
-        if image.mode == 'F' or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-            raise ImageError(f'its pixels are 32-bit ({image.mode!r}) and nothing says which value is white. Save it with 8 or 16 bits.')
-        return Image.fromarray(((values.astype(np.uint32) + 128)//257).astype(np.uint8)).convert('RGB')
+        if image.mode == "F" or values.min(initial=0) < 0 or values.max(initial=0) > 65535:
+            raise ImageError(
+                f"its pixels are 32-bit ({image.mode!r}) and nothing says which value is white."
+                " Save it with 8 or 16 bits."
+            )
+        return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8)).convert(
+            "RGB"
+        )
     if image.has_transparency_data:
-        rgba = image.convert('RGBA')
-        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), rgba).convert('RGB')
-    return image if image.mode == 'RGB' else image.convert('RGB')
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 # %% ../nbs/15_images.ipynb #888779ba
-FITS = ('shorter', 'squash')
-FILTERS = ('bilinear', 'bicubic', 'lanczos') # Pillow's, with antialiasing
+FITS = ("shorter", "squash")
+FILTERS = ("bilinear", "bicubic", "lanczos")  # Pillow's, with antialiasing
 
-
+# %% ../nbs/15_images.ipynb #4e3e8214
 def fit_image(
-    image,                  # (h, w, 3) uint8 array or an RGB Pillow image
-    size:int,               # side of the square in pixels
-    fit:str='shorter',      # one of FITS
-    resample:str='bilinear',# one of FILTERS
-) -> np.ndarray:            # (size, size, 3) uint8
-    "Bring an image into a square. Source: Groh et al. 2021 (shorter), the generator of Wang et al. 2024 (squash)."
+    image,  # (h, w, 3) uint8 array or an RGB Pillow image
+    size: int,  # side of the square in pixels
+    fit: str = "shorter",  # one of FITS
+    resample: str = "bilinear",  # one of FILTERS
+) -> np.ndarray:  # (size, size, 3) uint8
+    """Bring an image into a square. Source: Groh et al. 2021 (shorter), the generator of Wang et
+    al. 2024 (squash).
+    """
     from PIL import Image
-    check_choice('fit', fit, FITS); check_choice('resample', resample, FILTERS)
-    if not isinstance(image, Image.Image): image = Image.fromarray(image)
+
+    check_choice("fit", fit, FITS)
+    check_choice("resample", resample, FILTERS)
+    if not isinstance(image, Image.Image):
+        image = Image.fromarray(image)
     (w, h), box = image.size, None
-    if fit == 'shorter':
-        W, H = (size, size*h//w) if w <= h else (size*w//h, size)       # whole picture after Resize(size)
-        left, top = round((W - size)/2), round((H - size)/2)            # CenterCrop(size) of it
-        box = (left*w/W, top*h/H, (left + size)*w/W, (top + size)*h/H)  # the same square before it
-    return np.asarray(image.resize((size, size), getattr(Image.Resampling, resample.upper()), box=box))
+    if fit == "shorter":
+        W, H = (
+            (size, size * h // w) if w <= h else (size * w // h, size)
+        )  # whole picture after Resize(size)
+        left, top = round((W - size) / 2), round((H - size) / 2)  # CenterCrop(size) of it
+        box = (
+            left * w / W,
+            top * h / H,
+            (left + size) * w / W,
+            (top + size) * h / H,
+        )  # the same square before it
+    return np.asarray(
+        image.resize((size, size), getattr(Image.Resampling, resample.upper()), box=box)
+    )
 
 # %% ../nbs/15_images.ipynb #196e324f
 def file_md5s(
-    files:list,        # paths
-    folder,            # where the memory is kept (`md5.csv`)
-    threads:int=2,     # files read at once
-) -> list[str]:        # MD5 of each file's bytes
-    "MD5 of files, remembered by path, size and modification time. Raises FileNotFoundError or ImageError naming the file."
+    files: list,  # paths
+    folder,  # where the memory is kept (`md5.csv`)
+    threads: int = 2,  # files read at once
+) -> list[str]:  # MD5 of each file's bytes
+    """MD5 of files, remembered by path, size and modification time. Raises FileNotFoundError or
+    ImageError naming the file.
+    """
     import time
 
     from filelock import FileLock
-    memory, known = Path(folder)/'md5.csv', {}
-    if memory.exists(): known = {tuple(k): v for *k, v in pd.read_csv(memory, dtype=str).itertuples(index=False)}
+
+    memory, known = Path(folder) / "md5.csv", {}
+    if memory.exists():
+        known = {tuple(k): v for *k, v in pd.read_csv(memory, dtype=str).itertuples(index=False)}
     stamps = [_stamp(f) for f in files]
     new = {s: f for s, f in zip(stamps, files, strict=True) if s not in known}
     with ThreadPoolExecutor(threads) as pool:
         fresh = dict(zip(new, pool.map(lambda f: _md5(_read(f)), new.values()), strict=True))
     known |= fresh
-    keep = {s: v for s, v in fresh.items() if int(s[2]) < (time.time() - 2)*1e9}
+    keep = {s: v for s, v in fresh.items() if int(s[2]) < (time.time() - 2) * 1e9}
     if keep:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        with FileLock(Path(folder)/'md5.lock'):
+        with FileLock(Path(folder) / "md5.lock"):
             old = pd.read_csv(memory, dtype=str) if memory.exists() else None
-            rows = pd.concat([old, pd.DataFrame([(*s, v) for s, v in keep.items()], columns=['path', 'size', 'mtime_ns', 'md5'])])
-            with atomic_path(memory) as tmp: rows.drop_duplicates('path', keep='last').to_csv(tmp, index=False)
+            rows = pd.concat(
+                [
+                    old,
+                    pd.DataFrame(
+                        [(*s, v) for s, v in keep.items()],
+                        columns=["path", "size", "mtime_ns", "md5"],
+                    ),
+                ]
+            )
+            with atomic_path(memory) as tmp:
+                rows.drop_duplicates("path", keep="last").to_csv(tmp, index=False)
     return [known[s] for s in stamps]
 
+# %% ../nbs/15_images.ipynb #0a468744
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
-def _md5(data:bytes) -> str: return hashlib.md5(data, usedforsecurity=False).hexdigest()
-
-
-def _stamp(file) -> tuple: # as text, the way it is read back
-    try: s = os.stat(file)
-    except FileNotFoundError: _read(file); raise
+# %% ../nbs/15_images.ipynb #4eeb98dd
+def _stamp(file) -> tuple:  # as text, the way it is read back
+    try:
+        s = os.stat(file)
+    except FileNotFoundError:
+        _read(file)
+        raise
     return str(Path(file).absolute()), str(s.st_size), str(s.st_mtime_ns)
 
 # %% ../nbs/15_images.ipynb #060557e7
 @dataclass(frozen=True, eq=False)
 class ImageStore:
     "Decoded images of a manifest, read-only. Made by `cache_images` and `join_stores`."
-    parts:tuple         # arrays of shape (n, size, size, 3) uint8
-    ids:tuple           # image ids in the manifest's order
-    index:np.ndarray    # (len(ids),) position of each id in the joined parts
-    sizes:np.ndarray    # (sum of n, 2) width and height of each original, in pixels
-    fit:str             # one of FITS
-    decoded:int = 0     # files that were decoded to make it; 0 when everything was cached
+
+    parts: tuple  # arrays of shape (n, size, size, 3) uint8
+    ids: tuple  # image ids in the manifest's order
+    index: np.ndarray  # (len(ids),) position of each id in the joined parts
+    sizes: np.ndarray  # (sum of n, 2) width and height of each original, in pixels
+    fit: str  # one of FITS
+    decoded: int = 0  # files that were decoded to make it; 0 when everything was cached
 
     @property
-    def size(self) -> int: # side of the squares in pixels
+    def size(self) -> int:  # side of the squares in pixels
         return self.parts[0].shape[1]
 
     @property
-    def array(self) -> np.ndarray: # (n, size, size, 3) uint8, memory-mapped
-        if len(self.parts) > 1: raise ValueError('A joined store has several arrays: use store.take(rows), or store.parts.')
+    def array(self) -> np.ndarray:  # (n, size, size, 3) uint8, memory-mapped
+        if len(self.parts) > 1:
+            raise ValueError(
+                "A joined store has several arrays: use store.take(rows), or store.parts."
+            )
         return self.parts[0]
 
     @cached_property
-    def _positions(self): return pd.Series(self.index, index=pd.Index(self.ids))
+    def _positions(self):
+        return pd.Series(self.index, index=pd.Index(self.ids))
 
-    def rows(self, image_ids) -> np.ndarray: # (n,) positions of the given ids in `array`
+    def rows(self, image_ids) -> np.ndarray:  # (n,) positions of the given ids in `array`
         "Where images are. Raises ValueError naming an id that is not in the store."
-        try: return self._positions.loc[list(image_ids)].to_numpy(dtype=np.int64)
+        try:
+            return self._positions.loc[list(image_ids)].to_numpy(dtype=np.int64)
         except KeyError:
             missing = [i for i in image_ids if i not in self._positions.index]
-            raise ValueError(f'{len(missing)} image(s) are not in this store, first {missing[0]!r}. '
-                             'Build it from a manifest that holds them.') from None
+            raise ValueError(
+                f"{len(missing)} image(s) are not in this store, first {missing[0]!r}. "
+                "Build it from a manifest that holds them."
+            ) from None
 
-    def take(self, rows) -> np.ndarray: # (n, size, size, 3) uint8, a copy
+    def take(self, rows) -> np.ndarray:  # (n, size, size, 3) uint8, a copy
         "Pixels of the given positions, in their order."
         rows = np.asarray(rows, dtype=np.int64)
-        if len(self.parts) == 1: return np.take(self.parts[0], rows, axis=0)
+        if len(self.parts) == 1:
+            return np.take(self.parts[0], rows, axis=0)
         starts = np.cumsum([0, *map(len, self.parts)])
-        part = np.searchsorted(starts, rows, side='right') - 1
+        part = np.searchsorted(starts, rows, side="right") - 1
         out = np.empty((len(rows), *self.parts[0].shape[1:]), np.uint8)
-        for k, a in enumerate(self.parts): out[part == k] = a[rows[part == k] - starts[k]]
+        for k, a in enumerate(self.parts):
+            out[part == k] = a[rows[part == k] - starts[k]]
         return out
 
 # %% ../nbs/15_images.ipynb #d7e8a476
 def join_stores(
-    *stores:ImageStore, # of one size and fit, with no image id in common
-) -> ImageStore:        # all their images, nothing copied
-    "Several stores as one, e.g. real and synthetic images. Raises ValueError when they do not fit together."
+    *stores: ImageStore,  # of one size and fit, with no image id in common
+) -> ImageStore:  # all their images, nothing copied
+    """Several stores as one, e.g. real and synthetic images. Raises ValueError when they do not fit
+    together.
+    """
     kinds = {(s.size, s.fit) for s in stores}
-    if len(kinds) != 1: raise ValueError(f'Stores of different size or fit cannot be joined: {sorted(kinds)}. Build them alike.')
-    ids = _unique([i for s in stores for i in s.ids], 'in more than one store. Rename it in one manifest')
+    if len(kinds) != 1:
+        raise ValueError(
+            f"Stores of different size or fit cannot be joined: {sorted(kinds)}. Build them alike."
+        )
+    ids = _unique(
+        [i for s in stores for i in s.ids], "in more than one store. Rename it in one manifest"
+    )
     starts = np.cumsum([0] + [len(s.sizes) for s in stores])
-    return ImageStore(tuple(p for s in stores for p in s.parts), tuple(ids),
-                      np.concatenate([s.index + a for s, a in zip(stores, starts, strict=False)]),
-                      np.concatenate([s.sizes for s in stores]), stores[0].fit, sum(s.decoded for s in stores))
+    return ImageStore(
+        tuple(p for s in stores for p in s.parts),
+        tuple(ids),
+        np.concatenate([s.index + a for s, a in zip(stores, starts, strict=False)]),
+        np.concatenate([s.sizes for s in stores]),
+        stores[0].fit,
+        sum(s.decoded for s in stores),
+    )
 
-
-def _unique(ids:list, remedy:str) -> list:
+# %% ../nbs/15_images.ipynb #4d0b050d
+def _unique(ids: list, remedy: str) -> list:
     twice = pd.Index(ids)[pd.Index(ids).duplicated()]
-    if len(twice): raise ValueError(f'Image id {twice[0]!r} is {remedy}: image ids are unique.')
+    if len(twice):
+        raise ValueError(f"Image id {twice[0]!r} is {remedy}: image ids are unique.")
     return ids
 
 # %% ../nbs/15_images.ipynb #7239b538
-_VERSION = 1 # raise it whenever pixels may come out differently
+_VERSION = 1  # raise it whenever pixels may come out differently
 
-
+# %% ../nbs/15_images.ipynb #1ec565b3
 def cache_images(
-    manifest:pd.DataFrame,    # columns image_id and path, perhaps md5
-    size:int,                 # side of the squares in pixels
-    fit:str='shorter',        # one of FITS
-    root=None,                # folder that relative paths start from
-    folder=None,              # where stores are kept; None for paths().cache/'images'
-    resample:str='bilinear',  # one of FILTERS
-    threads:int|None=None,    # files decoded at once; None for one per core, at most 4
-    progress:bool=True,       # show a bar while decoding
+    manifest: pd.DataFrame,  # columns image_id and path, perhaps md5
+    size: int,  # side of the squares in pixels
+    fit: str = "shorter",  # one of FITS
+    root=None,  # folder that relative paths start from
+    folder=None,  # where stores are kept; None for paths().cache/'images'
+    resample: str = "bilinear",  # one of FILTERS
+    threads: int | None = None,  # files decoded at once; None for one per core, at most 4
+    progress: bool = True,  # show a bar while decoding
 ) -> ImageStore:
-    "Decode each image of a manifest once, ever. Raises ImageError listing all files that cannot be used."
+    """Decode each image of a manifest once, ever. Raises ImageError listing all files that cannot
+    be used.
+    """
     import PIL
     from filelock import FileLock
-    check_choice('fit', fit, FITS); check_choice('resample', resample, FILTERS)
-    if not 1 <= size <= 4096: raise ValueError(f'size = {size} is not in 1..4096 pixels.')
-    ids = _unique([str(i) for i in manifest.image_id], 'in two rows of the manifest. Drop one, or rename it')
-    if not ids: raise ValueError('The manifest has no rows: there is nothing to decode.')
+
+    check_choice("fit", fit, FITS)
+    check_choice("resample", resample, FILTERS)
+    if not 1 <= size <= 4096:
+        raise ValueError(f"size = {size} is not in 1..4096 pixels.")
+    ids = _unique(
+        [str(i) for i in manifest.image_id], "in two rows of the manifest. Drop one, or rename it"
+    )
+    if not ids:
+        raise ValueError("The manifest has no rows: there is nothing to decode.")
     threads = threads or min(4, os.cpu_count() or 1)
-    files = [Path(root or '.')/p for p in manifest.path]
-    folder = Path(folder) if folder else paths().cache/'images'
+    files = [Path(root or ".") / p for p in manifest.path]
+    folder = Path(folder) if folder else paths().cache / "images"
     md5s = _check_md5s(manifest, files, file_md5s(files, folder, threads))
-    kind = folder/f'v{_VERSION}-pillow{PIL.__version__}-{fit}-{size}-{resample}'
+    kind = folder / f"v{_VERSION}-pillow{PIL.__version__}-{fit}-{size}-{resample}"
     found, decoded = _find(kind, set(md5s)), 0
     if found is None:
         kind.mkdir(parents=True, exist_ok=True)
-        with FileLock(kind/'.lock'):
-            found = _find(kind, set(md5s)) # another process may have built it while we waited
-            if found is None: found, decoded = _build(kind, dict(zip(md5s, files, strict=True)), size, fit, resample, threads, progress)
+        with FileLock(kind / ".lock"):
+            found = _find(kind, set(md5s))  # another process may have built it while we waited
+            if found is None:
+                found, decoded = _build(
+                    kind,
+                    dict(zip(md5s, files, strict=True)),
+                    size,
+                    fit,
+                    resample,
+                    threads,
+                    progress,
+                )
     array, index = found
     rows = pd.Index(index.md5).get_indexer(md5s)
-    return ImageStore((array,), tuple(ids), rows, index[['width', 'height']].to_numpy(dtype=np.int64), fit, decoded)
+    return ImageStore(
+        (array,),
+        tuple(ids),
+        rows,
+        index[["width", "height"]].to_numpy(dtype=np.int64),
+        fit,
+        decoded,
+    )
 
-
-def _check_md5s(manifest, files, actual:list) -> list:
+# %% ../nbs/15_images.ipynb #22b34c67
+def _check_md5s(manifest, files, actual: list) -> list:
     "The manifest's md5, where it has one, must be the file's."
-    if 'md5' in manifest:
-        wrong = [f for f, a, m in zip(files, actual, manifest.md5, strict=True) if not pd.isna(m) and m != a]
-        if wrong: raise ImageError(f'{len(wrong)} file(s) are not those of the manifest (another MD5), first {wrong[0]}. '
-                                   'Fetch them again, or make the manifest from the files that you have.')
+    if "md5" in manifest:
+        wrong = [
+            f
+            for f, a, m in zip(files, actual, manifest.md5, strict=True)
+            if not pd.isna(m) and m != a
+        ]
+        if wrong:
+            raise ImageError(
+                f"{len(wrong)} file(s) are not those of the manifest (another MD5), first"
+                f" {wrong[0]}. Fetch them again, or make the manifest from the files that you have."
+            )
     return actual
 
 # %% ../nbs/15_images.ipynb #1deef1a4
-def _find(kind:Path, wanted:set): # -> (array, index) of a store that holds all wanted MD5s, or None
+def _find(
+    kind: Path, wanted: set
+):  # -> (array, index) of a store that holds all wanted MD5s, or None
     for array, index in _stores(kind):
-        if wanted <= set(index.md5): return array, index
+        if wanted <= set(index.md5):
+            return array, index
     return None
 
-
-def _stores(kind:Path):
+# %% ../nbs/15_images.ipynb #b9d78dbe
+def _stores(kind: Path):
     "Complete stores of one kind, the largest first."
-    folders = [f for f in kind.glob('*') if f.is_dir() and not f.name.startswith('.')] if kind.is_dir() else []
-    for f in sorted(folders, key=lambda f: -(f/'pixels.npy').stat().st_size if (f/'pixels.npy').exists() else 0):
-        try: array, index = _open_store(f)
-        except (OSError, ValueError): continue
-        if len(array) == len(index): yield array, index
+    folders = (
+        [f for f in kind.glob("*") if f.is_dir() and not f.name.startswith(".")]
+        if kind.is_dir()
+        else []
+    )
+    for f in sorted(
+        folders,
+        key=lambda f: -(f / "pixels.npy").stat().st_size if (f / "pixels.npy").exists() else 0,
+    ):
+        try:
+            array, index = _open_store(f)
+        except (OSError, ValueError):
+            continue
+        if len(array) == len(index):
+            yield array, index
 
-
-def _build(kind, files:dict, size, fit, resample, threads, progress): # files: MD5 -> path; the caller holds the lock
+# %% ../nbs/15_images.ipynb #4d96184a
+def _build(
+    kind, files: dict, size, fit, resample, threads, progress
+):  # files: MD5 -> path; the caller holds the lock
     import shutil
-    for stale in kind.glob('.tmp-*'): shutil.rmtree(stale, ignore_errors=True)
+
+    for stale in kind.glob(".tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
     name = hash_text(*sorted(files))[:24]
-    shutil.rmtree(kind/name, ignore_errors=True) # only there if it could not be opened
-    with atomic_path(kind/name) as tmp:
+    shutil.rmtree(kind / name, ignore_errors=True)  # only there if it could not be opened
+    with atomic_path(kind / name) as tmp:
         tmp.mkdir()
-        array = np.lib.format.open_memmap(tmp/'pixels.npy', mode='w+', dtype=np.uint8, shape=(len(files), size, size, 3))
-        _reserve(tmp/'pixels.npy')
+        array = np.lib.format.open_memmap(
+            tmp / "pixels.npy", mode="w+", dtype=np.uint8, shape=(len(files), size, size, 3)
+        )
+        _reserve(tmp / "pixels.npy")
         sizes, todo = _copy_known(kind, files, array)
-        sizes |= _decode_all({m: (i, files[m]) for i, m in enumerate(files) if m in todo}, array, fit, resample, threads, progress)
-        pd.DataFrame([(m, *sizes[m]) for m in files], columns=['md5', 'width', 'height']).to_csv(tmp/'index.csv', index=False)
-        array.flush(); del array
-        for f in tmp.iterdir(): f.chmod(0o444)
-    return _open_store(kind/name), len(todo)
+        sizes |= _decode_all(
+            {m: (i, files[m]) for i, m in enumerate(files) if m in todo},
+            array,
+            fit,
+            resample,
+            threads,
+            progress,
+        )
+        pd.DataFrame([(m, *sizes[m]) for m in files], columns=["md5", "width", "height"]).to_csv(
+            tmp / "index.csv", index=False
+        )
+        array.flush()
+        del array
+        for f in tmp.iterdir():
+            f.chmod(0o444)
+    return _open_store(kind / name), len(todo)
 
+# %% ../nbs/15_images.ipynb #1ecfe39a
+def _open_store(folder: Path):  # an MD5 of digits only is not a number
+    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), pd.read_csv(
+        folder / "index.csv", dtype={"md5": str}
+    )
 
-def _open_store(folder:Path): # an MD5 of digits only is not a number
-    return np.load(folder/'pixels.npy', mmap_mode='r', allow_pickle=False), pd.read_csv(folder/'index.csv', dtype={'md5': str})
-
-
+# %% ../nbs/15_images.ipynb #5cbf5bb0
 def _reserve(file):
-    "Take the disk space now: writing to a mapped file on a full disk kills the process instead of raising."
-    if not hasattr(os, 'posix_fallocate'): return # Linux has it
-    with open(file, 'r+b') as f:
-        try: os.posix_fallocate(f.fileno(), 0, os.path.getsize(file))
+    """Take the disk space now: writing to a mapped file on a full disk kills the process instead of
+    raising.
+    """
+    if not hasattr(os, "posix_fallocate"):
+        return  # Linux has it
+    with open(file, "r+b") as f:
+        try:
+            os.posix_fallocate(f.fileno(), 0, os.path.getsize(file))
         except OSError as e:
-            if e.errno != errno.ENOSPC: return # a file system that cannot reserve
-            raise OSError(e.errno, f'The disk of {file.parents[1]} is full: {os.path.getsize(file)/1e9:.1f} GB are needed. '
-                                   'Free some, or set SKINREPRO_CACHE to another place.') from None
+            if e.errno != errno.ENOSPC:
+                return  # a file system that cannot reserve
+            raise OSError(
+                e.errno,
+                f"The disk of {file.parents[1]} is full: {os.path.getsize(file) / 1e9:.1f} GB are"
+                " needed. Free some, or set SKINREPRO_CACHE to another place.",
+            ) from None
 
-
-def _copy_known(kind, files, array): # -> {MD5: (width, height)} of what was copied, set of MD5s still to decode
+# %% ../nbs/15_images.ipynb #41a9feac
+def _copy_known(
+    kind, files, array
+):  # -> {MD5: (width, height)} of what was copied, set of MD5s still to decode
     sizes, todo, place = {}, set(files), {m: i for i, m in enumerate(files)}
     for old, index in _stores(kind):
         for r in np.flatnonzero(index.md5.isin(todo)):
-            m = index.md5[r]; array[place[m]] = old[r]; sizes[m] = (index.width[r], index.height[r])
+            m = index.md5[r]
+            array[place[m]] = old[r]
+            sizes[m] = (index.width[r], index.height[r])
         todo -= set(index.md5)
     return sizes, todo
 
 # %% ../nbs/15_images.ipynb #60abf4a7
-def _decode_all(jobs:dict, array, fit, resample, threads, progress) -> dict: # jobs: MD5 -> (row, path); returns MD5 -> (width, height)
+def _decode_all(
+    jobs: dict, array, fit, resample, threads, progress
+) -> dict:  # jobs: MD5 -> (row, path); returns MD5 -> (width, height)
     from tqdm import tqdm
+
     size, errors = array.shape[1], []
 
     def one(job):
         md5, (row, path) = job
         try:
             data = _read(path)
-            if _md5(data) != md5: raise ImageError(f'{path} changed while it was being read. Run again.')
-            image, original = _open_rgb(data, path, max(REDUCE_PIXELS, 4*size*size))
+            if _md5(data) != md5:
+                raise ImageError(f"{path} changed while it was being read. Run again.")
+            image, original = _open_rgb(data, path, max(REDUCE_PIXELS, 4 * size * size))
             array[row] = fit_image(image, size, fit, resample)
             return md5, original
-        except (OSError, ValueError) as e: errors.append(str(e)); return md5, (0, 0)
+        except (OSError, ValueError) as e:
+            errors.append(str(e))
+            return md5, (0, 0)
 
-    with ThreadPoolExecutor(threads) as pool, tqdm(total=len(jobs), desc='decode', unit='image', disable=not progress or not jobs) as bar:
+    with (
+        ThreadPoolExecutor(threads) as pool,
+        tqdm(total=len(jobs), desc="decode", unit="image", disable=not progress or not jobs) as bar,
+    ):
         sizes = {}
-        for md5, wh in pool.map(one, jobs.items()): sizes[md5] = wh; bar.update()
+        for md5, wh in pool.map(one, jobs.items()):
+            sizes[md5] = wh
+            bar.update()
     if errors:
-        shown = '\n  '.join(sorted(errors)[:20])
-        raise ImageError(f'{len(errors)} of {len(jobs)} images cannot be used:\n  {shown}' + ('\n  ...' if len(errors) > 20 else ''))
+        shown = "\n  ".join(sorted(errors)[:20])
+        raise ImageError(
+            f"{len(errors)} of {len(jobs)} images cannot be used:\n  {shown}"
+            + ("\n  ..." if len(errors) > 20 else "")
+        )
     return sizes

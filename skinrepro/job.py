@@ -20,149 +20,258 @@ from .core import atomic_path, paths
 from .graph import differences
 
 # %% ../nbs/05_job.ipynb #dde5ac70
-_THREADS = ('OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS') # read by torch and numpy when a kernel starts
+_THREADS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+)  # read by torch and numpy when a kernel starts
 
-
+# %% ../nbs/05_job.ipynb #40be7441
 def perform(
-    job:dict,      # one of plan's runs
-    root,          # of the project
-    store,         # folder of runs
-) -> tuple:        # status ('done': was done already, 'ran', 'failed'), seconds, last line of the error
+    job: dict,  # one of plan's runs
+    root,  # of the project
+    store,  # folder of runs
+) -> tuple:  # status ('done': was done already, 'ran', 'failed'), seconds, last line of the error
     "Execute one run here and now."
     from filelock import FileLock
-    start = time.time(); folder = Path(store)/job['paper']/job['id']; error = ''
-    try: folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e: return 'failed', 0., f'Cannot write {folder}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.'
+
+    start = time.time()
+    folder = Path(store) / job["paper"] / job["id"]
+    error = ""
     try:
-        today = json.loads((Path(store)/'.plan'/'inputs'/job['paper']/f'{job["id"]}.json').read_text(encoding='utf-8'))
-        with FileLock(folder/'.lock'):
-            if _fresh(folder, today): (folder/'.done').touch(); return 'done', 0., ''
-            with _gpus(job.get('gpus', 0), Path(store)) as devices, _environment(devices, job.get('threads', 1)):
-                many = min(job['gpus'], len(visible_gpus())) if job.get('gpus', 0) > 1 else 1
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        return (
+            "failed",
+            0.0,
+            f"Cannot write {folder}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.",
+        )
+    try:
+        today = json.loads(
+            (Path(store) / ".plan" / "inputs" / job["paper"] / f"{job['id']}.json").read_text(
+                encoding="utf-8"
+            )
+        )
+        with FileLock(folder / ".lock"):
+            if _fresh(folder, today):
+                (folder / ".done").touch()
+                return "done", 0.0, ""
+            with (
+                _gpus(job.get("gpus", 0), Path(store)) as devices,
+                _environment(devices, job.get("threads", 1)),
+            ):
+                many = min(job["gpus"], len(visible_gpus())) if job.get("gpus", 0) > 1 else 1
                 call = _papermill if many < 2 else lambda *a: _launch(many, *a)
-                error = call(Path(root)/job['notebook'], folder, job['parameters'])
-            if not error and not (folder/'records.csv').is_file(): error = 'the notebook ran to its end without writing a record (runs.finish)'
+                error = call(Path(root) / job["notebook"], folder, job["parameters"])
+            if not error and not (folder / "records.csv").is_file():
+                error = "the notebook ran to its end without writing a record (runs.finish)"
             seconds = time.time() - start
             if error:
-                with atomic_path(folder/'error.txt') as tmp: tmp.write_text(error + '\n', encoding='utf-8')
+                with atomic_path(folder / "error.txt") as tmp:
+                    tmp.write_text(error + "\n", encoding="utf-8")
             else:
-                (folder/'error.txt').unlink(missing_ok=True)
-                with atomic_path(folder/'.done') as tmp: tmp.write_text(f'{seconds:.1f}\n')
-    except OSError as e: error, seconds = _storage(e, folder), time.time() - start
-    return ('failed' if error else 'ran'), seconds, error
+                (folder / "error.txt").unlink(missing_ok=True)
+                with atomic_path(folder / ".done") as tmp:
+                    tmp.write_text(f"{seconds:.1f}\n")
+    except OSError as e:
+        error, seconds = _storage(e, folder), time.time() - start
+    return ("failed" if error else "ran"), seconds, error
 
-
+# %% ../nbs/05_job.ipynb #c2a4e18d
 @contextmanager
-def _environment(devices, threads): # of the kernel that is started here; a worker's next run starts from the same
-    before = dict(os.environ); os.environ.update(dict.fromkeys(_THREADS, str(threads)))
-    if devices is not None: os.environ['CUDA_VISIBLE_DEVICES'] = devices
-    try: yield
-    finally: os.environ.clear(); os.environ.update(before)
+def _environment(
+    devices, threads
+):  # of the kernel that is started here; a worker's next run starts from the same
+    before = dict(os.environ)
+    os.environ.update(dict.fromkeys(_THREADS, str(threads)))
+    if devices is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
-
-def _fresh(folder, today) -> bool: # is there nothing to do? Else the folder is made ready
-    file = folder/'inputs.json'; done = (folder/'records.csv').is_file()
-    then = json.loads(file.read_text(encoding='utf-8')) if file.is_file() else None
-    if done and (then is None or not differences(then, today)): return True
-    if then is not None and differences(then, today): _clear(folder)
-    with atomic_path(file) as tmp: tmp.write_text(json.dumps(today, indent=1), encoding='utf-8')
+# %% ../nbs/05_job.ipynb #fccc35ff
+def _fresh(folder, today) -> bool:  # is there nothing to do? Else the folder is made ready
+    file = folder / "inputs.json"
+    done = (folder / "records.csv").is_file()
+    then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if done and (then is None or not differences(then, today)):
+        return True
+    if then is not None and differences(then, today):
+        _clear(folder)
+    with atomic_path(file) as tmp:
+        tmp.write_text(json.dumps(today, indent=1), encoding="utf-8")
     return False
 
-
-def _clear(folder): # the record first: a folder half cleared must not look finished
-    (folder/'records.csv').unlink(missing_ok=True)
+# %% ../nbs/05_job.ipynb #4b18804e
+def _clear(folder):  # the record first: a folder half cleared must not look finished
+    (folder / "records.csv").unlink(missing_ok=True)
     for f in folder.iterdir():
-        if f.name == '.lock': continue
+        if f.name == ".lock":
+            continue
         shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink()
 
-
+# %% ../nbs/05_job.ipynb #1a8e8f5c
 def _storage(e, folder) -> str:
     import errno
-    return disk_full(folder) if e.errno in (errno.ENOSPC, errno.EDQUOT) else f'{type(e).__name__}: {e}'
 
+    return (
+        disk_full(folder) if e.errno in (errno.ENOSPC, errno.EDQUOT) else f"{type(e).__name__}: {e}"
+    )
 
+# %% ../nbs/05_job.ipynb #1f88b2e8
 def disk_full(folder) -> str:
     "What to say, and what to do."
-    return f'The disk of {folder} is full. Free some space, or set SKINREPRO_RUNS to another disk, then run again: what is finished is kept.'
+    return (
+        f"The disk of {folder} is full. Free some space, or set SKINREPRO_RUNS to another disk,"
+        " then run again: what is finished is kept."
+    )
 
-
-def _papermill(notebook, folder:Path, parameters:dict, rank:int=0) -> str: # '' or the last line of the error
+# %% ../nbs/05_job.ipynb #6d853f69
+def _papermill(
+    notebook, folder: Path, parameters: dict, rank: int = 0
+) -> str:  # '' or the last line of the error
     import logging
 
     from skinrepro.runs import execute_notebook, import_papermill
-    papermill = import_papermill(); logging.getLogger('papermill').setLevel(logging.ERROR)
-    tail = f'-{rank}' if rank else ''; tmp, failed = folder/f'.executing{tail}.ipynb', folder/f'failed{tail}.ipynb'; error = ''
+
+    papermill = import_papermill()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    tail = f"-{rank}" if rank else ""
+    tmp, failed = folder / f".executing{tail}.ipynb", folder / f"failed{tail}.ipynb"
+    error = ""
     try:
         execute_notebook(notebook, tmp, parameters, folder)
-    except papermill.PapermillExecutionError as e: error = f'{e.ename}: {e.evalue}'.splitlines()[0]
-    except OSError as e: error = _storage(e, folder)
-    except Exception as e: error = f'{type(e).__name__}: {e}'.splitlines()[0] # a kernel that died, a broken notebook file
-    if tmp.exists(): os.replace(tmp, failed if error else folder/f'executed{tail}.ipynb')
-    if not error: failed.unlink(missing_ok=True)
+    except papermill.PapermillExecutionError as e:
+        error = f"{e.ename}: {e.evalue}".splitlines()[0]
+    except OSError as e:
+        error = _storage(e, folder)
+    except Exception as e:
+        error = f"{type(e).__name__}: {e}".splitlines()[
+            0
+        ]  # a kernel that died, a broken notebook file
+    if tmp.exists():
+        os.replace(tmp, failed if error else folder / f"executed{tail}.ipynb")
+    if not error:
+        failed.unlink(missing_ok=True)
     return error
 
-
-def _launch(n:int, notebook, folder:Path, parameters:dict) -> str: # the same in n processes that work together
+# %% ../nbs/05_job.ipynb #fe7cb026
+def _launch(
+    n: int, notebook, folder: Path, parameters: dict
+) -> str:  # the same in n processes that work together
     import tempfile
+
     with tempfile.TemporaryDirectory() as d:
-        job = Path(d)/'job.json'; job.write_text(json.dumps(dict(notebook=str(notebook), folder=str(folder), parameters=parameters)))
-        command = [sys.executable, '-m', 'accelerate.commands.launch', '--num_processes', str(n), '--num_machines', '1', '--mixed_precision', 'no',
-                   '--dynamo_backend', 'no', '--multi_gpu', '--main_process_port', '0', str(paths().root/'workflow'/'rank.py'), str(job)]
+        job = Path(d) / "job.json"
+        job.write_text(
+            json.dumps(dict(notebook=str(notebook), folder=str(folder), parameters=parameters))
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "accelerate.commands.launch",
+            "--num_processes",
+            str(n),
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--multi_gpu",
+            "--main_process_port",
+            "0",
+            str(paths().root / "workflow" / "rank.py"),
+            str(job),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
-        errors = [f.read_text(encoding='utf-8') for f in sorted(Path(d).glob('error-*'), key=lambda f: f.stat().st_mtime)] # the first is the cause
-    for f in folder.glob('executed-*.ipynb'): f.unlink() # they say what the first one says
-    if errors: return errors[0]
-    if not done.returncode: return ''
-    said = [l for l in done.stderr.splitlines() if l.strip(' =-')]; named = [l for l in said if 'Error' in l]
-    return f'accelerate launch failed: {(named or said or ["it says nothing"])[0].strip()}'
+        errors = [
+            f.read_text(encoding="utf-8")
+            for f in sorted(Path(d).glob("error-*"), key=lambda f: f.stat().st_mtime)
+        ]  # the first is the cause
+    for f in folder.glob("executed-*.ipynb"):
+        f.unlink()  # they say what the first one says
+    if errors:
+        return errors[0]
+    if not done.returncode:
+        return ""
+    said = [l for l in done.stderr.splitlines() if l.strip(" =-")]
+    named = [l for l in said if "Error" in l]
+    return f"accelerate launch failed: {(named or said or ['it says nothing'])[0].strip()}"
 
-
+# %% ../nbs/05_job.ipynb #9b66140a
 def seconds_taken(
-    folder,   # of a run
-) -> float:   # 0: not finished, or nobody knows
+    folder,  # of a run
+) -> float:  # 0: not finished, or nobody knows
     "How long a run took."
-    try: return float((folder/'.done').read_text())
-    except (FileNotFoundError, ValueError): return 0.
+    try:
+        return float((folder / ".done").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0.0
 
-
-
-def rank_main(): # called by workflow/rank.py
+# %% ../nbs/05_job.ipynb #65d0c271
+def rank_main():  # called by workflow/rank.py
     "One process of a run that has several GPUs: JOB."
-    file = Path(sys.argv[1]); job = json.loads(file.read_text(encoding='utf-8')); rank = int(os.environ['RANK'])
-    error = _papermill(job['notebook'], Path(job['folder']), job['parameters'], rank)
-    if error: (file.parent/f'error-{rank}').write_text(error, encoding='utf-8')
-    raise SystemExit(bool(error)) # the launcher ends the others
+    file = Path(sys.argv[1])
+    job = json.loads(file.read_text(encoding="utf-8"))
+    rank = int(os.environ["RANK"])
+    error = _papermill(job["notebook"], Path(job["folder"]), job["parameters"], rank)
+    if error:
+        (file.parent / f"error-{rank}").write_text(error, encoding="utf-8")
+    raise SystemExit(bool(error))  # the launcher ends the others
 
-
-def main(arguments=None): # called by workflow/run.py where there is no pool
+# %% ../nbs/05_job.ipynb #8dbdf163
+def main(arguments=None):  # called by workflow/run.py where there is no pool
     "Execute one run of a plan: PLAN RUN."
     file, run_id = arguments or sys.argv[1:]
-    plan = json.loads(Path(file).read_text(encoding='utf-8'))
-    status, seconds, error = perform(next(r for r in plan['runs'] if r['id'] == run_id), plan['root'], plan['store'])
-    print(f'{status} {run_id} {seconds:.0f} s {error}')
-    raise SystemExit(status == 'failed')
+    plan = json.loads(Path(file).read_text(encoding="utf-8"))
+    status, seconds, error = perform(
+        next(r for r in plan["runs"] if r["id"] == run_id), plan["root"], plan["store"]
+    )
+    print(f"{status} {run_id} {seconds:.0f} s {error}")
+    raise SystemExit(status == "failed")
 
 # %% ../nbs/05_job.ipynb #139e7d6f
 @contextmanager
-def _gpus(n:int, store): # -> value of CUDA_VISIBLE_DEVICES, None: leave it
+def _gpus(n: int, store):  # -> value of CUDA_VISIBLE_DEVICES, None: leave it
     from filelock import FileLock, Timeout
-    if not n: yield ''; return
+
+    if not n:
+        yield ""
+        return
     devices = visible_gpus()
-    if not devices or 'SLURM_JOB_ID' in os.environ: yield None; return
-    n = min(n, len(devices)); folder = Path(store)/'.plan'/'gpus'; folder.mkdir(parents=True, exist_ok=True)
+    if not devices or "SLURM_JOB_ID" in os.environ:
+        yield None
+        return
+    n = min(n, len(devices))
+    folder = Path(store) / ".plan" / "gpus"
+    folder.mkdir(parents=True, exist_ok=True)
     while True:
         with ExitStack() as held:
             mine = []
             for d in devices:
-                if len(mine) == n: break
-                with suppress(Timeout): held.enter_context(FileLock(folder/f'{socket.gethostname()}-{d}.lock', timeout=0)); mine.append(d)
-            if len(mine) == n: yield ','.join(mine); return
-        time.sleep(.5)
+                if len(mine) == n:
+                    break
+                with suppress(Timeout):
+                    held.enter_context(
+                        FileLock(folder / f"{socket.gethostname()}-{d}.lock", timeout=0)
+                    )
+                    mine.append(d)
+            if len(mine) == n:
+                yield ",".join(mine)
+                return
+        time.sleep(0.5)
 
-
-def visible_gpus() -> list[str]: # as CUDA_VISIBLE_DEVICES names them
+# %% ../nbs/05_job.ipynb #f28b756d
+def visible_gpus() -> list[str]:  # as CUDA_VISIBLE_DEVICES names them
     "NVIDIA GPUs that this process may use, without starting CUDA."
-    if (given := os.environ.get('CUDA_VISIBLE_DEVICES')) is not None: return [d for d in given.split(',') if d.strip() and d.strip() != '-1']
-    try: out = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, timeout=20)
-    except (OSError, subprocess.TimeoutExpired): return []
-    return [str(i) for i in range(out.stdout.count('GPU '))] if out.returncode == 0 else []
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [d for d in given.split(",") if d.strip() and d.strip() != "-1"]
+    try:
+        out = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [str(i) for i in range(out.stdout.count("GPU "))] if out.returncode == 0 else []

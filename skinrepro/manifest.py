@@ -13,110 +13,202 @@ import pandas as pd
 from .core import atomic_path, hash_text
 
 # %% ../nbs/10_manifest.ipynb #53c70a74
-COLUMNS = ['image_id', 'path', 'label', 'skin_type', 'group', 'domain', 'patient_id', 'source', 'parent_id', 'twin_id', 'split', 'md5']
-REQUIRED = ['image_id', 'path', 'label', 'source'] # the rest may be missing
-SOURCES = ['real', 'synthetic', 'phantom']
+COLUMNS = [
+    "image_id",
+    "path",
+    "label",
+    "skin_type",
+    "group",
+    "domain",
+    "patient_id",
+    "source",
+    "parent_id",
+    "twin_id",
+    "split",
+    "md5",
+]
+REQUIRED = ["image_id", "path", "label", "source"]  # the rest may be missing
+SOURCES = ["real", "synthetic", "phantom"]
 
-
+# %% ../nbs/10_manifest.ipynb #041d9f46
 class ManifestError(ValueError):
     "A table that breaks the contract; the message names row, column and remedy."
 
 # %% ../nbs/10_manifest.ipynb #458b1b0b
 def make(
-    rows:pd.DataFrame,   # any of COLUMNS; others are refused, since nothing downstream would read them
-    source:str='real',   # used where `rows` has no column `source`
-) -> pd.DataFrame:       # COLUMNS in order, a fresh index 0..n-1
+    # any of COLUMNS; others are refused, since nothing downstream would read them
+    rows: pd.DataFrame,
+    source: str = "real",  # used where `rows` has no column `source`
+) -> pd.DataFrame:  # COLUMNS in order, a fresh index 0..n-1
     "Table of images -> manifest (not yet validated). Raises ManifestError."
     unknown = [c for c in rows.columns if c not in COLUMNS]
-    if unknown: raise ManifestError(f'Unknown column(s) {unknown} in a manifest; it has {COLUMNS}. Drop or rename them.')
+    if unknown:
+        raise ManifestError(
+            f"Unknown column(s) {unknown} in a manifest; it has {COLUMNS}. Drop or rename them."
+        )
     m = pd.DataFrame(index=range(len(rows)))
     for c in COLUMNS:
-        values = rows[c].reset_index(drop=True) if c in rows else pd.Series(source if c == 'source' else pd.NA, index=m.index, dtype=object)
-        m[c] = _skin_types(values) if c == 'skin_type' else values.astype('string')
+        values = (
+            rows[c].reset_index(drop=True)
+            if c in rows
+            else pd.Series(source if c == "source" else pd.NA, index=m.index, dtype=object)
+        )
+        m[c] = _skin_types(values) if c == "skin_type" else values.astype("string")
     return m
 
-
-def _skin_types(values:pd.Series) -> pd.Series: # Int64, NA where unknown
+# %% ../nbs/10_manifest.ipynb #d6ecda94
+def _skin_types(values: pd.Series) -> pd.Series:  # Int64, NA where unknown
     "Whole numbers or missing; the row that is neither is named."
-    numbers = pd.to_numeric(values, errors='coerce')
+    numbers = pd.to_numeric(values, errors="coerce")
     bad = (numbers.isna() & values.notna()) | (numbers.notna() & (numbers % 1 != 0))
     if bad.any():
         i = bad.idxmax()
-        raise ManifestError(f'Row {i}, column skin_type: {values[i]!r} is not a whole number 1..6 or missing.')
-    return numbers.astype('Int64')
+        raise ManifestError(
+            f"Row {i}, column skin_type: {values[i]!r} is not a whole number 1..6 or missing."
+        )
+    return numbers.astype("Int64")
 
 # %% ../nbs/10_manifest.ipynb #d4d0c5c0
 def validate(
-    m:pd.DataFrame,            # manifest
-    labels:list|None=None,     # the paper's label list; None accepts any
-    files:bool=False,          # also check that every file exists
-    root=None,                 # folder that relative paths start from
-) -> pd.DataFrame:             # the same table
+    m: pd.DataFrame,  # manifest
+    labels: list | None = None,  # the paper's label list; None accepts any
+    files: bool = False,  # also check that every file exists
+    root=None,  # folder that relative paths start from
+) -> pd.DataFrame:  # the same table
     "Check the contract. Raises ManifestError naming row, column and remedy."
     missing = [c for c in COLUMNS if c not in m.columns]
-    if missing: raise ManifestError(f'Missing column(s) {missing}. A manifest has {COLUMNS}; build it with manifest.make.')
-    if len(m) == 0: raise ManifestError('The manifest has no rows: nothing was selected. Check the label list, skin types and data folder.')
+    if missing:
+        raise ManifestError(
+            f"Missing column(s) {missing}. A manifest has {COLUMNS}; build it with manifest.make."
+        )
+    if len(m) == 0:
+        raise ManifestError(
+            "The manifest has no rows: nothing was selected. Check the label list, skin types and"
+            " data folder."
+        )
     for c in REQUIRED:
-        _refuse(m, m[c].isna() | (m[c].astype('string').str.strip() == ''), c, 'is missing; every image needs one')
-    _refuse(m, m.image_id.duplicated(keep='first'), 'image_id', 'occurs twice; image ids are unique')
-    _refuse(m, m.skin_type.notna() & ~m.skin_type.isin(range(1, 7)), 'skin_type', 'is not in 1..6; use a missing value for unknown')
-    _refuse(m, ~m.source.isin(SOURCES), 'source', f'is not one of {SOURCES}')
-    _refuse(m, m.md5.notna() & ~m.md5.str.fullmatch(r'[0-9a-f]{32}').fillna(False), 'md5', 'is not 32 lower-case hexadecimal digits')
-    real = m[(m.source == 'real') & m.md5.notna()]
-    _refuse(real, real.md5.duplicated(keep='first'), 'md5', 'occurs twice: the same file under two ids. Keep one of them')
-    _refuse(m, (m.source == 'synthetic') & m.parent_id.isna() & m.path.isna(), 'parent_id', 'is missing for a synthetic image')
-    if labels is not None: _refuse(m, ~m.label.isin(labels), 'label', f'is not in the label list {list(labels)}')
+        _refuse(
+            m,
+            m[c].isna() | (m[c].astype("string").str.strip() == ""),
+            c,
+            "is missing; every image needs one",
+        )
+    _refuse(
+        m, m.image_id.duplicated(keep="first"), "image_id", "occurs twice; image ids are unique"
+    )
+    _refuse(
+        m,
+        m.skin_type.notna() & ~m.skin_type.isin(range(1, 7)),
+        "skin_type",
+        "is not in 1..6; use a missing value for unknown",
+    )
+    _refuse(m, ~m.source.isin(SOURCES), "source", f"is not one of {SOURCES}")
+    _refuse(
+        m,
+        m.md5.notna() & ~m.md5.str.fullmatch(r"[0-9a-f]{32}").fillna(False),
+        "md5",
+        "is not 32 lower-case hexadecimal digits",
+    )
+    real = m[(m.source == "real") & m.md5.notna()]
+    _refuse(
+        real,
+        real.md5.duplicated(keep="first"),
+        "md5",
+        "occurs twice: the same file under two ids. Keep one of them",
+    )
+    _refuse(
+        m,
+        (m.source == "synthetic") & m.parent_id.isna() & m.path.isna(),
+        "parent_id",
+        "is missing for a synthetic image",
+    )
+    if labels is not None:
+        _refuse(m, ~m.label.isin(labels), "label", f"is not in the label list {list(labels)}")
     if files:
-        absent = ~m.path.map(lambda p: (Path(root or '.')/p).is_file()).astype(bool)
-        _refuse(m, absent, 'path', 'does not exist', f' (looked in {Path(root).resolve()})' if root else '')
+        absent = ~m.path.map(lambda p: (Path(root or ".") / p).is_file()).astype(bool)
+        _refuse(
+            m,
+            absent,
+            "path",
+            "does not exist",
+            f" (looked in {Path(root).resolve()})" if root else "",
+        )
     return m
 
-
-def _refuse(m, bad, column, why, where=''):
+# %% ../nbs/10_manifest.ipynb #b3660d6a
+def _refuse(m, bad, column, why, where=""):
     "Raise for the first offending row, and say how many there are."
-    if not bad.any(): return
-    i = bad[bad].index[0]; more = f' ({int(bad.sum())} such rows)' if bad.sum() > 1 else ''
-    name = f', image_id {m.image_id[i]!r}' if column != 'image_id' and not pd.isna(m.image_id[i]) else ''
-    raise ManifestError(f'Row {i}{name}, column {column}: {m[column][i]!r} {why}{where}{more}.')
+    if not bad.any():
+        return
+    i = bad[bad].index[0]
+    more = f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+    name = (
+        f", image_id {m.image_id[i]!r}"
+        if column != "image_id" and not pd.isna(m.image_id[i])
+        else ""
+    )
+    raise ManifestError(f"Row {i}{name}, column {column}: {m[column][i]!r} {why}{where}{more}.")
 
 # %% ../nbs/10_manifest.ipynb #99e16d6c
 def read(
-    path, # .csv or .parquet
+    path,  # .csv or .parquet
 ) -> pd.DataFrame:
-    "Read and validate a manifest; relative image paths become absolute. Raises ManifestError naming the file."
+    """Read and validate a manifest; relative image paths become absolute. Raises ManifestError
+    naming the file.
+    """
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'No manifest {path}.')
-    m = pd.read_parquet(path) if path.suffix == '.parquet' else pd.read_csv(path, dtype='string', keep_default_na=False, na_values=[''])
-    try: m = validate(make(m))
-    except ManifestError as e: raise ManifestError(f'{path}: {e}') from None
-    m['path'] = m.path.map(lambda p: str((path.parent/p).resolve())).astype('string')
+    if not path.is_file():
+        raise FileNotFoundError(f"No manifest {path}.")
+    m = (
+        pd.read_parquet(path)
+        if path.suffix == ".parquet"
+        else pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""])
+    )
+    try:
+        m = validate(make(m))
+    except ManifestError as e:
+        raise ManifestError(f"{path}: {e}") from None
+    m["path"] = m.path.map(lambda p: str((path.parent / p).resolve())).astype("string")
     return m
 
-
+# %% ../nbs/10_manifest.ipynb #97e4067a
 def write(
-    m:pd.DataFrame, # manifest
-    path,           # .csv or .parquet; paths below its folder are written relative, so that the folder can be moved
+    m: pd.DataFrame,  # manifest
+    # .csv or .parquet; paths below its folder are written relative, so that the folder can be moved
+    path,
 ) -> Path:
     "Validate and write atomically."
-    path = Path(path); m = validate(make(m)).copy(); home = path.parent.resolve()
-    m['path'] = m.path.map(lambda p: str(Path(p).relative_to(home)) if Path(p).is_relative_to(home) else p).astype('string')
-    with atomic_path(path) as tmp: m.to_parquet(tmp) if path.suffix == '.parquet' else m.to_csv(tmp, index=False)
+    path = Path(path)
+    m = validate(make(m)).copy()
+    home = path.parent.resolve()
+    m["path"] = m.path.map(
+        lambda p: str(Path(p).relative_to(home)) if Path(p).is_relative_to(home) else p
+    ).astype("string")
+    with atomic_path(path) as tmp:
+        m.to_parquet(tmp) if path.suffix == ".parquet" else m.to_csv(tmp, index=False)
     return path
 
-
+# %% ../nbs/10_manifest.ipynb #98dfa68c
 def content_hash(
-    m:pd.DataFrame, # manifest
-) -> str:           # 16 hexadecimal digits
-    "Hash of which images with which labels, skin types and splits; the order of rows does not matter."
-    rows = m[['image_id', 'label', 'skin_type', 'group', 'split', 'md5']].astype('string').fillna('').sort_values('image_id')
-    text = rows.image_id.str.cat([rows[c] for c in rows.columns[1:]], sep='\t')
+    m: pd.DataFrame,  # manifest
+) -> str:  # 16 hexadecimal digits
+    """Hash of which images with which labels, skin types and splits; the order of rows does not
+    matter.
+    """
+    rows = (
+        m[["image_id", "label", "skin_type", "group", "split", "md5"]]
+        .astype("string")
+        .fillna("")
+        .sort_values("image_id")
+    )
+    text = rows.image_id.str.cat([rows[c] for c in rows.columns[1:]], sep="\t")
     return hash_text(*text)[:16]
 
 # %% ../nbs/10_manifest.ipynb #3dcc6442
 def label_codes(
-    m:pd.DataFrame, # manifest
-    labels:list,    # the paper's label list, in its order
-):                  # (n,) int64 numpy array, codes 0..k-1
+    m: pd.DataFrame,  # manifest
+    labels: list,  # the paper's label list, in its order
+):  # (n,) int64 numpy array, codes 0..k-1
     "Codes of the labels by the paper's list. Raises ManifestError for a label outside it."
     validate(m, labels=labels)
-    return m.label.map({l: i for i, l in enumerate(labels)}).to_numpy(dtype='int64')
+    return m.label.map({l: i for i, l in enumerate(labels)}).to_numpy(dtype="int64")

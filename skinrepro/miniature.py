@@ -19,270 +19,481 @@ from .loop import fit
 from .phantom import NO_LESION, render
 
 # %% ../nbs/31_miniature.ipynb #fcbfff91
-VERSION = '2'                                            # of the shipped weights; raise it whenever they change
-KNOWN = ('basal cell carcinoma', 'folliculitis', 'psoriasis', 'squamous cell carcinoma')
-FURTHER = ('allergic contact dermatitis', 'lichen planus')
-UNSEEN = ('nematode infection', 'neutrophilic dermatoses', 'prurigo nodularis')
-TONES = {1: 'very light-skinned', 2: 'light-skinned', 3: 'medium light-skinned', 4: 'medium dark-skinned', 5: 'dark-skinned', 6: 'very dark-skinned'}
+VERSION = "2"  # of the shipped weights; raise it whenever they change
+KNOWN = ("basal cell carcinoma", "folliculitis", "psoriasis", "squamous cell carcinoma")
+FURTHER = ("allergic contact dermatitis", "lichen planus")
+UNSEEN = ("nematode infection", "neutrophilic dermatoses", "prurigo nodularis")
+TONES = {
+    1: "very light-skinned",
+    2: "light-skinned",
+    3: "medium light-skinned",
+    4: "medium dark-skinned",
+    5: "dark-skinned",
+    6: "very dark-skinned",
+}
 
-
+# %% ../nbs/31_miniature.ipynb #37fa0eca
 def concepts(
-    generic:int=40,   # how many labels of Fitzpatrick17k without a recipe, the most frequent first
-) -> pd.DataFrame:    # label, partition (None where there is a recipe), share of the pictures
+    # how many labels of Fitzpatrick17k without a recipe, the most frequent first
+    generic: int = 40,
+) -> pd.DataFrame:  # label, partition (None where there is a recipe), share of the pictures
     "What the miniature is trained on."
-    own = [(NO_LESION, None, .12), *((c, None, .12) for c in KNOWN), *((c, None, .05) for c in FURTHER)]
-    t = annotation_counts().groupby('label').agg(partition=('nine_partition_label', 'first'), n=('n', 'sum')).reset_index()
-    t = t[~t.label.isin(KNOWN + FURTHER + UNSEEN)].sort_values('n', ascending=False).head(generic)
-    rest = (1 - sum(share for *_, share in own))/max(1, len(t))
-    return pd.DataFrame([*own, *((label, p, rest) for label, p in zip(t.label, t.partition))], columns=['label', 'partition', 'share'])
+    own = [
+        (NO_LESION, None, 0.12),
+        *((c, None, 0.12) for c in KNOWN),
+        *((c, None, 0.05) for c in FURTHER),
+    ]
+    t = (
+        annotation_counts()
+        .groupby("label")
+        .agg(partition=("nine_partition_label", "first"), n=("n", "sum"))
+        .reset_index()
+    )
+    t = t[~t.label.isin(KNOWN + FURTHER + UNSEEN)].sort_values("n", ascending=False).head(generic)
+    rest = (1 - sum(share for *_, share in own)) / max(1, len(t))
+    return pd.DataFrame(
+        [*own, *((label, p, rest) for label, p in zip(t.label, t.partition))],
+        columns=["label", "partition", "share"],
+    )
 
 # %% ../nbs/31_miniature.ipynb #49b80c46
-TEMPLATES = ('a photo of {}', 'an image of {}', 'a close-up photo of {}', 'a cropped photo of {}', 'a photo of one {}', 'a good photo of {}',
-             'a rendering of {}', 'a picture of {}')
+TEMPLATES = (
+    "a photo of {}",
+    "an image of {}",
+    "a close-up photo of {}",
+    "a cropped photo of {}",
+    "a photo of one {}",
+    "a good photo of {}",
+    "a rendering of {}",
+    "a picture of {}",
+)
 
-
+# %% ../nbs/31_miniature.ipynb #305edd0e
 def caption(
-    label:str,      # condition, or 'no lesion'
-    skin_type:int,  # 1..6
-    rng=None,       # numpy generator for variations; None for the plain caption
+    label: str,  # condition, or 'no lesion'
+    skin_type: int,  # 1..6
+    rng=None,  # numpy generator for variations; None for the plain caption
 ) -> str:
     "Text of a picture."
-    what = 'healthy skin' if label == NO_LESION else label
-    begin, draw = 'an image of {}', 1. if rng is None else rng.random()
-    if draw < .30: begin = TEMPLATES[rng.integers(len(TEMPLATES))]
-    if draw < .15: return begin.format(what)
-    return begin.format(what) + (' of' if label == NO_LESION else ' on the skin of') + f' a {TONES[skin_type]} individual'
+    what = "healthy skin" if label == NO_LESION else label
+    begin, draw = "an image of {}", 1.0 if rng is None else rng.random()
+    if draw < 0.30:
+        begin = TEMPLATES[rng.integers(len(TEMPLATES))]
+    if draw < 0.15:
+        return begin.format(what)
+    return (
+        begin.format(what)
+        + (" of" if label == NO_LESION else " on the skin of")
+        + f" a {TONES[skin_type]} individual"
+    )
 
-
+# %% ../nbs/31_miniature.ipynb #9c8d689f
 def training_set(
-    n:int=70_000,          # pictures
-    seed:int=20261121,     # of labels, skin types and difficulty
-    size:int=64,           # px a side
-    jobs:int=2,            # processes
-    difficulty=(.25, 1.),  # range, see phantom.render
-    clutter:float=.85,     # hair, drapes, naevi, scratches, see phantom.render
-) -> tuple:                # uint8 (n, size, size, 3), labels (n,) of str, skin types (n,) 1..6
-    "Pictures for the miniature: lesions from clear to as hard as the experiments' own, seeds that no experiment uses."
+    n: int = 70_000,  # pictures
+    seed: int = 20261121,  # of labels, skin types and difficulty
+    size: int = 64,  # px a side
+    jobs: int = 2,  # processes
+    difficulty=(0.25, 1.0),  # range, see phantom.render
+    clutter: float = 0.85,  # hair, drapes, naevi, scratches, see phantom.render
+) -> tuple:  # uint8 (n, size, size, 3), labels (n,) of str, skin types (n,) 1..6
+    """Pictures for the miniature: lesions from clear to as hard as the experiments' own, seeds that
+    no experiment uses.
+    """
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
+
     rng, t = np.random.default_rng(seed), concepts()
-    k = rng.choice(len(t), n, p=t.share); skin = rng.integers(1, 7, n); hard = rng.uniform(*difficulty, n)
+    k = rng.choice(len(t), n, p=t.share)
+    skin = rng.integers(1, 7, n)
+    hard = rng.uniform(*difficulty, n)
     draw = delayed(_picture)
-    work = (draw(t.label[a], t.partition[a], int(s), 7_000_000_000 + i, size, float(d), clutter)
-            for i, (a, s, d) in enumerate(zip(k, skin, hard)))
-    with threadpool_limits(1): images = Parallel(jobs, batch_size=64)(work) if jobs > 1 else [f(*a, **kw) for f, a, kw in work]
+    work = (
+        draw(t.label[a], t.partition[a], int(s), 7_000_000_000 + i, size, float(d), clutter)
+        for i, (a, s, d) in enumerate(zip(k, skin, hard))
+    )
+    with threadpool_limits(1):
+        images = (
+            Parallel(jobs, batch_size=64)(work) if jobs > 1 else [f(*a, **kw) for f, a, kw in work]
+        )
     return np.stack(images), t.label.to_numpy()[k], skin
 
-
+# %% ../nbs/31_miniature.ipynb #b41f9163
 def _picture(label, partition, skin_type, seed, size, difficulty, clutter):
     return render(label, skin_type, seed, size, partition, difficulty=difficulty, clutter=clutter)
 
 # %% ../nbs/31_miniature.ipynb #5aa56cc0
 def fit_codec(
-    images:np.ndarray,   # uint8 (n, H, W, 3); the last 200 (or a tenth) are held out for the measurement
-    channels:int=8,      # principal components
-    patch:int=4,         # px
-    power:float=.5,      # of the scaling
-    steps:int=600,       # of the mending network, batches of 16
-    seed:int=0,
-):                       # (PatchCodec without gradients, dB held out)
+    # uint8 (n, H, W, 3); the last 200 (or a tenth) are held out for the measurement
+    images: np.ndarray,
+    channels: int = 8,  # principal components
+    patch: int = 4,  # px
+    power: float = 0.5,  # of the scaling
+    steps: int = 600,  # of the mending network, batches of 16
+    seed: int = 0,
+):  # (PatchCodec without gradients, dB held out)
     "Fit the codec: principal components, then the network on what they leave."
     import torch
     from skinrepro import latent
+
     torch.manual_seed(seed)
     codec = latent.PatchCodec(latent_channels=channels, patch=patch, sample_size=images.shape[1])
-    x = _signed(images[:6000]); held = min(200, len(x)//10 or 1); train, held = x[:-held], x[-held:]
+    x = _signed(images[:6000])
+    held = min(200, len(x) // 10 or 1)
+    train, held = x[:-held], x[-held:]
     spread = codec.fit(x[::2] if len(x) > 2000 else x, power)[None, :, None, None]
     parameters = [p for part in (codec.deep, codec.mid, codec.fine) for p in part.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 3e-3, betas=(.9, .99))
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1)/50)*max(.02, 1 - s/max(1, steps)))
-    slope = lambda d: d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean() # errors of edges are seen more than errors of level
+    optimizer = torch.optim.AdamW(parameters, 3e-3, betas=(0.9, 0.99))
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / 50) * max(0.02, 1 - s / max(1, steps))
+    )
+    slope = lambda d: (
+        d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+    )  # errors of edges are seen more than errors of level
 
     def loss(model, batch):
-        with torch.no_grad(): z = codec.encoder(batch); z = z + .05*spread*torch.randn_like(z) # what the U-Net hands over is not exact either
+        with torch.no_grad():
+            z = codec.encoder(batch)
+            z = z + 0.05 * spread * torch.randn_like(
+                z
+            )  # what the U-Net hands over is not exact either
         d = codec.decode(z).sample - batch
-        return d.abs().mean() + .5*slope(d)
+        return d.abs().mean() + 0.5 * slope(d)
 
-    fit(codec, lambda _: [train[torch.randint(0, len(train), (16,))]], loss, optimizer, steps, rate, clip=1., every=max(1, steps), unit='step',
-        progress=False)
+    fit(
+        codec,
+        lambda _: [train[torch.randint(0, len(train), (16,))]],
+        loss,
+        optimizer,
+        steps,
+        rate,
+        clip=1.0,
+        every=max(1, steps),
+        unit="step",
+        progress=False,
+    )
     codec.eval().requires_grad_(False)
-    with torch.no_grad(): error = (codec.decode(codec.encoder(held)).sample.clamp(-1, 1) - held)/2
-    return codec, float(-10*torch.log10(error.square().mean((1, 2, 3))).mean())
+    with torch.no_grad():
+        error = (codec.decode(codec.encoder(held)).sample.clamp(-1, 1) - held) / 2
+    return codec, float(-10 * torch.log10(error.square().mean((1, 2, 3))).mean())
 
-
-def _signed(images): # uint8 (n, H, W, 3) -> float (n, 3, H, W) in [-1, 1]
+# %% ../nbs/31_miniature.ipynb #4f6c99c9
+def _signed(images):  # uint8 (n, H, W, 3) -> float (n, 3, H, W) in [-1, 1]
     import torch
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()/127.5 - 1
+
+    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 # %% ../nbs/31_miniature.ipynb #0a976430
 def make_tokenizer(
-    length:int=24, # tokens of a prompt, begin and end included
-):                 # transformers.PreTrainedTokenizerFast
+    length: int = 24,  # tokens of a prompt, begin and end included
+):  # transformers.PreTrainedTokenizerFast
     "A word-level tokenizer that knows the prompts of the papers and the labels of Fitzpatrick17k."
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
-    words = ("an a image images photo photograph picture rendering depiction close up closeup cropped good bright dark clean dirty of on the my one "
-             "skin healthy normal individual person patient very medium light skinned with no lesion lesions in nice weird small large "
-             "cool clinical - ' , .").split()
-    for label in sorted(annotation_counts().label.unique()): words += label.replace('-', ' - ').replace("'", " ' ").replace('/', ' ').split()
-    words += 'melanoma nevus naevus seborrheic actinic keratosis bowen disease rendition'.split()
-    begin, end = '<|startoftext|>', '<|endoftext|>'
-    vocabulary = {'<|pad|>': 0, begin: 1, end: 2, '<unk>': 3}
-    for w in words: vocabulary.setdefault(w.lower(), len(vocabulary))
-    t = Tokenizer(models.WordLevel(vocabulary, unk_token='<unk>'))
+
+    words = (
+        "an a image images photo photograph picture rendering depiction close up closeup cropped"
+        " good bright dark clean dirty of on the my one skin healthy normal individual person"
+        " patient very medium light skinned with no lesion lesions in nice weird small large cool"
+        " clinical - ' , ."
+    ).split()
+    for label in sorted(annotation_counts().label.unique()):
+        words += label.replace("-", " - ").replace("'", " ' ").replace("/", " ").split()
+    words += "melanoma nevus naevus seborrheic actinic keratosis bowen disease rendition".split()
+    begin, end = "<|startoftext|>", "<|endoftext|>"
+    vocabulary = {"<|pad|>": 0, begin: 1, end: 2, "<unk>": 3}
+    for w in words:
+        vocabulary.setdefault(w.lower(), len(vocabulary))
+    t = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     t.normalizer, t.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    t.post_processor = processors.TemplateProcessing(single=f'{begin} $A {end}', special_tokens=[(begin, 1), (end, 2)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token=end, bos_token=begin, eos_token=end, unk_token='<unk>',
-                                   model_max_length=length)
+    t.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}", special_tokens=[(begin, 1), (end, 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t,
+        pad_token=end,
+        bos_token=begin,
+        eos_token=end,
+        unk_token="<unk>",
+        model_max_length=length,
+    )
 
-
+# %% ../nbs/31_miniature.ipynb #208acb37
 def make_text_encoder(
     tokenizer,
-    width:int=96,
-):              # transformers.CLIPTextModel
+    width: int = 96,
+):  # transformers.CLIPTextModel
     "CLIP's text encoder with two layers."
     from transformers import CLIPTextConfig, CLIPTextModel
-    return CLIPTextModel(CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=3*width, projection_dim=width,
-                                        num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=tokenizer.model_max_length,
-                                        bos_token_id=1, eos_token_id=2, pad_token_id=0))
 
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            projection_dim=width,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            max_position_embeddings=tokenizer.model_max_length,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    )
 
+# %% ../nbs/31_miniature.ipynb #92ca22a2
 def make_unet(
-    widths:tuple=(48, 96, 128), # channels from fine to coarse, with attention at each
-    channels:int=8,             # of the latents
-    size:int=16,                # of the latents
-    text:int=96,                # width of the text encoder
-):                              # diffusers.UNet2DConditionModel
+    widths: tuple = (48, 96, 128),  # channels from fine to coarse, with attention at each
+    channels: int = 8,  # of the latents
+    size: int = 16,  # of the latents
+    text: int = 96,  # width of the text encoder
+):  # diffusers.UNet2DConditionModel
     "The denoiser."
     from diffusers import UNet2DConditionModel
-    return UNet2DConditionModel(sample_size=size, in_channels=channels, out_channels=channels, block_out_channels=widths, layers_per_block=1,
-                                down_block_types=('CrossAttnDownBlock2D',)*len(widths), up_block_types=('CrossAttnUpBlock2D',)*len(widths),
-                                cross_attention_dim=text, attention_head_dim=tuple(w//16 for w in widths), norm_num_groups=8,
-                                addition_embed_type='text', addition_embed_type_num_heads=4)
+
+    return UNet2DConditionModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=widths,
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",) * len(widths),
+        up_block_types=("CrossAttnUpBlock2D",) * len(widths),
+        cross_attention_dim=text,
+        attention_head_dim=tuple(w // 16 for w in widths),
+        norm_num_groups=8,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=4,
+    )
 
 # %% ../nbs/31_miniature.ipynb #11e7c025
-NOISE_OFFSET = .5 # standard deviation of the constant part
+NOISE_OFFSET = 0.5  # standard deviation of the constant part
 
-
+# %% ../nbs/31_miniature.ipynb #14c57781
 def make_scheduler(
-    shift:float=.6,  # sigma/alpha in the middle of the schedule
-    steps:int=1000,
-):                   # diffusers.DDIMScheduler, v-prediction
+    shift: float = 0.6,  # sigma/alpha in the middle of the schedule
+    steps: int = 1000,
+):  # diffusers.DDIMScheduler, v-prediction
     "Shifted cosine schedule."
     from diffusers import DDIMScheduler
-    u = .01 + (.995 - .01)*np.arange(steps)/(steps - 1)
-    alpha2 = 1/(1 + (shift*np.tan(np.pi*u/2))**2)
-    beta = 1 - alpha2/np.concatenate([[1.], alpha2[:-1]])
-    return DDIMScheduler(num_train_timesteps=steps, trained_betas=[float(f'{b:.6g}') for b in beta], prediction_type='v_prediction', clip_sample=False,
-                         set_alpha_to_one=True, timestep_spacing='trailing', steps_offset=1)
+
+    u = 0.01 + (0.995 - 0.01) * np.arange(steps) / (steps - 1)
+    alpha2 = 1 / (1 + (shift * np.tan(np.pi * u / 2)) ** 2)
+    beta = 1 - alpha2 / np.concatenate([[1.0], alpha2[:-1]])
+    return DDIMScheduler(
+        num_train_timesteps=steps,
+        trained_betas=[float(f"{b:.6g}") for b in beta],
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=True,
+        timestep_spacing="trailing",
+        steps_offset=1,
+    )
 
 # %% ../nbs/31_miniature.ipynb #e58a5c4a
 def train(
-    folder,                      # the base model is written here, with checkpoints while it trains
-    n:int=70_000,                # pictures
-    steps:int=12_000,            # of the U-Net and text encoder; those of the shipped weights are in their miniature.json
-    batch_size:int=48,
-    lr:float=1.3e-3,             # of AdamW, betas .9 and .99; warm-up 200 steps, constant to 35 %, then a cosine to 0
-    noise_offset:float=NOISE_OFFSET,
-    shift:float=.6,              # of the schedule
-    ema:float=.999,
-    codec_steps:int=600,
-    widths:tuple=(48, 96, 128),
-    seed:int=0,
-    jobs:int=2,                  # processes that render
-    device:str='cpu',
-    every:int=500,               # steps from one checkpoint to the next
-    init=None,                   # folder of an earlier miniature: its codec is kept, its weights are the start, blocks and words that it lacks are new
-    given=None,                  # pictures from `training_set`, to share between trainings; None renders n
-    codec=None,                  # a codec to keep, from `fit_codec` or an earlier base; None fits one
-    progress:bool=True,
-) -> pd.DataFrame:               # log of the loss
-    "Train a miniature base model, from scratch or from an earlier one; resumes. A step of 48 takes about 1.2 seconds on two cores, so the default four hours."
+    folder,  # the base model is written here, with checkpoints while it trains
+    n: int = 70_000,  # pictures
+    # of the U-Net and text encoder; those of the shipped weights are in their miniature.json
+    steps: int = 12_000,
+    batch_size: int = 48,
+    # of AdamW, betas .9 and .99; warm-up 200 steps, constant to 35 %, then a cosine to 0
+    lr: float = 1.3e-3,
+    noise_offset: float = NOISE_OFFSET,
+    shift: float = 0.6,  # of the schedule
+    ema: float = 0.999,
+    codec_steps: int = 600,
+    widths: tuple = (48, 96, 128),
+    seed: int = 0,
+    jobs: int = 2,  # processes that render
+    device: str = "cpu",
+    every: int = 500,  # steps from one checkpoint to the next
+    # folder of an earlier miniature: its codec is kept, its weights are the start, blocks and words
+    # that it lacks are new
+    init=None,
+    given=None,  # pictures from `training_set`, to share between trainings; None renders n
+    codec=None,  # a codec to keep, from `fit_codec` or an earlier base; None fits one
+    progress: bool = True,
+) -> pd.DataFrame:  # log of the loss
+    """Train a miniature base model, from scratch or from an earlier one; resumes. A step of 48
+    takes about 1.2 seconds on two cores, so the default four hours.
+    """
     import torch
     import torch.nn.functional as F
+
     folder = Path(folder)
     from skinrepro import latent
-    images, labels, skin = training_set(n, jobs=jobs) if given is None else given; n = len(images)
-    before = None if init is None else latent.load_base('miniature', folder=init)
-    if codec is None and before is not None: codec = before.vae
-    codec, db = fit_codec(images, steps=codec_steps, seed=seed) if codec is None else (codec, float('nan'))
+
+    images, labels, skin = training_set(n, jobs=jobs) if given is None else given
+    n = len(images)
+    before = None if init is None else latent.load_base("miniature", folder=init)
+    if codec is None and before is not None:
+        codec = before.vae
+    codec, db = (
+        fit_codec(images, steps=codec_steps, seed=seed) if codec is None else (codec, float("nan"))
+    )
     z, texts, which = _latents(codec, images), *_captions(labels, skin)
     torch.manual_seed(seed)
-    tokenizer = make_tokenizer(); ids = tokenizer(texts, padding='max_length', return_tensors='pt').input_ids.to(device)
-    model = torch.nn.ModuleDict(dict(text_encoder=make_text_encoder(tokenizer), unet=make_unet(widths, z.shape[2], z.shape[-1])))
-    if before is not None: _take_over(before, tokenizer, model)
-    scheduler = make_scheduler(shift); alpha2 = scheduler.alphas_cumprod.to(device)
+    tokenizer = make_tokenizer()
+    ids = tokenizer(texts, padding="max_length", return_tensors="pt").input_ids.to(device)
+    model = torch.nn.ModuleDict(
+        dict(
+            text_encoder=make_text_encoder(tokenizer),
+            unet=make_unet(widths, z.shape[2], z.shape[-1]),
+        )
+    )
+    if before is not None:
+        _take_over(before, tokenizer, model)
+    scheduler = make_scheduler(shift)
+    alpha2 = scheduler.alphas_cumprod.to(device)
 
     def batches(_):
-        i = torch.randint(0, n, (batch_size,)); k = which[i, torch.randint(0, which.shape[1], (batch_size,))]
-        k[torch.rand(batch_size) < .1] = len(texts) - 1 # the empty caption
+        i = torch.randint(0, n, (batch_size,))
+        k = which[i, torch.randint(0, which.shape[1], (batch_size,))]
+        k[torch.rand(batch_size) < 0.1] = len(texts) - 1  # the empty caption
         yield z[torch.randint(0, 8, (batch_size,)), i].float().to(device), ids[k.to(device)]
 
     def loss(model, batch):
         x, i = batch
-        t = (torch.sigmoid(.2 + 1.3*torch.randn(len(x), device=device))*1000).long().clamp(0, 999)
-        noise = torch.randn_like(x) + noise_offset*torch.randn(*x.shape[:2], 1, 1, device=device)
+        t = (
+            (torch.sigmoid(0.2 + 1.3 * torch.randn(len(x), device=device)) * 1000)
+            .long()
+            .clamp(0, 999)
+        )
+        noise = torch.randn_like(x) + noise_offset * torch.randn(*x.shape[:2], 1, 1, device=device)
         a, b = (q.sqrt().view(-1, 1, 1, 1) for q in (alpha2[t], 1 - alpha2[t]))
-        return F.mse_loss(model['unet'](a*x + b*noise, t, model['text_encoder'](i)[0]).sample, a*noise - b*x)
+        return F.mse_loss(
+            model["unet"](a * x + b * noise, t, model["text_encoder"](i)[0]).sample,
+            a * noise - b * x,
+        )
 
-    optimizer = torch.optim.AdamW(model.parameters(), lr, betas=(.9, .99), weight_decay=.01, fused=True)
-    rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min(1, (s + 1)/200)*_cosine(s/steps))
-    log = fit(model, batches, loss, optimizer, steps, rate, folder=folder/'checkpoints', device=device, clip=1., ema=ema, every=every,
-              unit='step', progress=progress)
-    facts = dict(version=VERSION, noise_offset=noise_offset, shift=shift, pictures=n, steps=steps, batch_size=batch_size, lr=lr, ema=ema,
-                 seed=seed, **(dict(codec_db=round(db, 2)) if db == db else {}), **(dict(init=before.weights_hash) if before is not None else {}))
-    save_base(folder, codec, tokenizer, model['text_encoder'].cpu(), model['unet'].cpu(), scheduler, facts)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    rate = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min(1, (s + 1) / 200) * _cosine(s / steps)
+    )
+    log = fit(
+        model,
+        batches,
+        loss,
+        optimizer,
+        steps,
+        rate,
+        folder=folder / "checkpoints",
+        device=device,
+        clip=1.0,
+        ema=ema,
+        every=every,
+        unit="step",
+        progress=progress,
+    )
+    facts = dict(
+        version=VERSION,
+        noise_offset=noise_offset,
+        shift=shift,
+        pictures=n,
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        ema=ema,
+        seed=seed,
+        **(dict(codec_db=round(db, 2)) if db == db else {}),
+        **(dict(init=before.weights_hash) if before is not None else {}),
+    )
+    save_base(
+        folder, codec, tokenizer, model["text_encoder"].cpu(), model["unet"].cpu(), scheduler, facts
+    )
     return log
 
-
-def _take_over(before, tokenizer, model): # weights of an earlier miniature, in place
+# %% ../nbs/31_miniature.ipynb #fcf5a7db
+def _take_over(before, tokenizer, model):  # weights of an earlier miniature, in place
     import torch
-    table = model['text_encoder'].get_input_embeddings().weight; old = before.tokenizer.get_vocab()
-    state = before.text_encoder.state_dict(); rows = state.pop(next(k for k in state if k.endswith('token_embedding.weight')))
-    model['text_encoder'].load_state_dict(state, strict=False)
+
+    table = model["text_encoder"].get_input_embeddings().weight
+    old = before.tokenizer.get_vocab()
+    state = before.text_encoder.state_dict()
+    rows = state.pop(next(k for k in state if k.endswith("token_embedding.weight")))
+    model["text_encoder"].load_state_dict(state, strict=False)
     with torch.no_grad():
         for word, i in tokenizer.get_vocab().items():
-            if word in old: table[i] = rows[old[word]]
-    unet = model['unet']; missing, unexpected = unet.load_state_dict(before.unet.state_dict(), strict=False)
-    if unexpected: raise ValueError(f'The earlier miniature has a layer that the new one lacks: {unexpected[0]}.')
-    for name, p in unet.named_parameters(): # a new attention block starts as the identity
-        if name in missing and '.proj_out.' in name: torch.nn.init.zeros_(p)
+            if word in old:
+                table[i] = rows[old[word]]
+    unet = model["unet"]
+    missing, unexpected = unet.load_state_dict(before.unet.state_dict(), strict=False)
+    if unexpected:
+        raise ValueError(
+            f"The earlier miniature has a layer that the new one lacks: {unexpected[0]}."
+        )
+    for name, p in unet.named_parameters():  # a new attention block starts as the identity
+        if name in missing and ".proj_out." in name:
+            torch.nn.init.zeros_(p)
 
+# %% ../nbs/31_miniature.ipynb #60585294
+def _cosine(p):
+    return 1.0 if p < 0.35 else max(0.005, 0.5 + 0.5 * float(np.cos(np.pi * (p - 0.35) / 0.65)))
 
-def _cosine(p): return 1. if p < .35 else max(.005, .5 + .5*float(np.cos(np.pi*(p - .35)/.65)))
-
-
-def _latents(codec, images): # (8 orientations, n, C, h, w) half precision
+# %% ../nbs/31_miniature.ipynb #87ad9a39
+def _latents(codec, images):  # (8 orientations, n, C, h, w) half precision
     import torch
+
     turned = images.transpose(0, 2, 1, 3)
     with torch.no_grad():
-        encode = lambda a: torch.cat([codec.encoder(_signed(b)).half() for b in np.array_split(a, max(1, len(a)//500))])
-        return torch.stack([encode(a[:, ::i, ::j]) for a in (images, turned) for i in (1, -1) for j in (1, -1)])
+        encode = lambda a: torch.cat(
+            [codec.encoder(_signed(b)).half() for b in np.array_split(a, max(1, len(a) // 500))]
+        )
+        return torch.stack(
+            [encode(a[:, ::i, ::j]) for a in (images, turned) for i in (1, -1) for j in (1, -1)]
+        )
 
-
-def _captions(labels, skin, variants=6): # unique texts, '' last; (n, variants) index of each picture's
+# %% ../nbs/31_miniature.ipynb #15e5c1c9
+def _captions(
+    labels, skin, variants=6
+):  # unique texts, '' last; (n, variants) index of each picture's
     import torch
+
     rng = np.random.default_rng(1)
     drawn = [[caption(a, int(b), rng) for _ in range(variants)] for a, b in zip(labels, skin)]
-    texts = [*sorted({t for row in drawn for t in row}), '']; at = {t: i for i, t in enumerate(texts)}
+    texts = [*sorted({t for row in drawn for t in row}), ""]
+    at = {t: i for i, t in enumerate(texts)}
     return texts, torch.tensor([[at[t] for t in row] for row in drawn])
 
-
+# %% ../nbs/31_miniature.ipynb #3621d144
 def save_base(
-    folder,           # receives the folders of a diffusers model, half precision
-    codec, tokenizer, text_encoder, unet, scheduler,
-    facts:dict,       # what made it, for miniature.json
+    folder,  # receives the folders of a diffusers model, half precision
+    codec,
+    tokenizer,
+    text_encoder,
+    unet,
+    scheduler,
+    facts: dict,  # what made it, for miniature.json
 ):
-    "Write a base model, or replace one; `load_base` and, after `import skinrepro.latent`, stock `StableDiffusionPipeline.from_pretrained` read it."
+    """Write a base model, or replace one; `load_base` and, after `import skinrepro.latent`, stock
+    `StableDiffusionPipeline.from_pretrained` read it.
+    """
     import copy
     import shutil
+
     folder = Path(folder)
     for name, part in dict(vae=codec, text_encoder=text_encoder, unet=unet).items():
-        with atomic_path(folder/name) as tmp: copy.deepcopy(part).half().save_pretrained(tmp); shutil.rmtree(folder/name, ignore_errors=True)
+        with atomic_path(folder / name) as tmp:
+            copy.deepcopy(part).half().save_pretrained(tmp)
+            shutil.rmtree(folder / name, ignore_errors=True)
     for name, part in dict(tokenizer=tokenizer, scheduler=scheduler).items():
-        with atomic_path(folder/name) as tmp: part.save_pretrained(tmp); shutil.rmtree(folder/name, ignore_errors=True)
-    index = dict(_class_name='StableDiffusionPipeline', vae=['skinrepro.latent', 'PatchCodec'], text_encoder=['transformers', 'CLIPTextModel'],
-                 tokenizer=['transformers', type(tokenizer).__name__], unet=['diffusers', 'UNet2DConditionModel'], scheduler=['diffusers', 'DDIMScheduler'],
-                 safety_checker=[None, None], feature_extractor=[None, None], requires_safety_checker=False)
-    with atomic_path(folder/'model_index.json') as tmp: tmp.write_text(json.dumps(index, indent=1) + '\n')
-    with atomic_path(folder/'miniature.json') as tmp: tmp.write_text(json.dumps(facts, indent=1) + '\n')
+        with atomic_path(folder / name) as tmp:
+            part.save_pretrained(tmp)
+            shutil.rmtree(folder / name, ignore_errors=True)
+    index = dict(
+        _class_name="StableDiffusionPipeline",
+        vae=["skinrepro.latent", "PatchCodec"],
+        text_encoder=["transformers", "CLIPTextModel"],
+        tokenizer=["transformers", type(tokenizer).__name__],
+        unet=["diffusers", "UNet2DConditionModel"],
+        scheduler=["diffusers", "DDIMScheduler"],
+        safety_checker=[None, None],
+        feature_extractor=[None, None],
+        requires_safety_checker=False,
+    )
+    with atomic_path(folder / "model_index.json") as tmp:
+        tmp.write_text(json.dumps(index, indent=1) + "\n")
+    with atomic_path(folder / "miniature.json") as tmp:
+        tmp.write_text(json.dumps(facts, indent=1) + "\n")

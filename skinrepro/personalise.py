@@ -22,152 +22,223 @@ from .loop import TrainingError, checkpoints, fit
 
 # %% ../nbs/25_personalise.ipynb #37187c25
 def denoising_loss(
-    unet,           # UNet2DConditionModel
-    scheduler,      # DDPMScheduler, see `training_scheduler`
-    latents,        # (n, C, h, w) scaled latents
-    noise,          # (n, C, h, w)
-    t,              # (n,) time steps, int64
-    text,           # (n, L, D) hidden states of the prompts
-):                  # (n,) mean squared error per image
+    unet,  # UNet2DConditionModel
+    scheduler,  # DDPMScheduler, see `training_scheduler`
+    latents,  # (n, C, h, w) scaled latents
+    noise,  # (n, C, h, w)
+    t,  # (n,) time steps, int64
+    text,  # (n, L, D) hidden states of the prompts
+):  # (n,) mean squared error per image
     "Error of the predicted noise or velocity (Rombach et al. 2022, eq. 2)."
     from torch.nn.functional import mse_loss
+
     noisy = scheduler.add_noise(latents, noise, t)
-    target = noise if scheduler.config.prediction_type == 'epsilon' else scheduler.get_velocity(latents, noise, t)
+    target = (
+        noise
+        if scheduler.config.prediction_type == "epsilon"
+        else scheduler.get_velocity(latents, noise, t)
+    )
     predicted = unet(noisy.to(text.dtype), t, text, return_dict=False)[0]
-    return mse_loss(predicted.to(target.dtype), target, reduction='none').mean((1, 2, 3))
+    return mse_loss(predicted.to(target.dtype), target, reduction="none").mean((1, 2, 3))
 
-
+# %% ../nbs/25_personalise.ipynb #245bf502
 def training_scheduler(
-    base, # latent.Base
-):        # DDPMScheduler with the base's noise schedule and prediction type
-    "Scheduler to train with. Raises ValueError for a base that predicts neither noise nor velocity."
+    base,  # latent.Base
+):  # DDPMScheduler with the base's noise schedule and prediction type
+    """Scheduler to train with. Raises ValueError for a base that predicts neither noise nor
+    velocity.
+    """
     from diffusers import DDPMScheduler
+
     scheduler = DDPMScheduler.from_config(base.scheduler.config)
-    if scheduler.config.prediction_type not in ('epsilon', 'v_prediction'):
-        raise ValueError(f'Base {base.name!r} predicts {scheduler.config.prediction_type!r}; training knows epsilon and v_prediction.')
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise ValueError(
+            f"Base {base.name!r} predicts {scheduler.config.prediction_type!r}; training knows"
+            " epsilon and v_prediction."
+        )
     scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(base.device)
     return scheduler
 
 # %% ../nbs/25_personalise.ipynb #5c732986
-def _key(*parts) -> int: return int(hash_text(*parts)[:8], 16) # 32 bits: what a CPU generator takes
+def _key(*parts) -> int:
+    return int(hash_text(*parts)[:8], 16)  # 32 bits: what a CPU generator takes
 
-
+# %% ../nbs/25_personalise.ipynb #51cf07f1
 def draw_rows(
-    n:int,             # number of images
-    count:int,         # how many to draw
-    k:int,             # number of the batch, from 0
-    seed:int,          # of the training
-    stream:str='',     # draws of different streams are independent
-    weights=None,      # (n,) sampling weights, with replacement; None: every image once per pass
-) -> np.ndarray:       # (count,) rows, int64
+    n: int,  # number of images
+    count: int,  # how many to draw
+    k: int,  # number of the batch, from 0
+    seed: int,  # of the training
+    stream: str = "",  # draws of different streams are independent
+    weights=None,  # (n,) sampling weights, with replacement; None: every image once per pass
+) -> np.ndarray:  # (count,) rows, int64
     "Rows of batch k."
-    if weights is not None: return np.random.default_rng([seed, _key('weighted', stream), k]).choice(n, count, p=weights)
-    at = np.arange(k*count, (k + 1)*count)
-    return np.array([_pass(n, seed, stream, int(p))[i] for p, i in zip(at//n, at % n)])
+    if weights is not None:
+        return np.random.default_rng([seed, _key("weighted", stream), k]).choice(
+            n, count, p=weights
+        )
+    at = np.arange(k * count, (k + 1) * count)
+    return np.array([_pass(n, seed, stream, int(p))[i] for p, i in zip(at // n, at % n)])
 
-
+# %% ../nbs/25_personalise.ipynb #205b5655
 @lru_cache(64)
-def _pass(n, seed, stream, number): return np.random.default_rng([seed, _key('pass', stream), number]).permutation(n)
+def _pass(n, seed, stream, number):
+    return np.random.default_rng([seed, _key("pass", stream), number]).permutation(n)
 
-
+# %% ../nbs/25_personalise.ipynb #f7142589
 def draw_noise(
-    like,              # (n, C, h, w) latents: the shape, type and device
-    steps:int,         # time steps of the scheduler
-    generator,         # torch generator of the same device
-    offset:float=0.,   # noise offset: an added constant per channel with this standard deviation
-):                     # noise (n, C, h, w), time steps (n,) int64
-    "Noise and time steps of a batch. An offset lets a model change the mean colour (Guttenberg 2023), as the miniature base was trained to."
+    like,  # (n, C, h, w) latents: the shape, type and device
+    steps: int,  # time steps of the scheduler
+    generator,  # torch generator of the same device
+    offset: float = 0.0,  # noise offset: an added constant per channel with this standard deviation
+):  # noise (n, C, h, w), time steps (n,) int64
+    """Noise and time steps of a batch. An offset lets a model change the mean colour (Guttenberg
+    2023), as the miniature base was trained to.
+    """
     import torch
-    new = lambda *shape: torch.randn(*shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    new = lambda *shape: torch.randn(
+        *shape, generator=generator, device=like.device, dtype=like.dtype
+    )
     noise = new(*like.shape)
-    if offset: noise += offset*new(*like.shape[:2], 1, 1)
+    if offset:
+        noise += offset * new(*like.shape[:2], 1, 1)
     return noise, torch.randint(0, steps, (len(like),), generator=generator, device=like.device)
 
-
+# %% ../nbs/25_personalise.ipynb #a3b14e3a
 def draw_generator(
-    device,            # where the draws are made
-    seed:int,          # of the training
-    stream:str,        # e.g. the token that is trained
-    k:int,             # number of the batch
-):                     # torch.Generator
+    device,  # where the draws are made
+    seed: int,  # of the training
+    stream: str,  # e.g. the token that is trained
+    k: int,  # number of the batch
+):  # torch.Generator
     "Generator of batch k: first for the posterior of its latents, then for noise and time steps."
     import torch
+
     return torch.Generator(device).manual_seed(_key(seed, stream, k))
 
 # %% ../nbs/25_personalise.ipynb #2bce10fd
-def _claim(folder, settings:dict):
+def _claim(folder, settings: dict):
     "Write the settings of a training, or compare them with those of the checkpoint that is there."
-    if folder is None: return
-    file, new = Path(folder)/'training.json', json.loads(json.dumps(settings))
+    if folder is None:
+        return
+    file, new = Path(folder) / "training.json", json.loads(json.dumps(settings))
     if checkpoints(folder):
         old = json.loads(file.read_text()) if file.is_file() else {}
-        if differ := [f'{k}: {old.get(k)} there, {new.get(k)} now' for k in sorted({*old, *new} - {'steps'}) if old.get(k) != new.get(k)]:
-            raise ValueError(f'{folder} holds a checkpoint of another training ({"; ".join(differ)}). Delete the folder or choose another.')
-    with atomic_path(file) as tmp: tmp.write_text(json.dumps(new, indent=1))
+        if differ := [
+            f"{k}: {old.get(k)} there, {new.get(k)} now"
+            for k in sorted({*old, *new} - {"steps"})
+            if old.get(k) != new.get(k)
+        ]:
+            raise ValueError(
+                f"{folder} holds a checkpoint of another training ({'; '.join(differ)}). Delete the"
+                " folder or choose another."
+            )
+    with atomic_path(file) as tmp:
+        tmp.write_text(json.dumps(new, indent=1))
 
-
+# %% ../nbs/25_personalise.ipynb #a02cdb46
 @contextmanager
-def _memory(batch_size:int, accumulate:int, images:int):
+def _memory(batch_size: int, accumulate: int, images: int):
     "Say what to try when the GPU's memory does not suffice."
     import torch
-    try: yield
+
+    try:
+        yield
     except torch.cuda.OutOfMemoryError as e:
-        half = max(1, batch_size//2)
-        remedy = (f'Try batch_size={half}, accumulate={-(-batch_size*accumulate//half)}, which is the same optimisation' if batch_size > 1
-                  else 'batch_size is 1 already: use precision="bf16"')
-        raise TrainingError(f'The GPU has too little memory for {images} images at a time (batch_size={batch_size}). {remedy}'
-                            f'{", or together=False" if images > batch_size else ""}. A folder with a checkpoint is resumed after deleting it. '
-                            f'({str(e).splitlines()[0][:120]})') from e
+        half = max(1, batch_size // 2)
+        remedy = (
+            f"Try batch_size={half}, accumulate={-(-batch_size * accumulate // half)}, which is the"
+            " same optimisation"
+            if batch_size > 1
+            else 'batch_size is 1 already: use precision="bf16"'
+        )
+        raise TrainingError(
+            f"The GPU has too little memory for {images} images at a time"
+            f" (batch_size={batch_size})."
+            f" {remedy}{', or together=False' if images > batch_size else ''}. A folder with a"
+            f" checkpoint is resumed after deleting it. ({str(e).splitlines()[0][:120]})"
+        ) from e
 
-
+# %% ../nbs/25_personalise.ipynb #a6cc14a6
 def _half(module, precision):
-    "The module itself, or for mixed precision a copy in 16 bits: frozen weights need no 32, and casting them anew at each step is slow."
+    """The module itself, or for mixed precision a copy in 16 bits: frozen weights need no 32, and
+    casting them anew at each step is slow.
+    """
     import copy
 
     import torch
-    if precision == 'no' or next(module.parameters()).dtype in (torch.float16, torch.bfloat16): return module
-    return copy.deepcopy(module).to(torch.bfloat16 if precision == 'bf16' else torch.float16)
 
+    if precision == "no" or next(module.parameters()).dtype in (torch.float16, torch.bfloat16):
+        return module
+    return copy.deepcopy(module).to(torch.bfloat16 if precision == "bf16" else torch.float16)
 
+# %% ../nbs/25_personalise.ipynb #b46ac319
 def _on(array, device):
     "An array as a tensor on the device, without waiting for the device."
     import torch
+
     t = torch.from_numpy(np.ascontiguousarray(array))
-    return t.pin_memory().to(device, non_blocking=True) if str(device).startswith('cuda') else t.to(device)
+    return (
+        t.pin_memory().to(device, non_blocking=True)
+        if str(device).startswith("cuda")
+        else t.to(device)
+    )
 
-
-def _hash_tensors(tensors:dict) -> str:
-    return hash_text(*[f'{k} {hash_text(v.detach().float().cpu().numpy().tobytes().hex())}' for k, v in sorted(tensors.items())])
+# %% ../nbs/25_personalise.ipynb #bf2fc909
+def _hash_tensors(tensors: dict) -> str:
+    return hash_text(
+        *[
+            f"{k} {hash_text(v.detach().float().cpu().numpy().tobytes().hex())}"
+            for k, v in sorted(tensors.items())
+        ]
+    )
 
 # %% ../nbs/25_personalise.ipynb #f5baaa3d
 def _hidden(text_encoder, ids, slot, vectors):
-    "Hidden states of prompts whose new words read `vectors`: slot (p, L) is the row of `vectors`, or -1 for an old word."
+    """Hidden states of prompts whose new words read `vectors`: slot (p, L) is the row of `vectors`,
+    or -1 for an old word.
+    """
     import torch
     from torch.nn.functional import embedding
-    put = lambda module, inputs, out: torch.where((slot >= 0)[..., None], embedding(slot.clamp(min=0), vectors).to(out.dtype), out)
+
+    put = lambda module, inputs, out: torch.where(
+        (slot >= 0)[..., None], embedding(slot.clamp(min=0), vectors).to(out.dtype), out
+    )
     hook = text_encoder.get_input_embeddings().register_forward_hook(put)
-    try: return text_encoder(ids)[0]
-    finally: hook.remove()
+    try:
+        return text_encoder(ids)[0]
+    finally:
+        hook.remove()
 
-
-def _with_tokens(base, tokens:list) -> tuple: # copy of the tokenizer, their ids
-    "Tokenizer with new tokens. Raises ValueError when one exists already or would not be read as one token."
+# %% ../nbs/25_personalise.ipynb #278015b4
+def _with_tokens(base, tokens: list) -> tuple:  # copy of the tokenizer, their ids
+    """Tokenizer with new tokens. Raises ValueError when one exists already or would not be read as
+    one token.
+    """
     import copy
-    tok = copy.deepcopy(base.tokenizer); known = tok.get_vocab()
+
+    tok = copy.deepcopy(base.tokenizer)
+    known = tok.get_vocab()
     if old := [t for t in tokens if t in known]:
-        raise ValueError(f'Token {old[0]!r} exists already in the tokenizer of {base.name!r}: its meaning would be overwritten. '
-                         f'Choose another name, e.g. "<{_file_stem(old[0])}-2>".')
+        raise ValueError(
+            f"Token {old[0]!r} exists already in the tokenizer of {base.name!r}: its meaning would"
+            f' be overwritten. Choose another name, e.g. "<{_file_stem(old[0])}-2>".'
+        )
     tok.add_tokens(tokens)
     ids = [tok(t, add_special_tokens=False).input_ids for t in tokens]
     if bad := [t for t, i in zip(tokens, ids) if i != [tok.convert_tokens_to_ids(t)]]:
-        raise ValueError(f'Token {bad[0]!r} is not read back as one token by the tokenizer of {base.name!r}. '
-                         'Use lower-case letters, e.g. "<nem-class>".')
+        raise ValueError(
+            f"Token {bad[0]!r} is not read back as one token by the tokenizer of {base.name!r}. "
+            'Use lower-case letters, e.g. "<nem-class>".'
+        )
     return tok, [i[0] for i in ids]
 
-
-def _install(base, tokens:list, vectors):
+# %% ../nbs/25_personalise.ipynb #dbe095dd
+def _install(base, tokens: list, vectors):
     "Put new tokens and their vectors into a base, in place."
     import torch
+
     tok, ids = _with_tokens(base, tokens)
     rows = max(len(tok), base.text_encoder.get_input_embeddings().num_embeddings)
     base.text_encoder.resize_token_embeddings(rows, mean_resizing=False).requires_grad_(False)
@@ -175,101 +246,204 @@ def _install(base, tokens:list, vectors):
         table = base.text_encoder.get_input_embeddings().weight
         table[torch.tensor(ids, device=table.device)] = vectors.to(table)
     base.tokenizer = tok
-    _mark(base, 'textual inversion', {t: v for t, v in zip(tokens, vectors.to(table.dtype))})
+    _mark(base, "textual inversion", {t: v for t, v in zip(tokens, vectors.to(table.dtype))})
 
-
-def _mark(base, what:str, tensors:dict):
-    "A changed base has another name and hash, so that images of the two are never taken for each other."
-    base.weights = f'{base.weights} + {what}'; base.weights_hash = hash_text(base.weights_hash, what, _hash_tensors(tensors))
+# %% ../nbs/25_personalise.ipynb #d82f904e
+def _mark(base, what: str, tensors: dict):
+    """A changed base has another name and hash, so that images of the two are never taken for each
+    other.
+    """
+    base.weights = f"{base.weights} + {what}"
+    base.weights_hash = hash_text(base.weights_hash, what, _hash_tensors(tensors))
 
 # %% ../nbs/25_personalise.ipynb #56cfa066
-TEMPLATES = ( # of the released code of Wang et al. 2024: 11 of those of Gal et al. 2022
-    'a photo of a {}', 'a rendering of a {}', 'a cropped photo of the {}', 'the photo of a {}', 'a close-up photo of a {}', 'a cropped photo of a {}',
-    'a photo of the {}', 'a photo of one {}', 'a close-up photo of the {}', 'a rendition of the {}', 'a rendition of a {}')
+TEMPLATES = (  # of the released code of Wang et al. 2024: 11 of those of Gal et al. 2022
+    "a photo of a {}",
+    "a rendering of a {}",
+    "a cropped photo of the {}",
+    "the photo of a {}",
+    "a close-up photo of a {}",
+    "a cropped photo of a {}",
+    "a photo of the {}",
+    "a photo of one {}",
+    "a close-up photo of the {}",
+    "a rendition of the {}",
+    "a rendition of a {}",
+)
 
-
+# %% ../nbs/25_personalise.ipynb #e65dff11
 def textual_inversion(
-    base,                     # latent.Base, changed in place when the training ends; use base.copy() to keep it
-    latents,                  # latent.Latents of the images
-    concepts,                 # the new token of each image, e.g. '<nem-class>'
-    init:str='skin',          # word whose vector a new token starts from
-    templates=TEMPLATES,      # prompts with {} for the token, one drawn for each image at each step
-    steps:int=500,            # optimizer steps
-    batch_size:int=4,         # images of each concept at a time
-    accumulate:int=4,         # batches per optimizer step
-    lr:float=5e-4,            # of AdamW, constant
-    scale_lr:bool=True,       # multiply lr by batch_size*accumulate, as the released code does
-    seed:int=0,               # of images, templates, noise and time steps
-    folder=None,              # for checkpoints, log and <token without <>>.safetensors; None keeps nothing on disk
-    together:bool=True,       # all tokens in one run; False: one run after another, to the same result
-    precision:str='no',       # 'no', 'bf16' or 'fp16'
-    noise_offset:float|None=None,  # None: the base's own
-    weight_decay:float=1e-2,  # of AdamW, on the new rows as in the released code
-    ema:float|None=None,      # decay of a moving average of the vectors
-    every:int=100,            # steps between log rows and checkpoints
-    sample_every:int=0,       # steps between sample images; 0: none
-    progress:bool=True,
-) -> pd.DataFrame:            # log: step, lr, loss, seconds, and token where together=False
-    "Learn a vector per concept (Gal et al. 2022; Wang et al. 2024, section 2.2). Raises ValueError, or loop.TrainingError."
+    base,  # latent.Base, changed in place when the training ends; use base.copy() to keep it
+    latents,  # latent.Latents of the images
+    concepts,  # the new token of each image, e.g. '<nem-class>'
+    init: str = "skin",  # word whose vector a new token starts from
+    templates=TEMPLATES,  # prompts with {} for the token, one drawn for each image at each step
+    steps: int = 500,  # optimizer steps
+    batch_size: int = 4,  # images of each concept at a time
+    accumulate: int = 4,  # batches per optimizer step
+    lr: float = 5e-4,  # of AdamW, constant
+    scale_lr: bool = True,  # multiply lr by batch_size*accumulate, as the released code does
+    seed: int = 0,  # of images, templates, noise and time steps
+    # for checkpoints, log and <token without <>>.safetensors; None keeps nothing on disk
+    folder=None,
+    # all tokens in one run; False: one run after another, to the same result
+    together: bool = True,
+    precision: str = "no",  # 'no', 'bf16' or 'fp16'
+    noise_offset: float | None = None,  # None: the base's own
+    weight_decay: float = 1e-2,  # of AdamW, on the new rows as in the released code
+    ema: float | None = None,  # decay of a moving average of the vectors
+    every: int = 100,  # steps between log rows and checkpoints
+    sample_every: int = 0,  # steps between sample images; 0: none
+    progress: bool = True,
+) -> pd.DataFrame:  # log: step, lr, loss, seconds, and token where together=False
+    """Learn a vector per concept (Gal et al. 2022; Wang et al. 2024, section 2.2). Raises
+    ValueError, or loop.TrainingError.
+    """
     tokens = _tokens(base, latents, concepts, templates)
     noise_offset = base.noise_offset if noise_offset is None else noise_offset
-    settings = dict(kind='textual inversion', base=base.weights_hash or base.weights, images=latents.hash, concepts=hash_text(*concepts), init=init,
-                    templates=list(templates), steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, scale_lr=scale_lr, seed=seed,
-                    precision=precision, noise_offset=noise_offset, weight_decay=weight_decay, ema=ema)
-    rate = lr*(batch_size*accumulate if scale_lr else 1)
+    settings = dict(
+        kind="textual inversion",
+        base=base.weights_hash or base.weights,
+        images=latents.hash,
+        concepts=hash_text(*concepts),
+        init=init,
+        templates=list(templates),
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        lr=lr,
+        scale_lr=scale_lr,
+        seed=seed,
+        precision=precision,
+        noise_offset=noise_offset,
+        weight_decay=weight_decay,
+        ema=ema,
+    )
+    rate = lr * (batch_size * accumulate if scale_lr else 1)
     runs, logs, learned = ([tokens] if together else [[t] for t in tokens]), [], []
     for group in runs:
-        place = None if folder is None else Path(folder)/'training'/('all' if together else _file_stem(group[0]))
+        place = (
+            None
+            if folder is None
+            else Path(folder) / "training" / ("all" if together else _file_stem(group[0]))
+        )
         _claim(place, settings | dict(tokens=group))
-        vectors, log = _learn_words(base, latents, np.asarray(concepts), group, init, templates, steps, batch_size, accumulate, rate, seed, place,
-                                    precision, noise_offset, weight_decay, ema, every, sample_every, progress)
-        learned.append(vectors); logs.append(log if together else log.assign(token=group[0]))
+        vectors, log = _learn_words(
+            base,
+            latents,
+            np.asarray(concepts),
+            group,
+            init,
+            templates,
+            steps,
+            batch_size,
+            accumulate,
+            rate,
+            seed,
+            place,
+            precision,
+            noise_offset,
+            weight_decay,
+            ema,
+            every,
+            sample_every,
+            progress,
+        )
+        learned.append(vectors)
+        logs.append(log if together else log.assign(token=group[0]))
     import torch
+
     vectors = torch.cat(learned)
     _install(base, tokens, vectors)
-    if folder is not None: save_embeddings(folder, dict(zip(tokens, vectors)))
+    if folder is not None:
+        save_embeddings(folder, dict(zip(tokens, vectors)))
     return pd.concat(logs, ignore_index=True)
 
-
+# %% ../nbs/25_personalise.ipynb #1f94c779
 def save_embeddings(
-    folder,     # where to
-    vectors:dict, # token -> (D,) vector
+    folder,  # where to
+    vectors: dict,  # token -> (D,) vector
 ):
-    "Write <folder>/<token without <>>.safetensors, as diffusers' `load_textual_inversion` reads them."
+    """Write <folder>/<token without <>>.safetensors, as diffusers' `load_textual_inversion` reads
+    them.
+    """
     from safetensors.torch import save_file
+
     for token, v in vectors.items():
-        with atomic_path(Path(folder)/f'{_file_stem(token)}.safetensors') as tmp: save_file({token: v.detach().cpu().reshape(1, -1).contiguous()}, tmp)
+        with atomic_path(Path(folder) / f"{_file_stem(token)}.safetensors") as tmp:
+            save_file({token: v.detach().cpu().reshape(1, -1).contiguous()}, tmp)
 
+# %% ../nbs/25_personalise.ipynb #3ad2ca6b
+def _file_stem(token: str) -> str:
+    return token.strip("<>")
 
-def _file_stem(token:str) -> str: return token.strip('<>')
-
-
+# %% ../nbs/25_personalise.ipynb #4af69aa7
 def _tokens(base, latents, concepts, templates) -> list:
     "The new tokens in alphabetical order, after all that can be wrong with them."
-    if len(concepts) != len(latents): raise ValueError(f'{len(concepts)} concepts for {len(latents)} images: there must be one for each.')
-    if odd := [i for i, c in enumerate(concepts) if not isinstance(c, str) or not _file_stem(c) or '/' in c or len(c.split()) != 1]:
-        raise ValueError(f'concepts[{odd[0]}] = {concepts[odd[0]]!r} is no token. Use a word such as "<nem-class>".')
-    if bad := [t for t in templates if t.count('{}') != 1]: raise ValueError(f'Template {bad[0]!r} must hold {{}} once, where the token goes.')
+    if len(concepts) != len(latents):
+        raise ValueError(
+            f"{len(concepts)} concepts for {len(latents)} images: there must be one for each."
+        )
+    if odd := [
+        i
+        for i, c in enumerate(concepts)
+        if not isinstance(c, str) or not _file_stem(c) or "/" in c or len(c.split()) != 1
+    ]:
+        raise ValueError(
+            f"concepts[{odd[0]}] = {concepts[odd[0]]!r} is no token. Use a word such as"
+            ' "<nem-class>".'
+        )
+    if bad := [t for t in templates if t.count("{}") != 1]:
+        raise ValueError(f"Template {bad[0]!r} must hold {{}} once, where the token goes.")
     tokens = sorted(set(concepts))
-    if len({_file_stem(t) for t in tokens}) < len(tokens): raise ValueError(f'Two of the tokens {", ".join(tokens)} would have the same file name.')
+    if len({_file_stem(t) for t in tokens}) < len(tokens):
+        raise ValueError(f"Two of the tokens {', '.join(tokens)} would have the same file name.")
     _with_tokens(base, tokens)
     return tokens
 
 # %% ../nbs/25_personalise.ipynb #3dfaf6b9
-def _learn_words(base, latents, concepts, tokens, init, templates, steps, batch_size, accumulate, lr, seed, folder, precision, noise_offset,
-                 weight_decay, ema, every, sample_every, progress):
+def _learn_words(
+    base,
+    latents,
+    concepts,
+    tokens,
+    init,
+    templates,
+    steps,
+    batch_size,
+    accumulate,
+    lr,
+    seed,
+    folder,
+    precision,
+    noise_offset,
+    weight_decay,
+    ema,
+    every,
+    sample_every,
+    progress,
+):
     "Train the vectors of `tokens` with the base frozen. Returns (K, D) vectors and the log."
     import torch
-    unet, text_encoder, scheduler, latents = _half(base.unet, precision), _half(base.text_encoder, precision), training_scheduler(base), _ready(latents, base)
+
+    unet, text_encoder, scheduler, latents = (
+        _half(base.unet, precision),
+        _half(base.text_encoder, precision),
+        training_scheduler(base),
+        _ready(latents, base),
+    )
     tok, new_ids = _with_tokens(base, tokens)
     start = base.tokenizer(init, add_special_tokens=False).input_ids
     if len(start) != 1 or start[0] == base.tokenizer.unk_token_id != base.tokenizer.eos_token_id:
-        raise ValueError(f'init = {init!r} is not one word that the tokenizer of {base.name!r} knows. Choose another.')
+        raise ValueError(
+            f"init = {init!r} is not one word that the tokenizer of {base.name!r} knows. Choose"
+            " another."
+        )
     ids, slot = _prompt_table(base, tok, tokens, new_ids, templates, start[0])
     table = base.text_encoder.get_input_embeddings().weight
     first = table[start[0]].detach().to(torch.promote_types(table.dtype, torch.float32))
     model = torch.nn.ParameterDict(dict(vectors=torch.nn.Parameter(first.repeat(len(tokens), 1))))
-    model.vectors.register_hook(lambda g: g*len(tokens)) # the gradient of the sum, see above
+    model.vectors.register_hook(lambda g: g * len(tokens))  # the gradient of the sum, see above
     rows = [np.flatnonzero(concepts == t) for t in tokens]
 
     def batch(k):
@@ -277,224 +451,447 @@ def _learn_words(base, latents, concepts, tokens, init, templates, steps, batch_
         x, noise, t, prompt = [], [], [], []
         for i, token in enumerate(tokens):
             g = draw_generator(base.device, seed, token, k)
-            x.append(latents.sample(_on(rows[i][draw_rows(len(rows[i]), batch_size, k, seed, token)], base.device), g))
-            for out, new in zip((noise, t), draw_noise(x[-1], scheduler.config.num_train_timesteps, g, noise_offset)): out.append(new)
-            prompt.append(i*len(templates) + np.random.default_rng([seed, _key('template', token), k]).integers(0, len(templates), batch_size))
+            x.append(
+                latents.sample(
+                    _on(rows[i][draw_rows(len(rows[i]), batch_size, k, seed, token)], base.device),
+                    g,
+                )
+            )
+            for out, new in zip(
+                (noise, t), draw_noise(x[-1], scheduler.config.num_train_timesteps, g, noise_offset)
+            ):
+                out.append(new)
+            prompt.append(
+                i * len(templates)
+                + np.random.default_rng([seed, _key("template", token), k]).integers(
+                    0, len(templates), batch_size
+                )
+            )
         used, which = np.unique(np.concatenate(prompt), return_inverse=True)
         used, which = _on(used, base.device), _on(which, base.device)
         return torch.cat(x), torch.cat(noise), torch.cat(t), ids[used], slot[used], which
 
     def loss(model, batch):
         x, noise, t, ids, slot, which = batch
-        return denoising_loss(unet, scheduler, x, noise, t, _hidden(text_encoder, ids, slot, model['vectors'])[which]).mean() # equal counts: the mean of means
+        return denoising_loss(
+            unet, scheduler, x, noise, t, _hidden(text_encoder, ids, slot, model["vectors"])[which]
+        ).mean()  # equal counts: the mean of means
 
     def sample(model, step):
         shown = replace(base, text_encoder=_copy(base.text_encoder))
-        _install(shown, tokens, model['vectors'].detach())
-        _show(shown, [f'An image of {t}' for t in tokens], seed, folder, step)
+        _install(shown, tokens, model["vectors"].detach())
+        _show(shown, [f"An image of {t}" for t in tokens], seed, folder, step)
 
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
-    with _memory(batch_size, accumulate, batch_size*len(tokens)):
-        log = _steps(model, batch, loss, optimizer, steps, accumulate, base, folder, precision, None, ema, every, sample, sample_every, progress,
-                     'textual inversion' if len(tokens) > 1 else tokens[0])
-    return model['vectors'].detach(), log
+    with _memory(batch_size, accumulate, batch_size * len(tokens)):
+        log = _steps(
+            model,
+            batch,
+            loss,
+            optimizer,
+            steps,
+            accumulate,
+            base,
+            folder,
+            precision,
+            None,
+            ema,
+            every,
+            sample,
+            sample_every,
+            progress,
+            "textual inversion" if len(tokens) > 1 else tokens[0],
+        )
+    return model["vectors"].detach(), log
 
-
-def _prompt_table(base, tok, tokens, new_ids, templates, stand_in:int):
-    "(K*T, L) token ids with an old word standing in for the new ones, and which vector belongs there instead (-1: none)."
+# %% ../nbs/25_personalise.ipynb #e4974e71
+def _prompt_table(base, tok, tokens, new_ids, templates, stand_in: int):
+    """(K*T, L) token ids with an old word standing in for the new ones, and which vector belongs
+    there instead (-1: none).
+    """
     import torch
     from skinrepro.latent import prompt_ids
-    ids = prompt_ids(replace(base, tokenizer=tok), [t.format(token) for token in tokens for t in templates])
+
+    ids = prompt_ids(
+        replace(base, tokenizer=tok), [t.format(token) for token in tokens for t in templates]
+    )
     slot = torch.full_like(ids, -1)
-    for i, new in enumerate(new_ids): slot[ids == new] = i
-    if not (slot >= 0).any(1).all(): raise ValueError('The tokenizer does not find the new tokens in the templates; put spaces around {}.')
+    for i, new in enumerate(new_ids):
+        slot[ids == new] = i
+    if not (slot >= 0).any(1).all():
+        raise ValueError(
+            "The tokenizer does not find the new tokens in the templates; put spaces around {}."
+        )
     return torch.where(slot >= 0, stand_in, ids).to(base.device), slot.to(base.device)
 
-
+# %% ../nbs/25_personalise.ipynb #857a0c52
 def _ready(latents, base):
     "Latents where the model is, in at least 32 bits."
     import torch
+
     up = lambda t: t.to(torch.promote_types(t.dtype, torch.float32))
-    return replace(latents.to(base.device), mean=up(latents.mean).to(base.device), std=up(latents.std).to(base.device))
+    return replace(
+        latents.to(base.device),
+        mean=up(latents.mean).to(base.device),
+        std=up(latents.std).to(base.device),
+    )
 
-
+# %% ../nbs/25_personalise.ipynb #2ca11c74
 def _copy(x):
     import copy
+
     return copy.deepcopy(x)
 
-
-def _steps(model, batch, loss, optimizer, steps, accumulate, base, folder, precision, clip, ema, every, sample, sample_every, progress, title):
+# %% ../nbs/25_personalise.ipynb #be9d05c3
+def _steps(
+    model,
+    batch,
+    loss,
+    optimizer,
+    steps,
+    accumulate,
+    base,
+    folder,
+    precision,
+    clip,
+    ema,
+    every,
+    sample,
+    sample_every,
+    progress,
+    title,
+):
     "`loop.fit` in optimizer steps, with samples."
     import math
+
     if min(steps, every) < 1 or sample_every < 0:
-        raise ValueError(f'steps = {steps}, every = {every}, sample_every = {sample_every}: count from 1 (0: no samples).')
-    after = lambda model, step: sample(model, step + 1) if sample_every and (step + 1) % sample_every == 0 else None
-    return fit(model, lambda step: (batch(k) for k in range(step*accumulate, (step + 1)*accumulate)), loss, optimizer, steps, None, after, folder,
-               base.device, precision, clip, progress, accumulate, ema, math.gcd(every, sample_every), 'step',
-               None if folder is None else Path(folder)/'log.csv', title)
+        raise ValueError(
+            f"steps = {steps}, every = {every}, sample_every = {sample_every}: count from 1 (0: no"
+            " samples)."
+        )
+    after = lambda model, step: (
+        sample(model, step + 1) if sample_every and (step + 1) % sample_every == 0 else None
+    )
+    return fit(
+        model,
+        lambda step: (batch(k) for k in range(step * accumulate, (step + 1) * accumulate)),
+        loss,
+        optimizer,
+        steps,
+        None,
+        after,
+        folder,
+        base.device,
+        precision,
+        clip,
+        progress,
+        accumulate,
+        ema,
+        math.gcd(every, sample_every),
+        "step",
+        None if folder is None else Path(folder) / "log.csv",
+        title,
+    )
 
-
+# %% ../nbs/25_personalise.ipynb #5e9e31e2
 def _show(base, prompts, seed, folder, step):
     "Sample images into the notebook, and into <folder>/samples."
     import torch
     from PIL import Image
-    pipe = base.pipeline(); c, s = base.unet.config.in_channels, base.unet.config.sample_size
-    start = torch.cat([draw_noise(torch.zeros(1, c, s, s), 1, torch.Generator().manual_seed(seed + i), base.noise_offset)[0] for i in range(len(prompts))])
-    pictures = pipe(prompts, num_inference_steps=20, guidance_scale=2., latents=start.to(base.device, base.dtype)).images
-    sheet = Image.new('RGB', (sum(p.width for p in pictures), pictures[0].height))
-    for i, p in enumerate(pictures): sheet.paste(p, (i*p.width, 0))
+
+    pipe = base.pipeline()
+    c, s = base.unet.config.in_channels, base.unet.config.sample_size
+    start = torch.cat(
+        [
+            draw_noise(
+                torch.zeros(1, c, s, s),
+                1,
+                torch.Generator().manual_seed(seed + i),
+                base.noise_offset,
+            )[0]
+            for i in range(len(prompts))
+        ]
+    )
+    pictures = pipe(
+        prompts,
+        num_inference_steps=20,
+        guidance_scale=2.0,
+        latents=start.to(base.device, base.dtype),
+    ).images
+    sheet = Image.new("RGB", (sum(p.width for p in pictures), pictures[0].height))
+    for i, p in enumerate(pictures):
+        sheet.paste(p, (i * p.width, 0))
     if folder is not None:
-        with atomic_path(Path(folder)/'samples'/f'step-{step:05d}.png') as tmp: sheet.save(tmp)
-    try: from IPython.display import display
-    except ImportError: return
+        with atomic_path(Path(folder) / "samples" / f"step-{step:05d}.png") as tmp:
+            sheet.save(tmp)
+    try:
+        from IPython.display import display
+    except ImportError:
+        return
     from IPython import get_ipython
-    if get_ipython() is not None: print(f'step {step}: {" | ".join(prompts)}'); display(sheet)
+
+    if get_ipython() is not None:
+        print(f"step {step}: {' | '.join(prompts)}")
+        display(sheet)
 
 # %% ../nbs/25_personalise.ipynb #7324bd41
 def lora(
-    base,                    # latent.Base, gets the trained adapter in place; use base.copy() to keep it without
-    latents,                 # latent.Latents of the images
-    prompts,                 # prompt of each image
-    rank:int=8,              # r
-    alpha:int|None=None,     # scale of the change is alpha/rank; None: alpha = rank
-    targets=('to_k', 'to_q', 'to_v', 'to_out.0'), # ends of the names of the layers that change
-    steps:int=3000,          # optimizer steps
-    batch_size:int=4,        # images at a time
-    accumulate:int=1,        # batches per optimizer step
-    lr:float=5e-6,           # of AdamW, constant
-    clip:float|None=1.,      # gradient norm
-    seed:int=0,              # of the initialisation, images, noise and time steps
-    folder=None,             # for checkpoints, log and pytorch_lora_weights.safetensors; None keeps nothing on disk
-    weights=None,            # sampling weight of each image, e.g. to balance skin types; None: every image once per pass
-    rows=None,               # train on these images only, e.g. those of one condition
-    precision:str='no',      # 'no', 'bf16' or 'fp16'
-    noise_offset:float|None=None,  # None: the base's own
-    weight_decay:float=1e-2, # of AdamW
-    ema:float|None=None,     # decay of a moving average of A and B
-    every:int=100,           # steps between log rows and checkpoints
-    sample_every:int=0,      # steps between sample images; 0: none
-    progress:bool=True,
-) -> pd.DataFrame:           # log: step, lr, loss, seconds
-    "Train low-rank changes of the denoiser (Hu et al. 2022; Wang et al. 2024, section 2.3). Raises ValueError, or loop.TrainingError."
+    base,  # latent.Base, gets the trained adapter in place; use base.copy() to keep it without
+    latents,  # latent.Latents of the images
+    prompts,  # prompt of each image
+    rank: int = 8,  # r
+    alpha: int | None = None,  # scale of the change is alpha/rank; None: alpha = rank
+    targets=("to_k", "to_q", "to_v", "to_out.0"),  # ends of the names of the layers that change
+    steps: int = 3000,  # optimizer steps
+    batch_size: int = 4,  # images at a time
+    accumulate: int = 1,  # batches per optimizer step
+    lr: float = 5e-6,  # of AdamW, constant
+    clip: float | None = 1.0,  # gradient norm
+    seed: int = 0,  # of the initialisation, images, noise and time steps
+    # for checkpoints, log and pytorch_lora_weights.safetensors; None keeps nothing on disk
+    folder=None,
+    # sampling weight of each image, e.g. to balance skin types; None: every image once per pass
+    weights=None,
+    rows=None,  # train on these images only, e.g. those of one condition
+    precision: str = "no",  # 'no', 'bf16' or 'fp16'
+    noise_offset: float | None = None,  # None: the base's own
+    weight_decay: float = 1e-2,  # of AdamW
+    ema: float | None = None,  # decay of a moving average of A and B
+    every: int = 100,  # steps between log rows and checkpoints
+    sample_every: int = 0,  # steps between sample images; 0: none
+    progress: bool = True,
+) -> pd.DataFrame:  # log: step, lr, loss, seconds
+    """Train low-rank changes of the denoiser (Hu et al. 2022; Wang et al. 2024, section 2.3).
+    Raises ValueError, or loop.TrainingError.
+    """
     import torch
     from diffusers.training_utils import cast_training_params
+
     rows, p = _rows(latents, prompts, rows, weights)
-    if getattr(base.unet, 'peft_config', None):
-        raise ValueError(f'Base {base.name!r} has a LoRA already. Start from the base without, or from a copy made before.')
+    if getattr(base.unet, "peft_config", None):
+        raise ValueError(
+            f"Base {base.name!r} has a LoRA already. Start from the base without, or from a copy"
+            " made before."
+        )
     noise_offset = base.noise_offset if noise_offset is None else noise_offset
-    _claim(folder, dict(kind='lora', base=base.weights_hash or base.weights, images=latents.hash, prompts=hash_text(*prompts), rows=hash_text(*rows),
-                        weights=None if p is None else hash_text(*p), rank=rank, alpha=alpha or rank, targets=list(targets), steps=steps,
-                        batch_size=batch_size, accumulate=accumulate, lr=lr, clip=clip, seed=seed, precision=precision, noise_offset=noise_offset,
-                        weight_decay=weight_decay, ema=ema))
-    unique = list(dict.fromkeys(prompts)); of_row = torch.tensor([unique.index(q) for q in prompts])
-    unet, scheduler, latents = _half(base.unet, precision), training_scheduler(base), _ready(latents, base)
-    text = encode_prompts(base, unique).to(next(unet.parameters()).dtype); of_row = of_row.to(base.device)
+    _claim(
+        folder,
+        dict(
+            kind="lora",
+            base=base.weights_hash or base.weights,
+            images=latents.hash,
+            prompts=hash_text(*prompts),
+            rows=hash_text(*rows),
+            weights=None if p is None else hash_text(*p),
+            rank=rank,
+            alpha=alpha or rank,
+            targets=list(targets),
+            steps=steps,
+            batch_size=batch_size,
+            accumulate=accumulate,
+            lr=lr,
+            clip=clip,
+            seed=seed,
+            precision=precision,
+            noise_offset=noise_offset,
+            weight_decay=weight_decay,
+            ema=ema,
+        ),
+    )
+    unique = list(dict.fromkeys(prompts))
+    of_row = torch.tensor([unique.index(q) for q in prompts])
+    unet, scheduler, latents = (
+        _half(base.unet, precision),
+        training_scheduler(base),
+        _ready(latents, base),
+    )
+    text = encode_prompts(base, unique).to(next(unet.parameters()).dtype)
+    of_row = of_row.to(base.device)
+
     def batch(k):
-        g = draw_generator(base.device, seed, 'lora', k); i = _on(rows[draw_rows(len(rows), batch_size, k, seed, 'lora', p)], base.device)
+        g = draw_generator(base.device, seed, "lora", k)
+        i = _on(rows[draw_rows(len(rows), batch_size, k, seed, "lora", p)], base.device)
         x = latents.sample(i, g)
-        return x, *draw_noise(x, scheduler.config.num_train_timesteps, g, noise_offset), text[of_row[i]]
+        return (
+            x,
+            *draw_noise(x, scheduler.config.num_train_timesteps, g, noise_offset),
+            text[of_row[i]],
+        )
 
     loss = lambda model, batch: denoising_loss(unet, scheduler, *batch).mean()
-    sample = lambda model, step: _show(replace(base, unet=unet), unique[::-(-len(unique)//4)], seed, folder, step)
+    sample = lambda model, step: _show(
+        replace(base, unet=unet), unique[:: -(-len(unique) // 4)], seed, folder, step
+    )
     try:
         _add_adapter(unet, rank, alpha or rank, targets, seed)
         cast_training_params(unet, torch.promote_types(base.dtype, torch.float32))
         model = torch.nn.ParameterList(p for p in unet.parameters() if p.requires_grad)
         optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=weight_decay, fused=True)
         with _memory(batch_size, accumulate, batch_size):
-            log = _steps(model, batch, loss, optimizer, steps, accumulate, base, folder, precision, clip, ema, every, sample, sample_every, progress, 'lora')
-    except BaseException: base.unet.unload_lora(); raise # the base is as it was
+            log = _steps(
+                model,
+                batch,
+                loss,
+                optimizer,
+                steps,
+                accumulate,
+                base,
+                folder,
+                precision,
+                clip,
+                ema,
+                every,
+                sample,
+                sample_every,
+                progress,
+                "lora",
+            )
+    except BaseException:
+        base.unet.unload_lora()
+        raise  # the base is as it was
     unet.requires_grad_(False)
-    if unet is not base.unet: _give_adapter(unet, base.unet, rank, alpha or rank, targets)
-    if folder is not None: save_lora(folder, base.unet)
-    _mark(base, 'lora', _adapter(base.unet))
+    if unet is not base.unet:
+        _give_adapter(unet, base.unet, rank, alpha or rank, targets)
+    if folder is not None:
+        save_lora(folder, base.unet)
+    _mark(base, "lora", _adapter(base.unet))
     return log
 
-
-def _rows(latents, prompts, rows, weights): # rows to draw from, their probabilities or None
-    if len(prompts) != len(latents): raise ValueError(f'{len(prompts)} prompts for {len(latents)} images: there must be one for each.')
+# %% ../nbs/25_personalise.ipynb #772e5adf
+def _rows(latents, prompts, rows, weights):  # rows to draw from, their probabilities or None
+    if len(prompts) != len(latents):
+        raise ValueError(
+            f"{len(prompts)} prompts for {len(latents)} images: there must be one for each."
+        )
     rows = np.arange(len(latents)) if rows is None else np.asarray(rows)
-    if not len(rows): raise ValueError('rows is empty: there are no images to train on.')
-    if weights is None: return rows, None
+    if not len(rows):
+        raise ValueError("rows is empty: there are no images to train on.")
+    if weights is None:
+        return rows, None
     w = np.asarray(weights, float)
     if w.shape != (len(latents),) or not np.isfinite(w).all() or (w < 0).any() or not w[rows].sum():
-        raise ValueError(f'weights must be {len(latents)} finite numbers >= 0, not all 0 where images are drawn.')
-    return rows, w[rows]/w[rows].sum()
+        raise ValueError(
+            f"weights must be {len(latents)} finite numbers >= 0, not all 0 where images are drawn."
+        )
+    return rows, w[rows] / w[rows].sum()
 
-
+# %% ../nbs/25_personalise.ipynb #c2a5d7e2
 def _add_adapter(unet, rank, alpha, targets, seed):
     import torch
     from peft import LoraConfig
+
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        unet.requires_grad_(False).add_adapter(LoraConfig(r=rank, lora_alpha=alpha, init_lora_weights='gaussian', target_modules=list(targets)))
+        unet.requires_grad_(False).add_adapter(
+            LoraConfig(
+                r=rank, lora_alpha=alpha, init_lora_weights="gaussian", target_modules=list(targets)
+            )
+        )
 
-
-def _adapter(unet) -> dict: # A and B by name, as peft names them
+# %% ../nbs/25_personalise.ipynb #492348e3
+def _adapter(unet) -> dict:  # A and B by name, as peft names them
     from peft import get_peft_model_state_dict
+
     return get_peft_model_state_dict(unet)
 
-
+# %% ../nbs/25_personalise.ipynb #c96b144c
 def _give_adapter(source, target, rank, alpha, targets):
     from peft import set_peft_model_state_dict
+
     _add_adapter(target, rank, alpha, targets, 0)
-    set_peft_model_state_dict(target, _adapter(source)); target.requires_grad_(False)
+    set_peft_model_state_dict(target, _adapter(source))
+    target.requires_grad_(False)
 
+# %% ../nbs/25_personalise.ipynb #9b8ee8ef
+_LORA = "pytorch_lora_weights.safetensors"  # the name that diffusers looks for
 
-_LORA = 'pytorch_lora_weights.safetensors' # the name that diffusers looks for
-
-
+# %% ../nbs/25_personalise.ipynb #825e0bc3
 def save_lora(
     folder,  # where to
-    unet,    # with a trained adapter
+    unet,  # with a trained adapter
 ):
     "Write <folder>/pytorch_lora_weights.safetensors, as diffusers' `load_lora_weights` reads it."
     from diffusers import StableDiffusionPipeline
     from diffusers.utils import convert_state_dict_to_diffusers
-    with atomic_path(Path(folder)/_LORA) as tmp:
-        StableDiffusionPipeline.save_lora_weights(tmp.parent, unet_lora_layers=convert_state_dict_to_diffusers(_adapter(unet)), weight_name=tmp.name,
-                                                  safe_serialization=True, unet_lora_adapter_metadata=unet.peft_config['default'].to_dict())
+
+    with atomic_path(Path(folder) / _LORA) as tmp:
+        StableDiffusionPipeline.save_lora_weights(
+            tmp.parent,
+            unet_lora_layers=convert_state_dict_to_diffusers(_adapter(unet)),
+            weight_name=tmp.name,
+            safe_serialization=True,
+            unet_lora_adapter_metadata=unet.peft_config["default"].to_dict(),
+        )
 
 # %% ../nbs/25_personalise.ipynb #e18d58a7
 def loras(
-    base,         # latent.Base, left as it was
-    latents,      # latent.Latents of the images
-    prompts,      # prompt of each image
-    concepts,     # name of the LoRA that an image is for, e.g. its condition
-    folder,       # gets a folder per concept
-    **options,    # of `lora`
-) -> pd.DataFrame: # the logs, with column concept
+    base,  # latent.Base, left as it was
+    latents,  # latent.Latents of the images
+    prompts,  # prompt of each image
+    concepts,  # name of the LoRA that an image is for, e.g. its condition
+    folder,  # gets a folder per concept
+    **options,  # of `lora`
+) -> pd.DataFrame:  # the logs, with column concept
     "A LoRA per concept, each trained on the concept's images only."
-    if len(concepts) != len(latents): raise ValueError(f'{len(concepts)} concepts for {len(latents)} images: there must be one for each.')
+    if len(concepts) != len(latents):
+        raise ValueError(
+            f"{len(concepts)} concepts for {len(latents)} images: there must be one for each."
+        )
     logs = []
     for c in sorted(set(concepts)):
         own = replace(base, unet=_copy(base.unet))
-        logs.append(lora(own, latents, prompts, rows=np.flatnonzero(np.asarray(concepts) == c), folder=Path(folder)/_file_stem(c), **options).assign(concept=c))
+        logs.append(
+            lora(
+                own,
+                latents,
+                prompts,
+                rows=np.flatnonzero(np.asarray(concepts) == c),
+                folder=Path(folder) / _file_stem(c),
+                **options,
+            ).assign(concept=c)
+        )
     return pd.concat(logs, ignore_index=True)
 
 # %% ../nbs/25_personalise.ipynb #aa8f94f2
 def personalised(
-    base,              # latent.Base, left as it was
-    embeddings=None,   # folder (or file) of learned tokens
-    lora=None,         # folder of a LoRA
-    scale:float=1.,    # weight of the LoRA: 0 is the base exactly
-):                     # latent.Base, a copy
+    base,  # latent.Base, left as it was
+    embeddings=None,  # folder (or file) of learned tokens
+    lora=None,  # folder of a LoRA
+    scale: float = 1.0,  # weight of the LoRA: 0 is the base exactly
+):  # latent.Base, a copy
     "A copy of a base with learned words and LoRA. Raises FileNotFoundError or ValueError."
     from safetensors.torch import load_file
+
     base = base.copy()
     if embeddings is not None:
-        files = [Path(embeddings)] if Path(embeddings).is_file() else sorted(Path(embeddings).glob('*.safetensors'))
-        vectors = {k: v.reshape(-1) for f in files if f.name != _LORA for k, v in load_file(f).items()}
-        if not vectors: raise FileNotFoundError(f'No learned tokens (*.safetensors) in {embeddings}; textual_inversion(..., folder=...) writes them.')
+        files = (
+            [Path(embeddings)]
+            if Path(embeddings).is_file()
+            else sorted(Path(embeddings).glob("*.safetensors"))
+        )
+        vectors = {
+            k: v.reshape(-1) for f in files if f.name != _LORA for k, v in load_file(f).items()
+        }
+        if not vectors:
+            raise FileNotFoundError(
+                f"No learned tokens (*.safetensors) in {embeddings}; textual_inversion(...,"
+                " folder=...) writes them."
+            )
         width = base.text_encoder.get_input_embeddings().embedding_dim
         if bad := [k for k, v in vectors.items() if len(v) != width]:
-            raise ValueError(f'{bad[0]!r} in {embeddings} has {len(vectors[bad[0]])} numbers; words of {base.name!r} have {width}. '
-                             'It was learned with another base model.')
+            raise ValueError(
+                f"{bad[0]!r} in {embeddings} has {len(vectors[bad[0]])} numbers; words of"
+                f" {base.name!r} have {width}. It was learned with another base model."
+            )
         import torch
+
         _install(base, list(vectors), torch.stack(list(vectors.values())))
     if lora is not None:
-        if not (Path(lora)/_LORA).is_file(): raise FileNotFoundError(f'No {_LORA} in {lora}; lora(..., folder=...) writes it.')
-        pipe = base.pipeline(); pipe.load_lora_weights(str(lora), weight_name=_LORA, adapter_name='default')
-        pipe.set_adapters('default', scale); base.unet.requires_grad_(False)
-        _mark(base, 'lora' if scale == 1 else f'lora x {scale:g}', _adapter(base.unet))
+        if not (Path(lora) / _LORA).is_file():
+            raise FileNotFoundError(f"No {_LORA} in {lora}; lora(..., folder=...) writes it.")
+        pipe = base.pipeline()
+        pipe.load_lora_weights(str(lora), weight_name=_LORA, adapter_name="default")
+        pipe.set_adapters("default", scale)
+        base.unet.requires_grad_(False)
+        _mark(base, "lora" if scale == 1 else f"lora x {scale:g}", _adapter(base.unet))
     return base

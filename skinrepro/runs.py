@@ -22,370 +22,607 @@ from .core import PROFILES, Provenance, atomic_path, check_choice, hash_text, pa
 
 # %% ../nbs/01_runs.ipynb #93466f3f
 class ParameterError(ValueError):
-    "A parameter that the notebook does not have, or of the wrong type or value; the message lists what there is."
+    """A parameter that the notebook does not have, or of the wrong type or value; the message lists
+    what there is.
+    """
 
-
+# %% ../nbs/01_runs.ipynb #61738289
 def declared(
-    notebook, # path of an experiment notebook
-) -> dict:    # name -> default
-    "Parameters that a notebook declares. Raises ParameterError when the tagged cell is missing or not plain."
-    cells = json.loads(Path(notebook).read_text(encoding='utf-8'))['cells']
-    tagged = [''.join(c['source']) for c in cells if c['cell_type'] == 'code' and 'parameters' in c['metadata'].get('tags', [])]
+    notebook,  # path of an experiment notebook
+) -> dict:  # name -> default
+    """Parameters that a notebook declares. Raises ParameterError when the tagged cell is missing or
+    not plain.
+    """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    tagged = [
+        "".join(c["source"])
+        for c in cells
+        if c["cell_type"] == "code" and "parameters" in c["metadata"].get("tags", [])
+    ]
     if len(tagged) != 1:
-        raise ParameterError(f'{notebook} has {len(tagged)} cells tagged `parameters`, not one: papermill would silently run the defaults. '
-                             'Tag the cell again (nbdev_clean keeps tags only with `allowed_cell_metadata_keys = tags`).')
+        raise ParameterError(
+            f"{notebook} has {len(tagged)} cells tagged `parameters`, not one: papermill would"
+            " silently run the defaults. Tag the cell again (nbdev_clean keeps tags only with"
+            " `allowed_cell_metadata_keys = tags`)."
+        )
     out = {}
     for node in ast.parse(tagged[0]).body:
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant): continue # a docstring
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # a docstring
         try:
-            target, = node.targets
+            (target,) = node.targets
             out[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
-            raise ParameterError(f'{notebook}, parameters cell, line {node.lineno}: only `name = plain value` is allowed there.') from None
+            raise ParameterError(
+                f"{notebook}, parameters cell, line {node.lineno}: only `name = plain value` is"
+                " allowed there."
+            ) from None
     return out
 
-
+# %% ../nbs/01_runs.ipynb #b9bf5dc4
 def check_parameters(
-    asked:dict,    # name -> value
-    defaults:dict, # name -> default, from `declared`
-    where:str='the notebook', # for messages
-) -> dict:         # all parameters, defaults filled in, in declared order
+    asked: dict,  # name -> value
+    defaults: dict,  # name -> default, from `declared`
+    where: str = "the notebook",  # for messages
+) -> dict:  # all parameters, defaults filled in, in declared order
     "Effective parameters. Raises ParameterError for an unknown name or a wrong type."
     unknown = [k for k in asked if k not in defaults]
-    if unknown: raise ParameterError(f'{where} has no parameter {unknown}; it has {list(defaults)}.')
+    if unknown:
+        raise ParameterError(f"{where} has no parameter {unknown}; it has {list(defaults)}.")
     out = {}
     for k, default in defaults.items():
         v = asked.get(k, default)
-        if isinstance(default, float) and type(v) is int: v = float(v) # 1 for 1.0 is what a person means
+        if isinstance(default, float) and type(v) is int:
+            v = float(v)  # 1 for 1.0 is what a person means
         if default is not None and type(v) is not type(default):
-            raise ParameterError(f'{where}: parameter {k} = {v!r} is a {type(v).__name__}, but the default {default!r} is a {type(default).__name__}.')
+            raise ParameterError(
+                f"{where}: parameter {k} = {v!r} is a {type(v).__name__}, but the default"
+                f" {default!r} is a {type(default).__name__}."
+            )
         out[k] = v
     return out
 
 # %% ../nbs/01_runs.ipynb #773b32a6
 def run_id(
-    paper:str,       # paper key, e.g. 'wang2024'
-    notebook:str,    # name of the experiment notebook without .ipynb
-    parameters:dict, # all of them, as `check_parameters` returns them
-) -> str:            # e.g. 'scenario-1f0c9a2b7d3e'
+    paper: str,  # paper key, e.g. 'wang2024'
+    notebook: str,  # name of the experiment notebook without .ipynb
+    parameters: dict,  # all of them, as `check_parameters` returns them
+) -> str:  # e.g. 'scenario-1f0c9a2b7d3e'
     "Name of a run: a hash of what was asked, the same on every machine."
-    return f'{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}'
+    return f"{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}"
 
 # %% ../nbs/01_runs.ipynb #3f056e8b
-RESOURCES = dict(threads=1, mem_mb=2000, minutes=60, gpus=0) # what a run takes unless the grid says otherwise; also inside the profile's table
-RESERVED = ('notebook', 'rebuilds', 'needs', 'extra', 'defines', 'like', 'skip', 'reads', *RESOURCES)
+RESOURCES = dict(
+    threads=1, mem_mb=2000, minutes=60, gpus=0
+)  # what a run takes unless the grid says otherwise; also inside the profile's table
+RESERVED = (
+    "notebook",
+    "rebuilds",
+    "needs",
+    "extra",
+    "defines",
+    "like",
+    "skip",
+    "reads",
+    *RESOURCES,
+)
 
-
+# %% ../nbs/01_runs.ipynb #b013f400
 @dataclass(frozen=True)
 class Run:
     "One notebook with one set of parameters."
-    paper:str
-    section:str       # of grid.toml; '' when asked for by hand
-    notebook:Path     # template
-    parameters:dict = field(hash=False)
-    needs:tuple = ()  # ids of the runs that must be done before
-    made_from:dict = field(default_factory=dict, hash=False, compare=False) # parameter -> the run whose id it holds
-    reads:tuple = field(default=(), compare=False) # files of the project that it reads, as patterns below its root
-    resources:dict = field(default_factory=lambda: dict(RESOURCES), hash=False, compare=False) # threads, mem_mb (MB), minutes, gpus
+
+    paper: str
+    section: str  # of grid.toml; '' when asked for by hand
+    notebook: Path  # template
+    parameters: dict = field(hash=False)
+    needs: tuple = ()  # ids of the runs that must be done before
+    made_from: dict = field(
+        default_factory=dict, hash=False, compare=False
+    )  # parameter -> the run whose id it holds
+    reads: tuple = field(
+        default=(), compare=False
+    )  # files of the project that it reads, as patterns below its root
+    resources: dict = field(
+        default_factory=lambda: dict(RESOURCES), hash=False, compare=False
+    )  # threads, mem_mb (MB), minutes, gpus
 
     @property
-    def id(self) -> str: return run_id(self.paper, self.notebook.stem, self.parameters)
-    @property
-    def folder(self) -> Path: return paths().runs/self.paper/self.id
-    @property
-    def done(self) -> bool: return (self.folder/'records.csv').is_file() # written last, in one step
+    def id(self) -> str:
+        return run_id(self.paper, self.notebook.stem, self.parameters)
 
+    @property
+    def folder(self) -> Path:
+        return paths().runs / self.paper / self.id
 
+    @property
+    def done(self) -> bool:
+        return (self.folder / "records.csv").is_file()  # written last, in one step
+
+# %% ../nbs/01_runs.ipynb #ad3bf8f2
 def expand(
-    section:dict,    # parameter -> scalar (fixed) or list (swept)
-) -> list[dict]:     # parameters of each run, in declared order
+    section: dict,  # parameter -> scalar (fixed) or list (swept)
+) -> list[dict]:  # parameters of each run, in declared order
     "Cross the swept parameters of a grid section."
     axes = [v if isinstance(v, list) else [v] for v in section.values()]
     return [dict(zip(section, vs)) for vs in product(*axes)]
 
-
+# %% ../nbs/01_runs.ipynb #b99e174b
 def read_grid(
-    folder,              # a paper's folder: holds grid.toml and the notebooks
-    profile:str='mini',  # mini or paper
-    section:str|None=None, # only this section and what it needs; several with commas
-    **override,          # parameters that replace the grid's, scalar or list, e.g. data='pad_ufes20'
+    folder,  # a paper's folder: holds grid.toml and the notebooks
+    profile: str = "mini",  # mini or paper
+    section: str | None = None,  # only this section and what it needs; several with commas
+    **override,  # parameters that replace the grid's, scalar or list, e.g. data='pad_ufes20'
 ) -> list[Run]:
-    "Runs of a paper, dependencies resolved. Raises ParameterError naming file, section and parameter."
-    folder = Path(folder); file = folder/'grid.toml'
-    check_choice('profile', profile, PROFILES)
-    try: grid = tomllib.loads(file.read_text(encoding='utf-8'))
-    except FileNotFoundError: raise FileNotFoundError(f'No {file}: every paper folder has a grid.') from None
-    except tomllib.TOMLDecodeError as e: raise ParameterError(f'{file}: {e}') from None
-    named = [] if section is None else [check_choice(f'{file}: section', s.strip(), grid) for s in section.split(',')]
+    """Runs of a paper, dependencies resolved. Raises ParameterError naming file, section and
+    parameter.
+    """
+    folder = Path(folder)
+    file = folder / "grid.toml"
+    check_choice("profile", profile, PROFILES)
+    try:
+        grid = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"No {file}: every paper folder has a grid.") from None
+    except tomllib.TOMLDecodeError as e:
+        raise ParameterError(f"{file}: {e}") from None
+    named = (
+        []
+        if section is None
+        else [check_choice(f"{file}: section", s.strip(), grid) for s in section.split(",")]
+    )
     sections = {name: _section(name, grid, file, profile, override) for name in grid}
     lacking = [n for n in named if sections[n] is None]
     if lacking:
         has = {p: grid[lacking[0]][p] for p in PROFILES if p in grid[lacking[0]]}
-        raise ParameterError(f'{file}, section [{lacking[0]}] has no runs for profile {profile}' + (f' and {override}' if override else '')
-                             + f'; it has {list(has)}' + (f' and is defined by {grid[lacking[0]]["defines"]}.' if 'defines' in grid[lacking[0]] else '.'))
+        raise ParameterError(
+            f"{file}, section [{lacking[0]}] has no runs for profile {profile}"
+            + (f" and {override}" if override else "")
+            + f"; it has {list(has)}"
+            + (
+                f" and is defined by {grid[lacking[0]]['defines']}."
+                if "defines" in grid[lacking[0]]
+                else "."
+            )
+        )
     out = {}
-    for name in named or [n for n, s in sections.items() if s and not grid[n].get('extra')]: _resolve(name, sections, out, file, profile)
+    for name in named or [n for n, s in sections.items() if s and not grid[n].get("extra")]:
+        _resolve(name, sections, out, file, profile)
     lost = [k for k in override if not any(k in sections[n].defaults for n in out)]
     if lost:
-        other = [f'[{n}] is defined by other values' for n, body in grid.items() if set(lost) & set(body.get('defines', []))]
-        raise ParameterError(f'{file}: no notebook of the section(s) {list(out)} has a parameter {lost}; '
-                             + '; '.join([*(f'[{n}] has {list(sections[n].defaults)}' for n in out), *other]) + '.')
+        other = [
+            f"[{n}] is defined by other values"
+            for n, body in grid.items()
+            if set(lost) & set(body.get("defines", []))
+        ]
+        raise ParameterError(
+            f"{file}: no notebook of the section(s) {list(out)} has a parameter {lost}; "
+            + "; ".join([*(f"[{n}] has {list(sections[n].defaults)}" for n in out), *other])
+            + "."
+        )
     once = {}
-    for r in (r for runs in out.values() for r in runs): once.setdefault(r.id, r) # equal questions run once, under the section that comes first
+    for r in (r for runs in out.values() for r in runs):
+        once.setdefault(r.id, r)  # equal questions run once, under the section that comes first
     return list(once.values())
 
-
+# %% ../nbs/01_runs.ipynb #02502151
 @dataclass(frozen=True)
 class _Section:
     "A section of a grid for one profile, before the sweep."
-    notebook:Path
-    defaults:dict  # what its notebook declares
-    asked:dict     # parameter -> value, list of values, or '@section'
-    needs:tuple    # sections that run before
-    skip:tuple     # combinations that are left out: parameter -> value or list of values
-    reads:tuple    # patterns of files that the runs read
-    resources:dict # of each run
+
+    notebook: Path
+    defaults: dict  # what its notebook declares
+    asked: dict  # parameter -> value, list of values, or '@section'
+    needs: tuple  # sections that run before
+    skip: tuple  # combinations that are left out: parameter -> value or list of values
+    reads: tuple  # patterns of files that the runs read
+    resources: dict  # of each run
 
     @property
-    def swept(self) -> set: return {k for k, v in self.asked.items() if isinstance(v, list)}
+    def swept(self) -> set:
+        return {k for k, v in self.asked.items() if isinstance(v, list)}
+
     @property
     def combinations(self) -> list:
-        left_out = lambda p: any(all(p[k] in _listed(v) for k, v in rule.items()) for rule in self.skip)
+        left_out = lambda p: any(
+            all(p[k] in _listed(v) for k, v in rule.items()) for rule in self.skip
+        )
         return [p for p in expand(self.asked) if not left_out(p)]
 
-
+# %% ../nbs/01_runs.ipynb #fcfd05d6
 _listed = lambda v: v if isinstance(v, list) else [v]
-_refers = lambda v: isinstance(v, str) and v.startswith('@')
+_refers = lambda v: isinstance(v, str) and v.startswith("@")
 
-
-def _section(name:str, grid:dict, file:Path, profile:str, override:dict): # _Section, or None when it has no runs for this profile and override
+# %% ../nbs/01_runs.ipynb #ae2cba23
+def _section(
+    name: str, grid: dict, file: Path, profile: str, override: dict
+):  # _Section, or None when it has no runs for this profile and override
     "What a section asks for. Raises ParameterError when its notebook or a parameter is not there."
-    body, where = grid[name], f'{file}, section [{name}]'
-    if profile not in body and any(p in body for p in PROFILES) and profile != 'smoke': return None
-    notebook = file.parent/f'{body.get("notebook", name)}.ipynb'
-    if not notebook.is_file(): raise ParameterError(f'{where}: there is no notebook {notebook.name}.')
+    body, where = grid[name], f"{file}, section [{name}]"
+    if profile not in body and any(p in body for p in PROFILES) and profile != "smoke":
+        return None
+    notebook = file.parent / f"{body.get('notebook', name)}.ipynb"
+    if not notebook.is_file():
+        raise ParameterError(f"{where}: there is no notebook {notebook.name}.")
     defaults = declared(notebook)
-    asked = {'profile': profile} if 'profile' in defaults else {}
+    asked = {"profile": profile} if "profile" in defaults else {}
     inherited, own = _inherited(name, grid, profile, where), _own(body, profile)
     resources = RESOURCES | {k: v for k, v in (inherited | own).items() if k in RESOURCES}
     for k, v in resources.items():
-        if type(v) is not int or v < (k != 'gpus'): raise ParameterError(f'{where}: {k} = {v!r} must be a whole number, at least {int(k != "gpus")}.')
-    asked |= {k: v for k, v in inherited.items() if k in defaults} | {k: v for k, v in own.items() if k not in RESERVED}
+        if type(v) is not int or v < (k != "gpus"):
+            raise ParameterError(
+                f"{where}: {k} = {v!r} must be a whole number, at least {int(k != 'gpus')}."
+            )
+    asked |= {k: v for k, v in inherited.items() if k in defaults} | {
+        k: v for k, v in own.items() if k not in RESERVED
+    }
     for k, v in override.items():
-        if k not in defaults: continue
-        if k not in body.get('defines', []): asked[k] = v; continue
-        if k not in asked: raise ParameterError(f'{where}: `defines` names {k}, which the section does not set.')
+        if k not in defaults:
+            continue
+        if k not in body.get("defines", []):
+            asked[k] = v
+            continue
+        if k not in asked:
+            raise ParameterError(f"{where}: `defines` names {k}, which the section does not set.")
         kept = [own for own in _listed(asked[k]) if own in _listed(v)]
-        if not kept: return None
+        if not kept:
+            return None
         asked[k] = kept if isinstance(asked[k], list) else kept[0]
     check_parameters({k: _listed(v)[0] for k, v in asked.items() if _listed(v)}, defaults, where)
     refers = [v[1:] for values in asked.values() for v in _listed(values) if _refers(v)]
-    skip = tuple(body.get('skip', []))
+    skip = tuple(body.get("skip", []))
     unknown = {k for rule in skip for k in rule} - set(asked)
-    if unknown: raise ParameterError(f'{where}: `skip` names {sorted(unknown)}, which the section does not set.')
-    return _Section(notebook, defaults, asked, tuple(dict.fromkeys([*body.get('needs', []), *refers])), skip,
-                    tuple((inherited | own).get('reads', ())), resources)
+    if unknown:
+        raise ParameterError(
+            f"{where}: `skip` names {sorted(unknown)}, which the section does not set."
+        )
+    return _Section(
+        notebook,
+        defaults,
+        asked,
+        tuple(dict.fromkeys([*body.get("needs", []), *refers])),
+        skip,
+        tuple((inherited | own).get("reads", ())),
+        resources,
+    )
 
+# %% ../nbs/01_runs.ipynb #60964959
+def _own(
+    body: dict, profile: str
+) -> dict:  # parameters, resources and files read that a section sets itself
+    return {
+        k: v
+        for k, v in body.items()
+        if k not in PROFILES and (k not in RESERVED or k in (*RESOURCES, "reads"))
+    } | body.get(profile, {})
 
-def _own(body:dict, profile:str) -> dict: # parameters, resources and files read that a section sets itself
-    return {k: v for k, v in body.items() if k not in PROFILES and (k not in RESERVED or k in (*RESOURCES, 'reads'))} | body.get(profile, {})
-
-
-def _inherited(name:str, grid:dict, profile:str, where:str, below:tuple=()) -> dict: # the same of the section that this one is like
-    if 'like' not in grid[name]: return {}
-    model = check_choice(f'{where}: like', grid[name]['like'], [n for n in grid if n not in (name, *below)])
+# %% ../nbs/01_runs.ipynb #c95f8a90
+def _inherited(
+    name: str, grid: dict, profile: str, where: str, below: tuple = ()
+) -> dict:  # the same of the section that this one is like
+    if "like" not in grid[name]:
+        return {}
+    model = check_choice(
+        f"{where}: like", grid[name]["like"], [n for n in grid if n not in (name, *below)]
+    )
     return _inherited(model, grid, profile, where, (name, *below)) | _own(grid[model], profile)
 
-
-def _resolve(name:str, sections:dict, out:dict, file:Path, profile:str, above:tuple=()):
+# %% ../nbs/01_runs.ipynb #9f33ad76
+def _resolve(name: str, sections: dict, out: dict, file: Path, profile: str, above: tuple = ()):
     "Put the runs of a section into `out`, after those of the sections that it needs."
-    if name in out: return
-    s, where = sections[name], f'{file}, section [{name}]'
+    if name in out:
+        return
+    s, where = sections[name], f"{file}, section [{name}]"
     for other in s.needs:
-        if other in (*above, name): raise ParameterError(f'{where} needs [{other}], which needs [{name}]: a circle.')
-        if sections.get(other) is None: raise ParameterError(f'{where} needs [{other}], which has no runs for profile {profile} (is it spelt right?).')
+        if other in (*above, name):
+            raise ParameterError(f"{where} needs [{other}], which needs [{name}]: a circle.")
+        if sections.get(other) is None:
+            raise ParameterError(
+                f"{where} needs [{other}], which has no runs for profile {profile} (is it spelt"
+                " right?)."
+            )
         _resolve(other, sections, out, file, profile, (*above, name))
     runs = []
     for p in s.combinations:
-        p = check_parameters(p, s.defaults, where); refs = {k: v[1:] for k, v in p.items() if _refers(v)}
+        p = check_parameters(p, s.defaults, where)
+        refs = {k: v[1:] for k, v in p.items() if _refers(v)}
         fits = {other: _agreeing(p, s, out[other], sections[other], refs) for other in s.needs}
         for other, found in fits.items():
-            if not found: raise ParameterError(f'{where}: no run of [{other}] agrees with {p}.')
+            if not found:
+                raise ParameterError(f"{where}: no run of [{other}] agrees with {p}.")
         made = {k: _only(fits[other], f'{where}: {k} = "@{other}"') for k, other in refs.items()}
         p |= {k: r.id for k, r in made.items()}
         needs = tuple(dict.fromkeys(r.id for found in fits.values() for r in found))
         runs.append(Run(file.parent.name, name, s.notebook, p, needs, made, s.reads, s.resources))
     out[name] = runs
 
-
-def _agreeing(p:dict, mine:_Section, theirs:list, their:_Section, refs) -> list:
-    "Runs of a needed section that have the same value in all that both notebooks declare and either section sweeps."
+# %% ../nbs/01_runs.ipynb #ae79603b
+def _agreeing(p: dict, mine: _Section, theirs: list, their: _Section, refs) -> list:
+    """Runs of a needed section that have the same value in all that both notebooks declare and
+    either section sweeps.
+    """
     keys = [k for k in mine.swept | their.swept if k in p and k in their.defaults and k not in refs]
     return [r for r in theirs if all(r.parameters[k] == p[k] for k in keys if k not in r.made_from)]
 
-
-def _only(found:list, what:str) -> Run:
-    if len(found) == 1: return found[0]
+# %% ../nbs/01_runs.ipynb #85ce9db2
+def _only(found: list, what: str) -> Run:
+    if len(found) == 1:
+        return found[0]
     differ = [k for k in found[0].parameters if len({repr(r.parameters[k]) for r in found}) > 1]
-    raise ParameterError(f'{what} fits {len(found)} runs, which differ in {differ}: fix these, or declare them in the notebook that asks.')
+    raise ParameterError(
+        f"{what} fits {len(found)} runs, which differ in {differ}: fix these, or declare them in"
+        " the notebook that asks."
+    )
 
-
+# %% ../nbs/01_runs.ipynb #c3e7863c
 def asked_for(
-    records:pd.DataFrame, # from `read_records`, or committed ones
-    runs:list[Run],       # from `read_grid`
-    free=('seed', 'missing'), # parameters that may have any value: further draws count, and so do runs on an incomplete data set
-) -> pd.Series:           # bool, index of `records`
-    "Which records belong to a grid: trials with other parameters, or made from the images of such trials, must not slip into a table."
-    if not len(records): return pd.Series(dtype=bool)
+    records: pd.DataFrame,  # from `read_records`, or committed ones
+    runs: list[Run],  # from `read_grid`
+    free=(
+        "seed",
+        "missing",
+        # parameters that may have any value: further draws count, and so do runs on an incomplete data
+        # set
+    ),
+) -> pd.Series:  # bool, index of `records`
+    """Which records belong to a grid: trials with other parameters, or made from the images of such
+    trials, must not slip into a table.
+    """
+    if not len(records):
+        return pd.Series(dtype=bool)
     free = [f for f in free if f in records]
-    plain = lambda v: v.item() if hasattr(v, 'item') else v
-    have = [dict(zip(free, map(plain, t))) for t in records[free].drop_duplicates().itertuples(index=False)]
+    plain = lambda v: v.item() if hasattr(v, "item") else v
+    have = [
+        dict(zip(free, map(plain, t)))
+        for t in records[free].drop_duplicates().itertuples(index=False)
+    ]
     return records.run_id.isin({_varied(r, h) for r in runs for h in have})
 
-
-def _varied(run:Run, free:dict) -> str:
+# %% ../nbs/01_runs.ipynb #8e6bf332
+def _varied(run: Run, free: dict) -> str:
     "Id of a run with other values of the free parameters, in it and in all that it is made from."
-    p = run.parameters | {k: v for k, v in free.items() if k in run.parameters} | {k: _varied(r, free) for k, r in run.made_from.items()}
+    p = (
+        run.parameters
+        | {k: v for k, v in free.items() if k in run.parameters}
+        | {k: _varied(r, free) for k, r in run.made_from.items()}
+    )
     return run_id(run.paper, run.notebook.stem, p)
 
 # %% ../nbs/01_runs.ipynb #5ed4b0d6
-IPYTHON_NAMES = {'In', 'Out', 'exit', 'quit', 'get_ipython', 'open', 'display'}
+IPYTHON_NAMES = {"In", "Out", "exit", "quit", "get_ipython", "open", "display"}
 
-
+# %% ../nbs/01_runs.ipynb #bfd175ff
 def begin(
-    paper:str,          # paper key
-    notebook:str,       # name of the experiment notebook
-    variables:dict,     # `globals()` of the notebook, right after its parameters cell and before any import
+    paper: str,  # paper key
+    notebook: str,  # name of the experiment notebook
+    # `globals()` of the notebook, right after its parameters cell and before any import
+    variables: dict,
 ) -> Run:
     "Check the parameters that this notebook was given and name the run. Raises ParameterError."
-    file = paths().papers/paper/f'{notebook}.ipynb'
+    file = paths().papers / paper / f"{notebook}.ipynb"
     defaults = declared(file)
     asked = {k: variables[k] for k in _asked(variables, defaults) if k in variables}
-    return Run(paper, '', file, check_parameters(asked, defaults, f'{paper}/{notebook}.ipynb'))
+    return Run(paper, "", file, check_parameters(asked, defaults, f"{paper}/{notebook}.ipynb"))
 
-
-def _asked(variables:dict, defaults:dict) -> list:
-    "Names that the parameters cell and papermill's injected cell have set; in a shell without history, all plain variables."
+# %% ../nbs/01_runs.ipynb #9d76ad57
+def _asked(variables: dict, defaults: dict) -> list:
+    """Names that the parameters cell and papermill's injected cell have set; in a shell without
+    history, all plain variables.
+    """
     import types
-    if not variables.get('In'):
-        return [k for k, v in variables.items() if not k.startswith('_') and k not in IPYTHON_NAMES
-                and not isinstance(v, types.ModuleType) and not callable(v)]
+
+    if not variables.get("In"):
+        return [
+            k
+            for k, v in variables.items()
+            if not k.startswith("_")
+            and k not in IPYTHON_NAMES
+            and not isinstance(v, types.ModuleType)
+            and not callable(v)
+        ]
     names = dict.fromkeys(defaults)
-    for source in reversed(variables['In'][:-1]): # the last cell is the one that calls `begin`
-        if 'begin(' in source: continue           # that cell, run again
-        if (assigned := _assigned(source)) is None: break
+    for source in reversed(variables["In"][:-1]):  # the last cell is the one that calls `begin`
+        if "begin(" in source:
+            continue  # that cell, run again
+        if (assigned := _assigned(source)) is None:
+            break
         names |= dict.fromkeys(assigned)
     return list(names)
 
-
-def _assigned(source:str): # names, or None
+# %% ../nbs/01_runs.ipynb #564314b3
+def _assigned(source: str):  # names, or None
     "Names that a cell assigns if it does nothing else."
-    try: body = ast.parse(source).body
-    except SyntaxError: return None
-    if not body or not all(isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) for n in body): return None
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return None
+    if not body or not all(
+        isinstance(n, ast.Assign) and isinstance(n.targets[0], ast.Name) for n in body
+    ):
+        return None
     return [n.targets[0].id for n in body]
 
-
+# %% ../nbs/01_runs.ipynb #3c140f2b
 def finish(
-    run:Run,                      # from `begin`
-    records:pd.DataFrame,         # one row = one number: metric, group, value, n, further keys
-    stamp:Provenance,             # what made them
-    predictions:pd.DataFrame|None=None, # one row = one image
-) -> pd.DataFrame:                # the records with run id, parameters and provenance, as stored
+    run: Run,  # from `begin`
+    records: pd.DataFrame,  # one row = one number: metric, group, value, n, further keys
+    stamp: Provenance,  # what made them
+    predictions: pd.DataFrame | None = None,  # one row = one image
+) -> pd.DataFrame:  # the records with run id, parameters and provenance, as stored
     "Store predictions, then the record (which says that the run is done)."
-    lacking = [c for c in ('metric', 'group', 'value', 'n') if c not in records]
-    if lacking: raise ValueError(f'{run.id}: the records lack the column(s) {lacking}.')
-    if 'timing only' in stamp.weights: raise ValueError(f'{run.id}: {stamp.weights}: no record can be made with such weights. Load the pre-trained ones.')
+    lacking = [c for c in ("metric", "group", "value", "n") if c not in records]
+    if lacking:
+        raise ValueError(f"{run.id}: the records lack the column(s) {lacking}.")
+    if "timing only" in stamp.weights:
+        raise ValueError(
+            f"{run.id}: {stamp.weights}: no record can be made with such weights. Load the"
+            " pre-trained ones."
+        )
     keys = dict(run_id=run.id, paper=run.paper, notebook=run.notebook.stem, **run.parameters)
-    clash = [c for c in records if c in keys and c not in ('select_on', 'data', 'profile')]
-    if clash: raise ValueError(f'{run.id}: the records repeat the parameter(s) {clash}.')
+    clash = [c for c in records if c in keys and c not in ("select_on", "data", "profile")]
+    if clash:
+        raise ValueError(f"{run.id}: the records repeat the parameter(s) {clash}.")
     provenance = {k: v for k, v in stamp.row().items() if k not in keys}
-    out = pd.DataFrame({k: v if v is not None else '' for k, v in keys.items()} | {'i': range(len(records))}).drop(columns='i')
-    out = out.drop(columns=[c for c in records if c in out]).join(records.reset_index(drop=True)).assign(**provenance)
-    if ranks()[0]: return out # the first process writes
+    out = pd.DataFrame(
+        {k: v if v is not None else "" for k, v in keys.items()} | {"i": range(len(records))}
+    ).drop(columns="i")
+    out = (
+        out.drop(columns=[c for c in records if c in out])
+        .join(records.reset_index(drop=True))
+        .assign(**provenance)
+    )
+    if ranks()[0]:
+        return out  # the first process writes
     if predictions is not None:
-        with atomic_path(run.folder/'predictions.parquet') as tmp: predictions.assign(run_id=run.id).to_parquet(tmp)
-    with atomic_path(run.folder/'run.json') as tmp:
-        tmp.write_text(json.dumps(dict(paper=run.paper, notebook=run.notebook.stem, parameters=run.parameters), indent=1))
-    with atomic_path(run.folder/'records.csv') as tmp: out.to_csv(tmp, index=False)
+        with atomic_path(run.folder / "predictions.parquet") as tmp:
+            predictions.assign(run_id=run.id).to_parquet(tmp)
+    with atomic_path(run.folder / "run.json") as tmp:
+        tmp.write_text(
+            json.dumps(
+                dict(paper=run.paper, notebook=run.notebook.stem, parameters=run.parameters),
+                indent=1,
+            )
+        )
+    with atomic_path(run.folder / "records.csv") as tmp:
+        out.to_csv(tmp, index=False)
     return out
 
 # %% ../nbs/01_runs.ipynb #9e36eea0
 def find(
-    paper:str,  # paper key
-    run_id:str, # e.g. 'generator-1f0c9a2b7d3e'
-) -> Run:       # with its parameters and folder
+    paper: str,  # paper key
+    run_id: str,  # e.g. 'generator-1f0c9a2b7d3e'
+) -> Run:  # with its parameters and folder
     "A finished run. Raises ParameterError with the remedy when there is none."
-    folder = paths().runs/paper/run_id; notebook = run_id.rpartition('-')[0] or run_id
-    try: kept = json.loads((folder/'run.json').read_text(encoding='utf-8'))
-    except FileNotFoundError: kept = None
-    if kept is None or not (folder/'records.csv').is_file():
-        raise ParameterError(f'There is no finished run {run_id!r} of {paper} in {folder.parent}: run {notebook} first: '
-                             f'skinrepro run {paper} --section {notebook}')
-    return Run(kept['paper'], '', paths().papers/paper/f'{kept["notebook"]}.ipynb', kept['parameters'])
+    folder = paths().runs / paper / run_id
+    notebook = run_id.rpartition("-")[0] or run_id
+    try:
+        kept = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        kept = None
+    if kept is None or not (folder / "records.csv").is_file():
+        raise ParameterError(
+            f"There is no finished run {run_id!r} of {paper} in {folder.parent}: run {notebook}"
+            f" first: skinrepro run {paper} --section {notebook}"
+        )
+    return Run(
+        kept["paper"], "", paths().papers / paper / f"{kept['notebook']}.ipynb", kept["parameters"]
+    )
 
 # %% ../nbs/01_runs.ipynb #d3cc07fd
 def read_records(
-    paper:str,        # paper key
-    notebook:str|None=None, # only runs of this notebook
-) -> pd.DataFrame:    # all records, sorted by run id so that the order does not depend on the disk; empty if there are none
-    "Records of every finished run of a paper."
-    frames = [read_record(f) for f in sorted((paths().runs/paper).glob(f'{notebook or "*"}-*/records.csv'))]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=['run_id', 'metric', 'group', 'value', 'n'])
-
-
-def read_record(
-    file, # a records.csv, of one run or of many; where a runs.csv lies beside it, what belongs to a whole run is there
+    paper: str,  # paper key
+    notebook: str | None = None,  # only runs of this notebook
+    # all records, sorted by run id so that the order does not depend on the disk; empty if there are
+    # none
 ) -> pd.DataFrame:
-    "Records from a file: numbers are numbers or NaN, all other empty cells are empty text (a parameter may be ''). Raises ValueError for an unknown run."
-    numbers = {c: ['', 'nan'] for c in ('value', 'n', 'low', 'high')}
-    read = lambda f: pd.read_csv(f, keep_default_na=False, na_values=numbers, dtype={'run_id': str, 'commit': str})
-    t, beside = read(file), Path(file).with_name('runs.csv')
-    if not beside.is_file(): return t
-    whole = read(beside); lost = t.run_id[~t.run_id.isin(whole.run_id)]
-    if len(lost): raise ValueError(f'{file}, run {lost.iloc[0]}: {beside.name} beside it does not have this run. Both files belong together: restore them.')
-    return whole.merge(t, on='run_id', how='right', validate='one_to_many')
+    "Records of every finished run of a paper."
+    frames = [
+        read_record(f)
+        for f in sorted((paths().runs / paper).glob(f"{notebook or '*'}-*/records.csv"))
+    ]
+    return (
+        pd.concat(frames, ignore_index=True)
+        if frames
+        else pd.DataFrame(columns=["run_id", "metric", "group", "value", "n"])
+    )
 
+# %% ../nbs/01_runs.ipynb #902a90d5
+def read_record(
+    # a records.csv, of one run or of many; where a runs.csv lies beside it, what belongs to a whole
+    # run is there
+    file,
+) -> pd.DataFrame:
+    """Records from a file: numbers are numbers or NaN, all other empty cells are empty text (a
+    parameter may be ''). Raises ValueError for an unknown run.
+    """
+    numbers = {c: ["", "nan"] for c in ("value", "n", "low", "high")}
+    read = lambda f: pd.read_csv(
+        f, keep_default_na=False, na_values=numbers, dtype={"run_id": str, "commit": str}
+    )
+    t, beside = read(file), Path(file).with_name("runs.csv")
+    if not beside.is_file():
+        return t
+    whole = read(beside)
+    lost = t.run_id[~t.run_id.isin(whole.run_id)]
+    if len(lost):
+        raise ValueError(
+            f"{file}, run {lost.iloc[0]}: {beside.name} beside it does not have this run. Both"
+            " files belong together: restore them."
+        )
+    return whole.merge(t, on="run_id", how="right", validate="one_to_many")
 
+# %% ../nbs/01_runs.ipynb #bbd8b795
 def write_records(
-    records:pd.DataFrame, # of many runs
-    file,                 # records.csv; gets the numbers, and runs.csv beside it what is the same for all numbers of a run
+    records: pd.DataFrame,  # of many runs
+    # records.csv; gets the numbers, and runs.csv beside it what is the same for all numbers of a
+    # run
+    file,
 ):
-    "Keep records of many runs, each fact once: parameters and provenance by run, numbers by row. `read_record` joins them."
-    rows = {'run_id', 'metric', 'group', 'value', 'n', 'low', 'high'}
-    same = (records.groupby('run_id').nunique(dropna=False) <= 1).all()
+    """Keep records of many runs, each fact once: parameters and provenance by run, numbers by row.
+    `read_record` joins them.
+    """
+    rows = {"run_id", "metric", "group", "value", "n", "low", "high"}
+    same = (records.groupby("run_id").nunique(dropna=False) <= 1).all()
     of_run = [c for c in records if c not in rows and same[c]]
-    parts = {'runs.csv': records[['run_id', *of_run]].drop_duplicates('run_id'), Path(file).name: records.drop(columns=of_run)}
+    parts = {
+        "runs.csv": records[["run_id", *of_run]].drop_duplicates("run_id"),
+        Path(file).name: records.drop(columns=of_run),
+    }
     for name, t in parts.items():
-        with atomic_path(Path(file).with_name(name)) as tmp: t.to_csv(tmp, index=False, lineterminator='\n', float_format='%.7g')
+        with atomic_path(Path(file).with_name(name)) as tmp:
+            t.to_csv(tmp, index=False, lineterminator="\n", float_format="%.7g")
 
 # %% ../nbs/01_runs.ipynb #c3b09268
 def import_papermill():
-    "Papermill, in a quarter of the time: without the grammar of web addresses that jsonschema compiles for a check that no notebook needs (2 s)."
+    """Papermill, in a quarter of the time: without the grammar of web addresses that jsonschema
+    compiles for a check that no notebook needs (2 s).
+    """
     import sys
-    grammar = 'rfc3987_syntax'; absent = grammar not in sys.modules
-    if absent: sys.modules[grammar] = None # as if it were not installed; jsonschema then leaves the check out
-    try: import papermill
+
+    grammar = "rfc3987_syntax"
+    absent = grammar not in sys.modules
+    if absent:
+        sys.modules[grammar] = (
+            None  # as if it were not installed; jsonschema then leaves the check out
+        )
+    try:
+        import papermill
     finally:
-        if absent: del sys.modules[grammar]
+        if absent:
+            del sys.modules[grammar]
     return papermill
 
-
+# %% ../nbs/01_runs.ipynb #45c3d418
 def execute_notebook(
-    notebook,            # file to execute
-    out,                 # file for the executed notebook; written also when a cell fails, up to that cell
-    parameters:dict|None=None, # for the cell tagged `parameters`
-    cwd=None,            # working folder of the kernel; None: that of `out`
-    **options,           # of papermill.execute_notebook, such as `execution_timeout` in seconds
-):                       # the executed notebook, of nbformat
-    "Execute a notebook in a fresh kernel that shares no port with another. Raises papermill.PapermillExecutionError for a cell that fails."
+    notebook,  # file to execute
+    out,  # file for the executed notebook; written also when a cell fails, up to that cell
+    parameters: dict | None = None,  # for the cell tagged `parameters`
+    cwd=None,  # working folder of the kernel; None: that of `out`
+    **options,  # of papermill.execute_notebook, such as `execution_timeout` in seconds
+):  # the executed notebook, of nbformat
+    """Execute a notebook in a fresh kernel that shares no port with another. Raises
+    papermill.PapermillExecutionError for a cell that fails.
+    """
     import tempfile
 
     from traitlets.config import Config
+
     papermill = import_papermill()
-    with tempfile.TemporaryDirectory(prefix='skinrepro-', ignore_cleanup_errors=True) as d:
-        sockets = dict(transport='ipc', connection_file=f'{d}/kernel.json') if len(d) < 80 and os.name == 'posix' else {} # a path of at most 104 bytes
+    with tempfile.TemporaryDirectory(prefix="skinrepro-", ignore_cleanup_errors=True) as d:
+        sockets = (
+            dict(transport="ipc", connection_file=f"{d}/kernel.json")
+            if len(d) < 80 and os.name == "posix"
+            else {}
+        )  # a path of at most 104 bytes
         return papermill.execute_notebook(
-            str(notebook), str(out), parameters or {}, kernel_name='python3', progress_bar=False, cwd=str(cwd or Path(out).parent),
-            config=Config(KernelManager=sockets), start_timeout=180, # a shared disk is slow when many start
-            extra_arguments=['--IPKernelApp.log_level=50'], **options) # the kernel's own warnings are not the reader's concern
+            str(notebook),
+            str(out),
+            parameters or {},
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(cwd or Path(out).parent),
+            config=Config(KernelManager=sockets),
+            start_timeout=180,  # a shared disk is slow when many start
+            extra_arguments=["--IPKernelApp.log_level=50"],
+            **options,
+        )  # the kernel's own warnings are not the reader's concern

@@ -18,310 +18,456 @@ from .core import check_choice
 
 # %% ../nbs/14_splits.ipynb #e465c40d
 def draw(
-    m:pd.DataFrame,                         # manifest, in the order of the data set's own file
-    n:int,                                  # images per stratum, >= 1
-    seed:int,                               # `random_state` of pandas
-    by:Iterable=('label', 'skin_type'),     # columns whose combinations are the strata
-) -> pd.DataFrame:                          # n rows per stratum, in the manifest's order
-    "Simple random sample of n images per stratum, without replacement. Raises ValueError naming the strata that are too small."
-    if n < 1: raise ValueError(f'n = {n} images per stratum; ask for at least 1.')
-    by = list(by); _known(m, by)
+    m: pd.DataFrame,  # manifest, in the order of the data set's own file
+    n: int,  # images per stratum, >= 1
+    seed: int,  # `random_state` of pandas
+    by: Iterable = ("label", "skin_type"),  # columns whose combinations are the strata
+) -> pd.DataFrame:  # n rows per stratum, in the manifest's order
+    """Simple random sample of n images per stratum, without replacement. Raises ValueError naming
+    the strata that are too small.
+    """
+    if n < 1:
+        raise ValueError(f"n = {n} images per stratum; ask for at least 1.")
+    by = list(by)
+    _known(m, by)
     sizes = m.groupby(by).size()
     if (small := sizes[sizes < n]).size:
-        raise ValueError(f'Cannot draw {n} images per {" x ".join(by)}: {_listed(small)}. '
-                         'Draw fewer, leave the stratum out, or stratify by less.')
+        raise ValueError(
+            f"Cannot draw {n} images per {' x '.join(by)}: {_listed(small)}. "
+            "Draw fewer, leave the stratum out, or stratify by less."
+        )
     place = m[by].assign(_row=range(len(m))).groupby(by).sample(n=n, random_state=seed)._row
     return m.iloc[np.sort(place)]
 
-
-def _known(m:pd.DataFrame, by:list):
+# %% ../nbs/14_splits.ipynb #081a9d4d
+def _known(m: pd.DataFrame, by: list):
     "A missing value belongs to no stratum; pandas would leave such rows out without a word."
     for c in by:
         if gone := int(m[c].isna().sum()):
-            raise ValueError(f'{gone} of {len(m)} images have no {c}; select the rows that have one before splitting by it.')
+            raise ValueError(
+                f"{gone} of {len(m)} images have no {c}; select the rows that have one before"
+                " splitting by it."
+            )
 
-
-def _listed(sizes:pd.Series, n:int=8) -> str:
+# %% ../nbs/14_splits.ipynb #34b0a8e3
+def _listed(sizes: pd.Series, n: int = 8) -> str:
     "Strata and their sizes for a message."
-    rows = [f'{" / ".join(map(str, k)) if isinstance(k, tuple) else k} has {v}' for k, v in list(sizes.items())[:n]]
-    return '; '.join(rows) + (f' and {len(sizes) - n} more' if len(sizes) > n else '')
+    rows = [
+        f"{' / '.join(map(str, k)) if isinstance(k, tuple) else k} has {v}"
+        for k, v in list(sizes.items())[:n]
+    ]
+    return "; ".join(rows) + (f" and {len(sizes) - n} more" if len(sizes) > n else "")
 
 # %% ../nbs/14_splits.ipynb #caed9cf4
-TOGETHER = ('patient_id', 'twin_id', 'md5') # columns whose equal values must not stand on both sides of a split
+TOGETHER = (
+    "patient_id",
+    "twin_id",
+    "md5",
+)  # columns whose equal values must not stand on both sides of a split
 
-
+# %% ../nbs/14_splits.ipynb #0a802a0c
 def clusters(
-    m:pd.DataFrame,             # manifest
-    by:Iterable=TOGETHER,       # columns; equal values connect two rows, missing ones do not
-) -> np.ndarray:                # (n,) number of the cluster of each row, in order of first appearance
+    m: pd.DataFrame,  # manifest
+    by: Iterable = TOGETHER,  # columns; equal values connect two rows, missing ones do not
+) -> np.ndarray:  # (n,) number of the cluster of each row, in order of first appearance
     "Connected components of the rows that share a patient, a twin cluster or a file."
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
+
     a, b, n = [], [], len(m)
     for c in by:
-        codes, values = pd.factorize(m[c])                 # -1 where missing
+        codes, values = pd.factorize(m[c])  # -1 where missing
         known = np.flatnonzero(codes >= 0)
-        a.append(known); b.append(n + codes[known]); n += len(values) # a node for each value, after the rows and earlier values
+        a.append(known)
+        b.append(n + codes[known])
+        n += len(values)  # a node for each value, after the rows and earlier values
     a, b = (np.concatenate(x) if x else np.array([], int) for x in (a, b))
-    return pd.factorize(connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[1][:len(m)])[0]
+    return pd.factorize(
+        connected_components(coo_matrix((np.ones(len(a)), (a, b)), shape=(n, n)), directed=False)[
+            1
+        ][: len(m)]
+    )[0]
 
 # %% ../nbs/14_splits.ipynb #312c6bdb
 def draw_clusters(
-    m:pd.DataFrame,             # manifest
-    quota:pd.Series,            # images wanted per stratum, indexed by the values of `by`
-    seed:int,
-    by:Iterable,                # columns that make the strata
-    together:Iterable=TOGETHER, # columns that make the clusters; () draws single images
-    exact:bool=True,            # False accepts a stratum that cannot be filled with whole clusters
-) -> pd.DataFrame:              # the drawn rows, in the manifest's order
-    "Random whole clusters up to a number of images per stratum. Raises ValueError naming the strata that could not be filled."
-    by = list(by); _known(m, by)
+    m: pd.DataFrame,  # manifest
+    quota: pd.Series,  # images wanted per stratum, indexed by the values of `by`
+    seed: int,
+    by: Iterable,  # columns that make the strata
+    together: Iterable = TOGETHER,  # columns that make the clusters; () draws single images
+    exact: bool = True,  # False accepts a stratum that cannot be filled with whole clusters
+) -> pd.DataFrame:  # the drawn rows, in the manifest's order
+    """Random whole clusters up to a number of images per stratum. Raises ValueError naming the
+    strata that could not be filled.
+    """
+    by = list(by)
+    _known(m, by)
     stratum = pd.MultiIndex.from_frame(m[by]) if len(by) > 1 else pd.Index(m[by[0]])
-    at = pd.Index(quota.index).get_indexer(stratum)            # -1: a stratum without quota, of which nothing may be drawn
+    at = pd.Index(quota.index).get_indexer(
+        stratum
+    )  # -1: a stratum without quota, of which nothing may be drawn
     members = pd.Series(range(len(m))).groupby(clusters(m, together)).apply(lambda s: s.to_numpy())
     size = np.bincount(at[at >= 0], minlength=len(quota))
     scarcest = np.array([size[at[rows]].min() if (at[rows] >= 0).all() else -1 for rows in members])
-    for attempt in range(20): # an unlucky order may leave one place and only pairs to fill it
+    for attempt in range(20):  # an unlucky order may leave one place and only pairs to fill it
         rng = np.random.default_rng(seed if attempt == 0 else [seed, attempt])
-        taken, left = _fill(quota.to_numpy(int), members, at, scarcest, rng.permutation(len(members)))
-        if not (exact and left.any()): return m[taken]
+        taken, left = _fill(
+            quota.to_numpy(int), members, at, scarcest, rng.permutation(len(members))
+        )
+        if not (exact and left.any()):
+            return m[taken]
     short = pd.Series(quota.to_numpy() - left, index=quota.index)[left > 0]
-    raise ValueError(f'Whole clusters cannot fill {len(short)} strata, wanted {sorted(set(quota))}: {_listed(short)}. '
-                     'Draw fewer, or keep fewer things together.')
+    raise ValueError(
+        f"Whole clusters cannot fill {len(short)} strata, wanted {sorted(set(quota))}:"
+        f" {_listed(short)}. Draw fewer, or keep fewer things together."
+    )
 
-
-def _fill(quota, members, at, scarcest, order) -> tuple: # rows taken, places left
-    "One pass: clusters of the scarcest stratum first, in the given order among equals, each taken if it fits."
-    left = quota.copy(); taken = np.zeros(len(at), bool)
-    for i in order[np.argsort(scarcest[order], kind='stable')]:
-        need = np.bincount(at[members.iloc[i]], minlength=len(left)) if scarcest[i] >= 0 else left + 1
-        if (need <= left).all(): left -= need; taken[members.iloc[i]] = True
+# %% ../nbs/14_splits.ipynb #ceeee0ee
+def _fill(quota, members, at, scarcest, order) -> tuple:  # rows taken, places left
+    """One pass: clusters of the scarcest stratum first, in the given order among equals, each taken
+    if it fits.
+    """
+    left = quota.copy()
+    taken = np.zeros(len(at), bool)
+    for i in order[np.argsort(scarcest[order], kind="stable")]:
+        need = (
+            np.bincount(at[members.iloc[i]], minlength=len(left)) if scarcest[i] >= 0 else left + 1
+        )
+        if (need <= left).all():
+            left -= need
+            taken[members.iloc[i]] = True
     return taken, left
 
 # %% ../nbs/14_splits.ipynb #731a288c
 class FlexibleSplit(NamedTuple):
     "Two groups, each in a part that never changes sides and one that does."
+
     nonflexible_majority: pd.DataFrame
     flexible_majority: pd.DataFrame
     nonflexible_minority: pd.DataFrame
     flexible_minority: pd.DataFrame
 
-
+# %% ../nbs/14_splits.ipynb #b0bdf9af
 def flexible_parts(
-    m:pd.DataFrame,         # manifest
-    majority:Iterable,      # skin types, e.g. (1, 2)
-    minority:Iterable,      # skin types, e.g. (5, 6); other types and unknown ones are left out
-    flexible:Iterable,      # image ids of both flexible subsets
+    m: pd.DataFrame,  # manifest
+    majority: Iterable,  # skin types, e.g. (1, 2)
+    minority: Iterable,  # skin types, e.g. (5, 6); other types and unknown ones are left out
+    flexible: Iterable,  # image ids of both flexible subsets
 ) -> FlexibleSplit:
-    "The four parts for given flexible subsets, e.g. a published list. Raises ValueError for overlapping groups or ids of neither."
+    """The four parts for given flexible subsets, e.g. a published list. Raises ValueError for
+    overlapping groups or ids of neither.
+    """
     majority, minority = _two_groups(m, majority, minority)
-    flexible = list(flexible); unknown = set(flexible) - set(majority.image_id) - set(minority.image_id)
+    flexible = list(flexible)
+    unknown = set(flexible) - set(majority.image_id) - set(minority.image_id)
     if unknown:
-        raise ValueError(f'{len(unknown)} flexible image(s) are in neither group: {_first(unknown)}. '
-                         'Was the list made for these skin types and labels?')
+        raise ValueError(
+            f"{len(unknown)} flexible image(s) are in neither group: {_first(unknown)}. "
+            "Was the list made for these skin types and labels?"
+        )
     a, b = majority.image_id.isin(flexible), minority.image_id.isin(flexible)
     return FlexibleSplit(majority[~a], majority[a], minority[~b], minority[b])
 
-
+# %% ../nbs/14_splits.ipynb #32884386
 def _two_groups(m, majority, minority) -> tuple:
     majority, minority = list(majority), list(minority)
-    if both := set(majority) & set(minority): raise ValueError(f'Skin type(s) {sorted(both)} are in the majority and in the minority.')
+    if both := set(majority) & set(minority):
+        raise ValueError(f"Skin type(s) {sorted(both)} are in the majority and in the minority.")
     parts = m[m.skin_type.isin(majority).fillna(False)], m[m.skin_type.isin(minority).fillna(False)]
-    for name, types, part in zip(('majority', 'minority'), (majority, minority), parts):
-        if part.empty: raise ValueError(f'No image of the {name}, skin types {types}; there are {m.skin_type.value_counts().to_dict()}.')
+    for name, types, part in zip(("majority", "minority"), (majority, minority), parts):
+        if part.empty:
+            raise ValueError(
+                f"No image of the {name}, skin types {types}; there are"
+                f" {m.skin_type.value_counts().to_dict()}."
+            )
     return parts
 
-
-def _first(names, n:int=5) -> str:
+# %% ../nbs/14_splits.ipynb #215b3168
+def _first(names, n: int = 5) -> str:
     names = sorted(map(str, names))
-    return ', '.join(names[:n]) + (f' and {len(names) - n} more' if len(names) > n else '')
+    return ", ".join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 # %% ../nbs/14_splits.ipynb #c238f0b1
 def flexible_split(
-    m:pd.DataFrame,             # manifest of the paper's labels, in the order of the data set's own file
-    majority:Iterable=(1, 2),   # skin types of the large group
-    minority:Iterable=(5, 6),   # skin types of the small group
-    n:int=8,                    # flexible images per label and group
-    how:str='stratified',       # 'stratified': n spread evenly over the group's skin types; 'union': n from the group as a whole
-    seed:int=0,
-    together:Iterable=(),       # columns to keep on one side, e.g. TOGETHER; () as published, where twins may be split
+    m: pd.DataFrame,  # manifest of the paper's labels, in the order of the data set's own file
+    majority: Iterable = (1, 2),  # skin types of the large group
+    minority: Iterable = (5, 6),  # skin types of the small group
+    n: int = 8,  # flexible images per label and group
+    # 'stratified': n spread evenly over the group's skin types; 'union': n from the group as a
+    # whole
+    how: str = "stratified",
+    seed: int = 0,
+    # columns to keep on one side, e.g. TOGETHER; () as published, where twins may be split
+    together: Iterable = (),
 ) -> FlexibleSplit:
-    "Draw the flexible subsets of two groups. Raises ValueError naming a stratum that is too small. Source: Wang et al. 2024, section 2.1."
-    check_choice('how', how, ['stratified', 'union'])
-    majority, minority = tuple(majority), tuple(minority); groups = _two_groups(m, majority, minority)
-    if tuple(together): return _flexible_whole(m, groups, (majority, minority), n, how, seed, tuple(together))
-    if how == 'stratified': drawn = [draw(g, _per_type(n, types), seed) for g, types in zip(groups, (majority, minority))]
-    else: drawn = [draw(g, n, seed, by=['label']) for g in groups]
+    """Draw the flexible subsets of two groups. Raises ValueError naming a stratum that is too
+    small. Source: Wang et al. 2024, section 2.1.
+    """
+    check_choice("how", how, ["stratified", "union"])
+    majority, minority = tuple(majority), tuple(minority)
+    groups = _two_groups(m, majority, minority)
+    if tuple(together):
+        return _flexible_whole(m, groups, (majority, minority), n, how, seed, tuple(together))
+    if how == "stratified":
+        drawn = [
+            draw(g, _per_type(n, types), seed) for g, types in zip(groups, (majority, minority))
+        ]
+    else:
+        drawn = [draw(g, n, seed, by=["label"]) for g in groups]
     return flexible_parts(m, majority, minority, pd.concat(drawn).image_id)
 
-
-def _per_type(n:int, types) -> int:
+# %% ../nbs/14_splits.ipynb #426d187f
+def _per_type(n: int, types) -> int:
     "Images per skin type, or an error when they cannot be spread evenly."
     k = len(list(types))
-    if n % k: raise ValueError(f'{n} images cannot be spread evenly over {k} skin types; use a multiple of {k}, or how="union".')
-    return n//k
+    if n % k:
+        raise ValueError(
+            f"{n} images cannot be spread evenly over {k} skin types; use a multiple of {k}, or"
+            ' how="union".'
+        )
+    return n // k
 
-
+# %% ../nbs/14_splits.ipynb #83e58030
 def _flexible_whole(m, groups, types, n, how, seed, together) -> FlexibleSplit:
     "Both groups in one draw of whole clusters, since a cluster may hold images of both."
     both = pd.concat(groups).sort_index()
-    key = {t: side for side, of in zip(('majority', 'minority'), types) for t in of}
-    if how == 'stratified':
+    key = {t: side for side, of in zip(("majority", "minority"), types) for t in of}
+    if how == "stratified":
         per = {t: _per_type(n, of) for of in types for t in of}
         both = both.assign(_stratum=both.skin_type.astype(int))
     else:
-        per = dict.fromkeys(('majority', 'minority'), n); both = both.assign(_stratum=both.skin_type.astype(int).map(key))
+        per = dict.fromkeys(("majority", "minority"), n)
+        both = both.assign(_stratum=both.skin_type.astype(int).map(key))
     quota = pd.Series({(l, s): k for l in sorted(both.label.unique()) for s, k in per.items()})
-    drawn = draw_clusters(both, quota, seed, by=['label', '_stratum'], together=together)
+    drawn = draw_clusters(both, quota, seed, by=["label", "_stratum"], together=together)
     return flexible_parts(m, *types, drawn.image_id)
 
 # %% ../nbs/14_splits.ipynb #b0337a96
-LINKS = ('image_id', 'md5', 'patient_id', 'twin_id') # what two parts must not share; a synthetic image counts as its parent, too
+LINKS = (
+    "image_id",
+    "md5",
+    "patient_id",
+    "twin_id",
+)  # what two parts must not share; a synthetic image counts as its parent, too
 
-
+# %% ../nbs/14_splits.ipynb #698885f8
 class SplitError(ValueError):
     "Parts that should have nothing in common do; `.leaks` lists every link."
-    def __init__(self, message, leaks): super().__init__(message); self.leaks = leaks
 
+    def __init__(self, message, leaks):
+        super().__init__(message)
+        self.leaks = leaks
 
+# %% ../nbs/14_splits.ipynb #6a5e08a3
 def leaks(
-    *parts:pd.DataFrame,    # two or more manifests
-    by:Iterable=LINKS,      # columns to compare; missing values are never equal
-) -> pd.DataFrame:          # part_a, part_b, column, value, image_a, image_b: one row per linked pair of images
+    *parts: pd.DataFrame,  # two or more manifests
+    by: Iterable = LINKS,  # columns to compare; missing values are never equal
+) -> (
+    pd.DataFrame
+):  # part_a, part_b, column, value, image_a, image_b: one row per linked pair of images
     "Every link between any two parts."
-    by = list(by); found = []
+    by = list(by)
+    found = []
     held = [[_values(p, c) for c in by] for p in parts]
     for a in range(len(parts)):
         for b in range(a + 1, len(parts)):
             for column, left, right in zip(by, held[a], held[b]):
-                pairs = left.merge(right, on='value', suffixes=('_a', '_b'))
+                pairs = left.merge(right, on="value", suffixes=("_a", "_b"))
                 found.append(pairs.assign(part_a=a, part_b=b, column=column))
-    columns = ['part_a', 'part_b', 'column', 'value', 'image_a', 'image_b']
+    columns = ["part_a", "part_b", "column", "value", "image_a", "image_b"]
     return pd.concat(found, ignore_index=True)[columns] if found else pd.DataFrame(columns=columns)
 
-
-def _values(m:pd.DataFrame, column:str) -> pd.DataFrame: # value, image
+# %% ../nbs/14_splits.ipynb #393a9bed
+def _values(m: pd.DataFrame, column: str) -> pd.DataFrame:  # value, image
     "Known values of a column with the images that hold them."
-    t = pd.DataFrame({'value': m[column].to_numpy(object), 'image': m.image_id.to_numpy(object)})
-    if column == 'image_id' and 'parent_id' in m:
-        t = pd.concat([t, pd.DataFrame({'value': m.parent_id.to_numpy(object), 'image': m.image_id.to_numpy(object)})])
+    t = pd.DataFrame({"value": m[column].to_numpy(object), "image": m.image_id.to_numpy(object)})
+    if column == "image_id" and "parent_id" in m:
+        t = pd.concat(
+            [
+                t,
+                pd.DataFrame(
+                    {"value": m.parent_id.to_numpy(object), "image": m.image_id.to_numpy(object)}
+                ),
+            ]
+        )
     return t[t.value.notna()]
 
 # %% ../nbs/14_splits.ipynb #f234c872
 def assert_disjoint(
-    *parts:pd.DataFrame,    # manifests, e.g. train, val, test
-    by:Iterable=LINKS,
+    *parts: pd.DataFrame,  # manifests, e.g. train, val, test
+    by: Iterable = LINKS,
 ):
-    "Raise SplitError, naming the offenders, when two parts share an image, its bytes, its parent, a patient or a twin cluster."
-    if len(parts) < 2: raise ValueError('assert_disjoint compares two or more parts.')
+    """Raise SplitError, naming the offenders, when two parts share an image, its bytes, its parent,
+    a patient or a twin cluster.
+    """
+    if len(parts) < 2:
+        raise ValueError("assert_disjoint compares two or more parts.")
     found = leaks(*parts, by=by)
-    if found.empty: return
-    say = [f'parts {r.part_a} and {r.part_b} share {r.column} {r.value!r} (images {r.image_a} and {r.image_b})'
-           for r in found.head(5).itertuples()]
-    raise SplitError(f'{len(found)} link(s) between parts that should be disjoint: {"; ".join(say)}{" ..." if len(found) > 5 else ""}. '
-                     'Draw with together=TOGETHER, or take the linked images out with drop_leaks.', found)
+    if found.empty:
+        return
+    say = [
+        f"parts {r.part_a} and {r.part_b} share {r.column} {r.value!r} (images {r.image_a} and"
+        f" {r.image_b})"
+        for r in found.head(5).itertuples()
+    ]
+    raise SplitError(
+        f"{len(found)} link(s) between parts that should be disjoint:"
+        f" {'; '.join(say)}{' ...' if len(found) > 5 else ''}. Draw with together=TOGETHER, or take"
+        " the linked images out with drop_leaks.",
+        found,
+    )
 
 # %% ../nbs/14_splits.ipynb #395bac15
 def drop_leaks(
-    train:pd.DataFrame,     # manifest of the part that gives way
-    *others:pd.DataFrame,   # parts that stay, e.g. val and test
-    by:Iterable=LINKS,
-) -> pd.DataFrame:          # train without the rows connected to another part
-    "Training rows that share nothing with the other parts, not even through a chain of patients, twins and parents."
-    by = list(by); rows = pd.concat([train, *others]); n = len(rows)
-    # a synthetic image joins its parent: each row appears once under its own id and once under its parent's, tied by its position
-    ids = pd.concat([rows.image_id, rows.parent_id]) if 'image_id' in by else pd.Series(range(2*n))
-    doubled = pd.concat([rows, rows]).assign(_row=[*range(n)]*2, _id=ids.to_numpy(object))
-    cluster = clusters(doubled, ['_row', '_id', *(c for c in by if c != 'image_id')])[:n]
-    return train[~np.isin(cluster[:len(train)], cluster[len(train):])]
+    train: pd.DataFrame,  # manifest of the part that gives way
+    *others: pd.DataFrame,  # parts that stay, e.g. val and test
+    by: Iterable = LINKS,
+) -> pd.DataFrame:  # train without the rows connected to another part
+    """Training rows that share nothing with the other parts, not even through a chain of patients,
+    twins and parents.
+    """
+    by = list(by)
+    rows = pd.concat([train, *others])
+    n = len(rows)
+    # a synthetic image joins its parent: each row appears once under its own id and once under its
+    # parent's, tied by its position
+    ids = (
+        pd.concat([rows.image_id, rows.parent_id]) if "image_id" in by else pd.Series(range(2 * n))
+    )
+    doubled = pd.concat([rows, rows]).assign(_row=[*range(n)] * 2, _id=ids.to_numpy(object))
+    cluster = clusters(doubled, ["_row", "_id", *(c for c in by if c != "image_id")])[:n]
+    return train[~np.isin(cluster[: len(train)], cluster[len(train) :])]
 
 # %% ../nbs/14_splits.ipynb #30ae7c41
 def group_split(
-    m:pd.DataFrame,             # manifest
-    test:float=.2,              # share of the clusters that tests, in (0, 1)
-    seed:int=0,
-    together:Iterable=TOGETHER, # columns whose equal values stay on one side
-) -> tuple:                     # train, test
+    m: pd.DataFrame,  # manifest
+    test: float = 0.2,  # share of the clusters that tests, in (0, 1)
+    seed: int = 0,
+    together: Iterable = TOGETHER,  # columns whose equal values stay on one side
+) -> tuple:  # train, test
     "Random split of whole clusters (sklearn's GroupShuffleSplit)."
     from sklearn.model_selection import GroupShuffleSplit
-    if not 0 < test < 1: raise ValueError(f'test = {test} is not a share between 0 and 1.')
-    a, b = next(GroupShuffleSplit(1, test_size=test, random_state=seed).split(m, groups=clusters(m, together)))
+
+    if not 0 < test < 1:
+        raise ValueError(f"test = {test} is not a share between 0 and 1.")
+    a, b = next(
+        GroupShuffleSplit(1, test_size=test, random_state=seed).split(
+            m, groups=clusters(m, together)
+        )
+    )
     return m.iloc[np.sort(a)], m.iloc[np.sort(b)]
 
-
+# %% ../nbs/14_splits.ipynb #44ef03f3
 def group_folds(
-    m:pd.DataFrame,             # manifest
-    k:int=5,                    # folds, >= 2
-    seed:int=0,
-    together:Iterable=TOGETHER,
-    balance:Iterable=('label',),# columns whose combinations are spread evenly over the folds
-) -> np.ndarray:                # (n,) fold of each row, 0 .. k-1
-    "Folds of whole clusters that balance labels (sklearn's StratifiedGroupKFold). Raises ValueError for more folds than clusters."
+    m: pd.DataFrame,  # manifest
+    k: int = 5,  # folds, >= 2
+    seed: int = 0,
+    together: Iterable = TOGETHER,
+    balance: Iterable = ("label",),  # columns whose combinations are spread evenly over the folds
+) -> np.ndarray:  # (n,) fold of each row, 0 .. k-1
+    """Folds of whole clusters that balance labels (sklearn's StratifiedGroupKFold). Raises
+    ValueError for more folds than clusters.
+    """
     from sklearn.model_selection import StratifiedGroupKFold
-    balance = list(balance); _known(m, balance); groups = clusters(m, together)
+
+    balance = list(balance)
+    _known(m, balance)
+    groups = clusters(m, together)
     most = groups.max() + 1
-    if not 2 <= k <= most: raise ValueError(f'k = {k} folds; there are {most} clusters, so choose 2 .. {most}.')
-    strata = m.groupby(balance).ngroup().to_numpy(); fold = np.full(len(m), -1)
-    for i, (_, test) in enumerate(StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(m, strata, groups)): fold[test] = i
+    if not 2 <= k <= most:
+        raise ValueError(f"k = {k} folds; there are {most} clusters, so choose 2 .. {most}.")
+    strata = m.groupby(balance).ngroup().to_numpy()
+    fold = np.full(len(m), -1)
+    for i, (_, test) in enumerate(
+        StratifiedGroupKFold(k, shuffle=True, random_state=seed).split(m, strata, groups)
+    ):
+        fold[test] = i
     return fold
 
 # %% ../nbs/14_splits.ipynb #0bd12f86
 def holdout(
-    m:pd.DataFrame,             # manifest, usually of training images
-    share:float=.1,             # share of each stratum, in (0, 1)
-    seed:int=0,
-    by:Iterable=('label',),     # columns that make the strata
-    together:Iterable=TOGETHER, # columns whose equal values stay on one side
-) -> tuple:                     # rest, held out
-    "Set aside a share of every stratum as whole clusters. Raises ValueError when nothing could be held out."
-    if not 0 < share < 1: raise ValueError(f'share = {share} is not between 0 and 1.')
-    by = list(by); _known(m, by); sizes = m.groupby(by).size()
-    quota = (sizes*share).round().clip(lower=1).where(sizes > 1, 0).astype(int)
+    m: pd.DataFrame,  # manifest, usually of training images
+    share: float = 0.1,  # share of each stratum, in (0, 1)
+    seed: int = 0,
+    by: Iterable = ("label",),  # columns that make the strata
+    together: Iterable = TOGETHER,  # columns whose equal values stay on one side
+) -> tuple:  # rest, held out
+    """Set aside a share of every stratum as whole clusters. Raises ValueError when nothing could be
+    held out.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"share = {share} is not between 0 and 1.")
+    by = list(by)
+    _known(m, by)
+    sizes = m.groupby(by).size()
+    quota = (sizes * share).round().clip(lower=1).where(sizes > 1, 0).astype(int)
     held = draw_clusters(m, quota, seed, by, together, exact=False)
-    if held.empty: raise ValueError(f'Nothing to hold out of {len(m)} images: every cluster is larger than {share:.0%} of its stratum.')
+    if held.empty:
+        raise ValueError(
+            f"Nothing to hold out of {len(m)} images: every cluster is larger than {share:.0%} of"
+            " its stratum."
+        )
     return _without(m, held), held
 
-
-def _without(m:pd.DataFrame, part:pd.DataFrame) -> pd.DataFrame: # by image id: the index of joined manifests may repeat
+# %% ../nbs/14_splits.ipynb #08dd2829
+def _without(
+    m: pd.DataFrame, part: pd.DataFrame
+) -> pd.DataFrame:  # by image id: the index of joined manifests may repeat
     return m[~m.image_id.isin(part.image_id)]
 
 # %% ../nbs/14_splits.ipynb #7889684e
 def subgroup_split(
-    m:pd.DataFrame,                     # manifest
-    seed:int=0,
-    by:Iterable=('label', 'group'),     # columns that make the subgroups
-    together:Iterable=(),               # columns whose equal values stay on one side; () as published
-) -> tuple:                             # train, val, test
-    "8:1:1 within each subgroup: val = test = max(1, round(n/10)), the rest trains. Raises ValueError for a subgroup of fewer than 3."
-    by = list(by); _known(m, by); sizes = m.groupby(by).size()
+    m: pd.DataFrame,  # manifest
+    seed: int = 0,
+    by: Iterable = ("label", "group"),  # columns that make the subgroups
+    together: Iterable = (),  # columns whose equal values stay on one side; () as published
+) -> tuple:  # train, val, test
+    """8:1:1 within each subgroup: val = test = max(1, round(n/10)), the rest trains. Raises
+    ValueError for a subgroup of fewer than 3.
+    """
+    by = list(by)
+    _known(m, by)
+    sizes = m.groupby(by).size()
     if (small := sizes[sizes < 3]).size:
-        raise ValueError(f'Too few images for three parts: {_listed(small)}. Leave the subgroup out or merge it.')
-    quota = (sizes/10).round().clip(lower=1).astype(int) # halves go to the even number, as Python's round
-    test = draw_clusters(m, quota, seed, by, together); rest = _without(m, test)
+        raise ValueError(
+            f"Too few images for three parts: {_listed(small)}. Leave the subgroup out or merge it."
+        )
+    quota = (
+        (sizes / 10).round().clip(lower=1).astype(int)
+    )  # halves go to the even number, as Python's round
+    test = draw_clusters(m, quota, seed, by, together)
+    rest = _without(m, test)
     val = draw_clusters(rest, quota, seed + 1, by, together)
     return _without(rest, val), val, test
 
 # %% ../nbs/14_splits.ipynb #6b0cf7e0
 def listed_parts(
-    m:pd.DataFrame,         # manifest
-    listed:pd.Series,       # part of each image, indexed by image id
-) -> dict:                  # part -> manifest; images that are not listed are in none
+    m: pd.DataFrame,  # manifest
+    listed: pd.Series,  # part of each image, indexed by image id
+) -> dict:  # part -> manifest; images that are not listed are in none
     "Parts by a published list. Raises ValueError for an id listed twice or not in the manifest."
     twice = listed.index[listed.index.duplicated()]
-    if len(twice): raise ValueError(f'{len(twice)} image(s) are listed twice: {_first(twice)}.')
+    if len(twice):
+        raise ValueError(f"{len(twice)} image(s) are listed twice: {_first(twice)}.")
     unknown = set(listed.index) - set(m.image_id)
     if unknown:
-        raise ValueError(f'{len(unknown)} of {len(listed)} listed images are not in the manifest: {_first(unknown)}. '
-                         'Is it the whole selection?')
+        raise ValueError(
+            f"{len(unknown)} of {len(listed)} listed images are not in the manifest:"
+            f" {_first(unknown)}. Is it the whole selection?"
+        )
     part = m.image_id.map(listed)
     return {name: m[(part == name).fillna(False)] for name in listed.unique()}
 
-
+# %% ../nbs/14_splits.ipynb #db6cb7e6
 def mark(
-    **parts:pd.DataFrame,   # e.g. train=..., val=..., test=...
-) -> pd.DataFrame:          # one manifest, `split` set to the name of the part
+    **parts: pd.DataFrame,  # e.g. train=..., val=..., test=...
+) -> pd.DataFrame:  # one manifest, `split` set to the name of the part
     "Join named parts into one manifest. Raises ValueError when an image is in two of them."
-    m = pd.concat([p.assign(split=pd.array([name]*len(p), dtype='string')) for name, p in parts.items()], ignore_index=True)
+    m = pd.concat(
+        [p.assign(split=pd.array([name] * len(p), dtype="string")) for name, p in parts.items()],
+        ignore_index=True,
+    )
     twice = m.image_id[m.image_id.duplicated()]
-    if len(twice): raise ValueError(f'{len(twice)} image(s) are in two parts: {_first(twice)}.')
+    if len(twice):
+        raise ValueError(f"{len(twice)} image(s) are in two parts: {_first(twice)}.")
     return m

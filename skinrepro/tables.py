@@ -22,413 +22,740 @@ from .core import atomic_path, paths
 from .uncertainty import spread, t_interval
 
 # %% ../nbs/60_tables.ipynb #e955da50
-REPORTED = ['artefact', 'keys', 'metric', 'value', 'std', 'unit', 'source', 'note']
-COUNTS = ('images', 'classes', 'runs', 'cases', 'hospitals', 'conditions', 'annotators') # units that are equal or not
+REPORTED = ["artefact", "keys", "metric", "value", "std", "unit", "source", "note"]
+COUNTS = (
+    "images",
+    "classes",
+    "runs",
+    "cases",
+    "hospitals",
+    "conditions",
+    "annotators",
+)  # units that are equal or not
 
-
+# %% ../nbs/60_tables.ipynb #a8ee6814
 def read_reported(
-    path,           # reported.csv of a paper
-) -> pd.DataFrame:  # artefact, one column per key, metric, value, printed, decimals, std, unit, source, note; one row per line
+    path,  # reported.csv of a paper
+    # artefact, one column per key, metric, value, printed, decimals, std, unit, source, note; one row
+    # per line
+) -> pd.DataFrame:
     "The numbers that a paper prints. Raises ValueError naming file, line and remedy."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'No file {path}: the printed numbers of a paper are in nbs/papers/<key>/reported.csv.')
-    with path.open(encoding='utf-8', newline='') as f:
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"No file {path}: the printed numbers of a paper are in nbs/papers/<key>/reported.csv."
+        )
+    with path.open(encoding="utf-8", newline="") as f:
         lines = csv.DictReader(f)
         missing = [c for c in REPORTED if c not in (lines.fieldnames or [])]
-        if missing: raise ValueError(f'{path}: missing column(s) {missing}. The header must be {",".join(REPORTED)}.')
+        if missing:
+            raise ValueError(
+                f"{path}: missing column(s) {missing}. The header must be {','.join(REPORTED)}."
+            )
         rows, seen = [], {}
         for row in lines:
-            where = f'{path}, line {lines.line_num}'
+            where = f"{path}, line {lines.line_num}"
             if None in row or None in row.values():
-                raise ValueError(f'{where}: not {len(lines.fieldnames)} fields. Put values with commas in double quotes.')
+                raise ValueError(
+                    f"{where}: not {len(lines.fieldnames)} fields. Put values with commas in double"
+                    " quotes."
+                )
             cell = _cell(row, where)
-            first = seen.setdefault((row['artefact'], frozenset(cell[0].items()), row['metric']), lines.line_num)
+            first = seen.setdefault(
+                (row["artefact"], frozenset(cell[0].items()), row["metric"]), lines.line_num
+            )
             if first != lines.line_num:
-                raise ValueError(f'{where}: the same cell and metric as line {first}. Remove one, or add the key that tells them apart.')
+                raise ValueError(
+                    f"{where}: the same cell and metric as line {first}. Remove one, or add the key"
+                    " that tells them apart."
+                )
             rows.append(cell)
     keys = list(dict.fromkeys(k for cell in rows for k in cell[0]))
-    order = ['artefact', *keys, 'metric', 'value', 'printed', 'decimals', 'std', 'unit', 'source', 'note']
+    order = [
+        "artefact",
+        *keys,
+        "metric",
+        "value",
+        "printed",
+        "decimals",
+        "std",
+        "unit",
+        "source",
+        "note",
+    ]
     return pd.DataFrame([a | b for a, b in rows], columns=order)
 
 # %% ../nbs/60_tables.ipynb #82dc01cf
-def _cell(row:dict, where:str) -> tuple[dict, dict]:
+def _cell(row: dict, where: str) -> tuple[dict, dict]:
     "One line -> (its keys, its other columns)."
     keys = {}
-    for part in filter(None, row['keys'].split(';')):
-        name, _, value = (s.strip() for s in part.partition('='))
-        if not name or not value or '=' in value:
-            raise ValueError(f'{where}: key {part!r} is not of the form name=value; keys are separated by ";".')
-        if name in keys: raise ValueError(f'{where}: key {name!r} appears twice.')
-        if name in {*REPORTED, 'printed', 'decimals'}:
-            raise ValueError(f'{where}: key {name!r} has the name of a column; call it otherwise.')
+    for part in filter(None, row["keys"].split(";")):
+        name, _, value = (s.strip() for s in part.partition("="))
+        if not name or not value or "=" in value:
+            raise ValueError(
+                f'{where}: key {part!r} is not of the form name=value; keys are separated by ";".'
+            )
+        if name in keys:
+            raise ValueError(f"{where}: key {name!r} appears twice.")
+        if name in {*REPORTED, "printed", "decimals"}:
+            raise ValueError(f"{where}: key {name!r} has the name of a column; call it otherwise.")
         keys[name] = value
-    for c in ('artefact', 'metric'):
-        if not row[c].strip(): raise ValueError(f'{where}: column {c} is empty.')
-    strict = row['unit'] == 'percent' # elsewhere papers print things such as "~10"
-    value, decimals = _number(row['value'], f'{where}, column value', strict)
-    std, _ = _number(row['std'], f'{where}, column std', True)
-    rest = {c: row[c] for c in ('artefact', 'metric', 'unit', 'source', 'note')}
-    return keys, rest | dict(value=value, printed=row['value'], decimals=decimals, std=std)
+    for c in ("artefact", "metric"):
+        if not row[c].strip():
+            raise ValueError(f"{where}: column {c} is empty.")
+    strict = row["unit"] == "percent"  # elsewhere papers print things such as "~10"
+    value, decimals = _number(row["value"], f"{where}, column value", strict)
+    std, _ = _number(row["std"], f"{where}, column std", True)
+    rest = {c: row[c] for c in ("artefact", "metric", "unit", "source", "note")}
+    return keys, rest | dict(value=value, printed=row["value"], decimals=decimals, std=std)
 
-
-def _number(text:str, where:str, strict:bool) -> tuple[float, int]:
+# %% ../nbs/60_tables.ipynb #8a8c140c
+def _number(text: str, where: str, strict: bool) -> tuple[float, int]:
     "Printed text -> (number or nan, printed decimals)."
-    try: d = Decimal(text) if text else Decimal('nan')
+    try:
+        d = Decimal(text) if text else Decimal("nan")
     except InvalidOperation:
-        if strict: raise ValueError(f'{where}: {text!r} is not a number; leave it empty if the paper prints none.') from None
-        d = Decimal('nan')
+        if strict:
+            raise ValueError(
+                f"{where}: {text!r} is not a number; leave it empty if the paper prints none."
+            ) from None
+        d = Decimal("nan")
     return float(d), max(0, -d.as_tuple().exponent) if d.is_finite() else 0
 
 # %% ../nbs/60_tables.ipynb #18980482
 def verdict_rule(
-    n_paper:int=5,         # runs behind a printed mean
-    confidence:float=.95,
+    n_paper: int = 5,  # runs behind a printed mean
+    confidence: float = 0.95,
 ) -> str:
     "The rule of the verdicts in words, to be printed under every table that has them."
-    q = f'{(1 + confidence) / 2:g}'
-    return (f'agrees: |reproduced - reported| <= t({q}, n-1) · sd · sqrt(1/n + 1/{n_paper}) + half of the last printed digit, '
-            'with n and sd (sample standard deviation) of our own runs; the printed spread is not used. With few runs this is wide: '
-            '"agrees" means "not contradicted". differs: outside. A single run is judged by the interval over its test images if the '
-            'record has one, otherwise it is called "one run". Counts are equal or differ. not comparable: phantom data, other data, '
-            'other weights or architecture than the paper\'s, whatever the numbers are. not run: no record.')
+    q = f"{(1 + confidence) / 2:g}"
+    return (
+        f"agrees: |reproduced - reported| <= t({q}, n-1) · sd · sqrt(1/n + 1/{n_paper}) + half of"
+        " the last printed digit, with n and sd (sample standard deviation) of our own runs; the"
+        ' printed spread is not used. With few runs this is wide: "agrees" means "not'
+        ' contradicted". differs: outside. A single run is judged by the interval over its test'
+        ' images if the record has one, otherwise it is called "one run". Counts are equal or'
+        " differ. not comparable: phantom data, other data, other weights or architecture than the"
+        " paper's, whatever the numbers are. not run: no record."
+    )
 
-
+# %% ../nbs/60_tables.ipynb #cfe3ad99
 def judge(
-    values,                # reproduced, one per run, in the printed unit
-    reported:float,        # printed
-    decimals:int=2,        # printed digits after the point
-    n_paper:int=5,         # runs behind the printed mean
-    interval:tuple=(float('nan'), float('nan')), # over test images, of a single run
-    count:bool=False,      # equal or not
-    confidence:float=.95,
-) -> tuple[float, str]:    # (tolerance or nan, verdict)
+    values,  # reproduced, one per run, in the printed unit
+    reported: float,  # printed
+    decimals: int = 2,  # printed digits after the point
+    n_paper: int = 5,  # runs behind the printed mean
+    interval: tuple = (float("nan"), float("nan")),  # over test images, of a single run
+    count: bool = False,  # equal or not
+    confidence: float = 0.95,
+) -> tuple[float, str]:  # (tolerance or nan, verdict)
     "Tolerance and verdict for comparable numbers: agrees, differs, equal, one run."
     from scipy import stats
-    if n_paper < 1: raise ValueError(f'n_paper = {n_paper}; a printed mean has at least one run behind it.')
-    s = spread(values); delta = s.mean - reported; eps = 1e-9
-    if count: return 0., 'equal' if all(v == reported for v in values) else 'differs'
-    half_digit = .5 * 10. ** -decimals
+
+    if n_paper < 1:
+        raise ValueError(f"n_paper = {n_paper}; a printed mean has at least one run behind it.")
+    s = spread(values)
+    delta = s.mean - reported
+    eps = 1e-9
+    if count:
+        return 0.0, "equal" if all(v == reported for v in values) else "differs"
+    half_digit = 0.5 * 10.0**-decimals
     if s.n > 1:
-        tolerance = float(stats.t.ppf((1 + confidence) / 2, s.n - 1)) * s.sd * (1 / s.n + 1 / n_paper) ** .5 + half_digit
-        return tolerance, 'agrees' if abs(delta) <= tolerance + eps else 'differs'
+        tolerance = (
+            float(stats.t.ppf((1 + confidence) / 2, s.n - 1))
+            * s.sd
+            * (1 / s.n + 1 / n_paper) ** 0.5
+            + half_digit
+        )
+        return tolerance, "agrees" if abs(delta) <= tolerance + eps else "differs"
     low, high = interval
-    if pd.isna(low) or pd.isna(high): return float('nan'), 'one run'
-    return float('nan'), 'agrees' if low - half_digit - eps <= reported <= high + half_digit + eps else 'differs'
+    if pd.isna(low) or pd.isna(high):
+        return float("nan"), "one run"
+    return float("nan"), (
+        "agrees" if low - half_digit - eps <= reported <= high + half_digit + eps else "differs"
+    )
 
 # %% ../nbs/60_tables.ipynb #503be2c0
 def is_phantom(
-    data, # data set of a record
+    data,  # data set of a record
 ) -> bool:
     "Whether a data set holds procedural images."
-    return 'phantom' in str(data).lower()
+    return "phantom" in str(data).lower()
 
-
+# %% ../nbs/60_tables.ipynb #12f82f22
 def reasons(
-    record:Mapping,  # one record
-    setting:Mapping, # record column -> the paper's value, a list of acceptable values, or a function of the record
-) -> list[str]:      # empty if the record repeats the paper's setting
+    record: Mapping,  # one record
+    # record column -> the paper's value, a list of acceptable values, or a function of the record
+    setting: Mapping,
+) -> list[str]:  # empty if the record repeats the paper's setting
     "Why a record cannot be compared with the printed number."
     out = []
     for column, wanted in setting.items():
-        have = _text(record.get(column, ''))
-        if column == 'data' and is_phantom(have): out.append('phantom data')
-        elif have == '': out.append(f'{column} not recorded')
+        have = _text(record.get(column, ""))
+        if column == "data" and is_phantom(have):
+            out.append("phantom data")
+        elif have == "":
+            out.append(f"{column} not recorded")
         elif callable(wanted):
-            if not wanted(record): out.append(f'{column} {have} is not the paper\'s')
+            if not wanted(record):
+                out.append(f"{column} {have} is not the paper's")
         else:
-            accepted = [_text(w) for w in (wanted if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted])]
-            if have not in accepted: out.append(f'{column} {have} instead of {" or ".join(accepted)}')
+            accepted = [
+                _text(w)
+                for w in (wanted if isinstance(wanted, (list, tuple, set, frozenset)) else [wanted])
+            ]
+            if have not in accepted:
+                out.append(f"{column} {have} instead of {' or '.join(accepted)}")
     return out
 
-
+# %% ../nbs/60_tables.ipynb #50d861ec
 def refuse_timing(
-    table:pd.DataFrame, # records, or what is to be saved
+    table: pd.DataFrame,  # records, or what is to be saved
 ):
-    "Models with random weights are for measuring speed. Raises ValueError where a number comes from one."
-    for column in table.select_dtypes(exclude='number'):
-        found = [v for v in dict.fromkeys(table[column].map(str)) if 'timing only' in v]
-        if found: raise ValueError(f'Column {column} says {found[0]!r}: such a model has learned nothing, and its numbers belong in no table or figure. '
-                                   'Load the pre-trained weights and run again.')
+    """Models with random weights are for measuring speed. Raises ValueError where a number comes
+    from one.
+    """
+    for column in table.select_dtypes(exclude="number"):
+        found = [v for v in dict.fromkeys(table[column].map(str)) if "timing only" in v]
+        if found:
+            raise ValueError(
+                f"Column {column} says {found[0]!r}: such a model has learned nothing, and its"
+                " numbers belong in no table or figure. Load the pre-trained weights and run"
+                " again."
+            )
 
-
-def _text(v) -> str: # how a key looks in a csv: '' for missing, 56 for 56.0
-    if v is None or v is pd.NA or (isinstance(v, float) and v != v): return ''
+# %% ../nbs/60_tables.ipynb #9bce8b8d
+def _text(v) -> str:  # how a key looks in a csv: '' for missing, 56 for 56.0
+    if v is None or v is pd.NA or (isinstance(v, float) and v != v):
+        return ""
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
 
 # %% ../nbs/60_tables.ipynb #b296035f
-ORDER = ['val', 'test', 'last'] # selection rules: the honest one first
-UNMIXED = ('data', 'profile', 'arch', 'weights', 'version') # never averaged over
+ORDER = ["val", "test", "last"]  # selection rules: the honest one first
+UNMIXED = ("data", "profile", "arch", "weights", "version")  # never averaged over
 
-
+# %% ../nbs/60_tables.ipynb #8951db21
 def compare(
-    records:pd.DataFrame,    # one row = one number; values in [0, 1] where the paper prints percent
-    reported:pd.DataFrame,   # from `read_reported`, the artefact's rows
-    by,                      # keys of a cell: list of columns, or {reported column: records column}; 'metric' is implied
-    setting:Mapping,         # the paper's setting, see `reasons`; must have 'data'
-    n_paper:int=5,           # runs behind a printed mean
-    across:str='select_on',  # one row per cell and value of this column
-    pooled:str='seed',       # what the mean is over
-    group:str='all',         # group of the records, unless 'group' is in `by`
-    confidence:float=.95,
-) -> pd.DataFrame:           # one row per printed cell (and value of `across`), in the paper's order; see `OUT`
-    "Put each printed number beside ours, with a verdict. No printed cell is ever dropped. Raises ValueError."
-    mapping = {**(by if isinstance(by, Mapping) else {k: k for k in by}), 'metric': 'metric'}
+    records: pd.DataFrame,  # one row = one number; values in [0, 1] where the paper prints percent
+    reported: pd.DataFrame,  # from `read_reported`, the artefact's rows
+    # keys of a cell: list of columns, or {reported column: records column}; 'metric' is implied
+    by,
+    setting: Mapping,  # the paper's setting, see `reasons`; must have 'data'
+    n_paper: int = 5,  # runs behind a printed mean
+    across: str = "select_on",  # one row per cell and value of this column
+    pooled: str = "seed",  # what the mean is over
+    group: str = "all",  # group of the records, unless 'group' is in `by`
+    confidence: float = 0.95,
+) -> (
+    pd.DataFrame
+):  # one row per printed cell (and value of `across`), in the paper's order; see `OUT`
+    """Put each printed number beside ours, with a verdict. No printed cell is ever dropped. Raises
+    ValueError.
+    """
+    mapping = {**(by if isinstance(by, Mapping) else {k: k for k in by}), "metric": "metric"}
     _check(records, reported, mapping, setting, across)
-    rows = [{c: _text(v) if c in (*mapping.values(), across, pooled, 'run_id', 'group', *UNMIXED) else v for c, v in r.items()}
-            for r in records.to_dict('records')]
-    if 'group' not in mapping: rows = [r for r in rows if r.get('group', group) == group]
+    rows = [
+        {
+            c: (
+                _text(v)
+                if c in (*mapping.values(), across, pooled, "run_id", "group", *UNMIXED)
+                else v
+            )
+            for c, v in r.items()
+        }
+        for r in records.to_dict("records")
+    ]
+    if "group" not in mapping:
+        rows = [r for r in rows if r.get("group", group) == group]
     levels = _levels(rows, across)
     out = []
-    for cell in reported.to_dict('records'):
-        wanted = {column: _text(cell[k]) for k, column in mapping.items() if _text(cell[k])} # a key that the cell lacks does not select
+    for cell in reported.to_dict("records"):
+        wanted = {
+            column: _text(cell[k]) for k, column in mapping.items() if _text(cell[k])
+        }  # a key that the cell lacks does not select
         found = [r for r in rows if all(r[c] == w for c, w in wanted.items())]
-        if cell['unit'] in COUNTS: # how many images there are does not depend on the epoch that is selected
-            found = list({(r.get('run_id'), r.get(pooled), r['value']): r | {across: ''} for r in found}.values())
-        single = cell['unit'] in COUNTS or (found and not _levels(found, across))
-        for level in [''] if single else levels or ['']:
-            mine = [r for r in found if r.get(across, '') == level]
-            out.append({k: cell[k] for k in mapping} | {across: level} | _row(mine, cell, setting, n_paper, pooled, confidence))
-    if rows and all(row['verdict'] == 'not run' for row in out):
-        have = '; '.join(f'{c}: {", ".join(sorted({r[c] for r in rows})[:8])}' for c in mapping.values())
-        warnings.warn(f'None of {len(rows)} records belongs to a printed cell. They have {have}.', stacklevel=2)
+        if (
+            cell["unit"] in COUNTS
+        ):  # how many images there are does not depend on the epoch that is selected
+            found = list(
+                {
+                    (r.get("run_id"), r.get(pooled), r["value"]): r | {across: ""} for r in found
+                }.values()
+            )
+        single = cell["unit"] in COUNTS or (found and not _levels(found, across))
+        for level in [""] if single else levels or [""]:
+            mine = [r for r in found if r.get(across, "") == level]
+            out.append(
+                {k: cell[k] for k in mapping}
+                | {across: level}
+                | _row(mine, cell, setting, n_paper, pooled, confidence)
+            )
+    if rows and all(row["verdict"] == "not run" for row in out):
+        have = "; ".join(
+            f"{c}: {', '.join(sorted({r[c] for r in rows})[:8])}" for c in mapping.values()
+        )
+        warnings.warn(
+            f"None of {len(rows)} records belongs to a printed cell. They have {have}.",
+            stacklevel=2,
+        )
     table = pd.DataFrame(out, columns=[*mapping, across, *OUT])
-    table.attrs['rule'] = verdict_rule(n_paper, confidence)
+    table.attrs["rule"] = verdict_rule(n_paper, confidence)
     return table
 
-
-def _levels(rows:list[dict], across:str) -> list[str]: # the values of `across` that occur, in order
-    return sorted({r[across] for r in rows if r.get(across)}, key=lambda v: (ORDER.index(v) if v in ORDER else len(ORDER), v))
+# %% ../nbs/60_tables.ipynb #9fec5254
+def _levels(
+    rows: list[dict], across: str
+) -> list[str]:  # the values of `across` that occur, in order
+    return sorted(
+        {r[across] for r in rows if r.get(across)},
+        key=lambda v: (ORDER.index(v) if v in ORDER else len(ORDER), v),
+    )
 
 # %% ../nbs/60_tables.ipynb #014e83c4
-OUT = ['unit', 'decimals', 'reported', 'reported_std', 'reproduced', 'sd', 'n_seeds', 'n_test', 'low', 'high', 'delta', 'tolerance',
-       'verdict', 'reason', 'data', 'runs', 'source', 'note'] # `low`, `high`: of the mean over seeds; of a single run, over test images
+OUT = [
+    "unit",
+    "decimals",
+    "reported",
+    "reported_std",
+    "reproduced",
+    "sd",
+    "n_seeds",
+    "n_test",
+    "low",
+    "high",
+    "delta",
+    "tolerance",
+    "verdict",
+    "reason",
+    "data",
+    "runs",
+    "source",
+    "note",
+]  # `low`, `high`: of the mean over seeds; of a single run, over test images
 
-
-def _row(mine:list[dict], cell:dict, setting, n_paper, pooled, confidence) -> dict:
+# %% ../nbs/60_tables.ipynb #dafd5416
+def _row(mine: list[dict], cell: dict, setting, n_paper, pooled, confidence) -> dict:
     "One cell beside its records."
-    nan = float('nan'); count = cell['unit'] in COUNTS
-    row = dict.fromkeys(OUT, '') | {k: cell[k] for k in ('unit', 'decimals', 'source', 'note')} | dict(
-        reported=cell['value'], reported_std=cell['std'], reproduced=nan, sd=nan, n_seeds=0, low=nan, high=nan, delta=nan, tolerance=nan)
-    if not mine: return row | dict(verdict='not run')
-    mine = sorted(mine, key=lambda r: (r.get(pooled, ''), r['run_id'])) # the order of summation decides the last bits
+    nan = float("nan")
+    count = cell["unit"] in COUNTS
+    row = (
+        dict.fromkeys(OUT, "")
+        | {k: cell[k] for k in ("unit", "decimals", "source", "note")}
+        | dict(
+            reported=cell["value"],
+            reported_std=cell["std"],
+            reproduced=nan,
+            sd=nan,
+            n_seeds=0,
+            low=nan,
+            high=nan,
+            delta=nan,
+            tolerance=nan,
+        )
+    )
+    if not mine:
+        return row | dict(verdict="not run")
+    mine = sorted(
+        mine, key=lambda r: (r.get(pooled, ""), r["run_id"])
+    )  # the order of summation decides the last bits
     _poolable(mine, cell, pooled)
-    scale = 100. if cell['unit'] == 'percent' else 1.
-    values = [float(r['value']) * scale for r in mine]
-    s = spread(values); bounds = t_interval(values, confidence)
-    if s.n == 1: # what `uncertainty.interval_by_group` put into the record
-        bounds = tuple(scale * _float(mine[0].get(c)) for c in ('low', 'high'))
-    tolerance, verdict = judge(values, cell['value'], int(cell['decimals']), n_paper, bounds, count, confidence)
+    scale = 100.0 if cell["unit"] == "percent" else 1.0
+    values = [float(r["value"]) * scale for r in mine]
+    s = spread(values)
+    bounds = t_interval(values, confidence)
+    if s.n == 1:  # what `uncertainty.interval_by_group` put into the record
+        bounds = tuple(scale * _float(mine[0].get(c)) for c in ("low", "high"))
+    tolerance, verdict = judge(
+        values, cell["value"], int(cell["decimals"]), n_paper, bounds, count, confidence
+    )
     why = _why(mine, cell, setting)
-    if why: tolerance, verdict = nan, 'not comparable'
-    tests = sorted({_text(r['n']) for r in mine}, key=lambda t: (len(t), t)) # draws by patient differ in size
-    return row | dict(reproduced=s.mean, sd=s.sd, n_seeds=s.n, n_test='' if count else '-'.join(dict.fromkeys([tests[0], tests[-1]])),
-                      low=nan if count else bounds[0], high=nan if count else bounds[1], delta=s.mean - cell['value'], tolerance=tolerance,
-                      verdict=verdict, reason='; '.join(why), data=mine[0].get('data', ''),
-                      runs=' '.join(dict.fromkeys(r['run_id'] for r in mine)))
+    if why:
+        tolerance, verdict = nan, "not comparable"
+    tests = sorted(
+        {_text(r["n"]) for r in mine}, key=lambda t: (len(t), t)
+    )  # draws by patient differ in size
+    return row | dict(
+        reproduced=s.mean,
+        sd=s.sd,
+        n_seeds=s.n,
+        n_test="" if count else "-".join(dict.fromkeys([tests[0], tests[-1]])),
+        low=nan if count else bounds[0],
+        high=nan if count else bounds[1],
+        delta=s.mean - cell["value"],
+        tolerance=tolerance,
+        verdict=verdict,
+        reason="; ".join(why),
+        data=mine[0].get("data", ""),
+        runs=" ".join(dict.fromkeys(r["run_id"] for r in mine)),
+    )
 
+# %% ../nbs/60_tables.ipynb #f968c413
+def _float(v) -> float:  # nan for whatever is no number
+    try:
+        return float(v)
+    except (TypeError, ValueError):
+        return float("nan")
 
-def _float(v) -> float: # nan for whatever is no number
-    try: return float(v)
-    except (TypeError, ValueError): return float('nan')
-
-
-def _why(mine:list[dict], cell:dict, setting) -> list[str]:
+# %% ../nbs/60_tables.ipynb #9be96a5e
+def _why(mine: list[dict], cell: dict, setting) -> list[str]:
     "All reasons against comparing, each once."
     why = list(dict.fromkeys(reason for r in mine for reason in reasons(r, setting)))
-    if cell['value'] != cell['value']: why.append('the paper prints no number')
-    n = _text(cell.get('n_test'))
-    if n and any(_text(r['n']) != n for r in mine): why.append(f'not tested on {n} images as in the paper')
+    if cell["value"] != cell["value"]:
+        why.append("the paper prints no number")
+    n = _text(cell.get("n_test"))
+    if n and any(_text(r["n"]) != n for r in mine):
+        why.append(f"not tested on {n} images as in the paper")
     return why
 
 # %% ../nbs/60_tables.ipynb #ace287ff
 def _check(records, reported, mapping, setting, across):
     "Refuse what cannot be compared, before any number is shown."
     refuse_timing(records)
-    missing = [k for k in [*mapping, 'value', 'unit', 'decimals', 'std', 'source', 'note'] if k not in reported]
-    if missing: raise ValueError(f'The reported table lacks {missing}; it has {list(reported.columns)}. Read it with read_reported.')
-    if len(reported) == 0: raise ValueError('No reported cell was selected. Check the name of the artefact.')
-    missing = [c for c in [*mapping.values(), 'run_id', 'value', 'n'] if c not in records]
+    missing = [
+        k
+        for k in [*mapping, "value", "unit", "decimals", "std", "source", "note"]
+        if k not in reported
+    ]
+    if missing:
+        raise ValueError(
+            f"The reported table lacks {missing}; it has {list(reported.columns)}. Read it with"
+            " read_reported."
+        )
+    if len(reported) == 0:
+        raise ValueError("No reported cell was selected. Check the name of the artefact.")
+    missing = [c for c in [*mapping.values(), "run_id", "value", "n"] if c not in records]
     if missing and len(records):
-        raise ValueError(f'The records lack {missing}; they have {list(records.columns)}. Map a key with by={{key: column}}.')
-    if 'data' not in setting: raise ValueError('setting must say which data set the paper used, e.g. {"data": "fitzpatrick17k"}.')
-    if isinstance(setting['data'], str) and is_phantom(setting['data']):
-        raise ValueError('No paper reports numbers on phantoms; setting["data"] is its real data set.')
-    if across in mapping: raise ValueError(f'{across!r} is in `by` and in `across`; a column can be only one of them.')
+        raise ValueError(
+            f"The records lack {missing}; they have {list(records.columns)}. Map a key with"
+            " by={key: column}."
+        )
+    if "data" not in setting:
+        raise ValueError(
+            'setting must say which data set the paper used, e.g. {"data": "fitzpatrick17k"}.'
+        )
+    if isinstance(setting["data"], str) and is_phantom(setting["data"]):
+        raise ValueError(
+            'No paper reports numbers on phantoms; setting["data"] is its real data set.'
+        )
+    if across in mapping:
+        raise ValueError(
+            f"{across!r} is in `by` and in `across`; a column can be only one of them."
+        )
 
-
-def _poolable(mine:list[dict], cell:dict, pooled:str):
+# %% ../nbs/60_tables.ipynb #3b67dc1e
+def _poolable(mine: list[dict], cell: dict, pooled: str):
     "The records of one cell must differ in nothing but the seed."
-    where = ', '.join(f'{k}={v}' for k, v in cell.items() if _text(v) and k not in {*REPORTED[3:], 'printed', 'decimals'})
+    where = ", ".join(
+        f"{k}={v}"
+        for k, v in cell.items()
+        if _text(v) and k not in {*REPORTED[3:], "printed", "decimals"}
+    )
     for r in mine:
-        v = _float(r['value'])
-        if pd.isna(v): raise ValueError(f'Run {r["run_id"]} recorded no number for {where}. Remove its record and run it again.')
-        if cell['unit'] == 'percent' and not 0 <= v <= 1:
-            raise ValueError(f'Run {r["run_id"]} recorded {v:g} for {where}. Records hold fractions, 0 to 1; percent is for print.')
-    runs = lambda rows: ' '.join(r['run_id'] for r in rows)
+        v = _float(r["value"])
+        if pd.isna(v):
+            raise ValueError(
+                f"Run {r['run_id']} recorded no number for {where}. Remove its record and run it"
+                " again."
+            )
+        if cell["unit"] == "percent" and not 0 <= v <= 1:
+            raise ValueError(
+                f"Run {r['run_id']} recorded {v:g} for {where}. Records hold fractions, 0 to 1;"
+                " percent is for print."
+            )
+    runs = lambda rows: " ".join(r["run_id"] for r in rows)
     for column in UNMIXED:
-        have = sorted({r.get(column, '') for r in mine})
-        if len(have) > 1: raise ValueError(f'Records of {where} mix {column} {", ".join(have)}. Select one; runs: {runs(mine)}.')
-    for seed, n in Counter(r.get(pooled, '') for r in mine).items():
-        twice = [r for r in mine if r.get(pooled, '') == seed]
-        if n > 1: raise ValueError(f'{n} records of {where} share {pooled} {seed or "(not recorded)"}: some other parameter varies. Select '
-                                   f'one of its values, or add it to `by`; runs: {runs(twice)}.')
+        have = sorted({r.get(column, "") for r in mine})
+        if len(have) > 1:
+            raise ValueError(
+                f"Records of {where} mix {column} {', '.join(have)}. Select one; runs:"
+                f" {runs(mine)}."
+            )
+    for seed, n in Counter(r.get(pooled, "") for r in mine).items():
+        twice = [r for r in mine if r.get(pooled, "") == seed]
+        if n > 1:
+            raise ValueError(
+                f"{n} records of {where} share {pooled} {seed or '(not recorded)'}: some other"
+                " parameter varies. Select one of its values, or add it to `by`; runs:"
+                f" {runs(twice)}."
+            )
 
 # %% ../nbs/60_tables.ipynb #7195be1d
-MARKS = {'agrees': ' =', 'equal': ' =', 'differs': ' ≠', 'not comparable': ' †'} # the reasons stand under the table
+MARKS = {
+    "agrees": " =",
+    "equal": " =",
+    "differs": " ≠",
+    "not comparable": " †",
+}  # the reasons stand under the table
 
-
+# %% ../nbs/60_tables.ipynb #80348006
 def cell_text(
-    row:Mapping, # row of `compare`
+    row: Mapping,  # row of `compare`
 ) -> str:
     "reported → reproduced ± sd (n), with the verdict's mark."
-    digits = 0 if row['unit'] in COUNTS else 2 if row['unit'] == 'percent' else max(int(row['decimals']), 2)
-    number = lambda v: '–' if pd.isna(v) else f'{v:.{digits}f}'
-    if row['verdict'] == 'not run': return f'{number(row["reported"])} → not run'
-    sd = '' if pd.isna(row['sd']) or row['unit'] in COUNTS else f' ± {number(row["sd"])}'
-    n = '' if row['unit'] in COUNTS else f' ({row["n_seeds"]})'
-    return f'{number(row["reported"])} → {number(row["reproduced"])}{sd}{n}{MARKS.get(row["verdict"], "")}'
+    digits = (
+        0
+        if row["unit"] in COUNTS
+        else 2
+        if row["unit"] == "percent"
+        else max(int(row["decimals"]), 2)
+    )
+    number = lambda v: "–" if pd.isna(v) else f"{v:.{digits}f}"
+    if row["verdict"] == "not run":
+        return f"{number(row['reported'])} → not run"
+    sd = "" if pd.isna(row["sd"]) or row["unit"] in COUNTS else f" ± {number(row['sd'])}"
+    n = "" if row["unit"] in COUNTS else f" ({row['n_seeds']})"
+    return (
+        f"{number(row['reported'])} →"
+        f" {number(row['reproduced'])}{sd}{n}{MARKS.get(row['verdict'], '')}"
+    )
 
-
+# %% ../nbs/60_tables.ipynb #b6a81973
 def layout(
-    table:pd.DataFrame,     # from `compare`
-    rows,                   # column or columns that label the rows, e.g. ['arch', 'train']
-    columns:str='metric',   # column that labels the columns
-    across:str='select_on', # several values stand side by side within each column
-) -> pd.DataFrame:          # text cells in the order of the paper
+    table: pd.DataFrame,  # from `compare`
+    rows,  # column or columns that label the rows, e.g. ['arch', 'train']
+    columns: str = "metric",  # column that labels the columns
+    across: str = "select_on",  # several values stand side by side within each column
+) -> pd.DataFrame:  # text cells in the order of the paper
     "The paper's own shape: one line per row label, a cell per number."
     rows = [rows] if isinstance(rows, str) else list(rows)
     levels = [v for v in dict.fromkeys(table[across]) if v]
     many = len(levels) > 1
-    head = [f'{r[columns]} ({r[across]})' if many and r[across] else str(r[columns]) for _, r in table.iterrows()]
-    order = [h for c in dict.fromkeys(table[columns]) for h in [str(c), *(f'{c} ({v})' for v in levels)] if h in set(head)]
+    head = [
+        f"{r[columns]} ({r[across]})" if many and r[across] else str(r[columns])
+        for _, r in table.iterrows()
+    ]
+    order = [
+        h
+        for c in dict.fromkeys(table[columns])
+        for h in [str(c), *(f"{c} ({v})" for v in levels)]
+        if h in set(head)
+    ]
     where = [tuple(str(r[k]) for k in rows) for _, r in table.iterrows()]
     cells = {}
     for key, h, (_, row) in zip(where, head, table.iterrows()):
-        if (key, h) in cells: raise ValueError(f'Two cells at {key}, {h}: `rows` and `columns` do not tell them apart.')
+        if (key, h) in cells:
+            raise ValueError(
+                f"Two cells at {key}, {h}: `rows` and `columns` do not tell them apart."
+            )
         cells[key, h] = cell_text(row)
-    return pd.DataFrame([[*key, *(cells.get((key, h), '') for h in order)] for key in dict.fromkeys(where)], columns=[*rows, *order])
+    return pd.DataFrame(
+        [[*key, *(cells.get((key, h), "") for h in order)] for key in dict.fromkeys(where)],
+        columns=[*rows, *order],
+    )
 
 # %% ../nbs/60_tables.ipynb #f389dc29
-PHANTOM_STAMP = 'PHANTOM DATA: procedural images, not patients'
-LICENCE = 'Licence: Apache-2.0. Printed values are quoted from the paper.'
+PHANTOM_STAMP = "PHANTOM DATA: procedural images, not patients"
+LICENCE = "Licence: Apache-2.0. Printed values are quoted from the paper."
 
-
+# %% ../nbs/60_tables.ipynb #39fd873c
 def stamp_of(
-    table:pd.DataFrame, # with a column `data`
+    table: pd.DataFrame,  # with a column `data`
 ) -> str:
     "What the numbers of a table were measured on, in one line; '' if nothing was."
-    have = [d for d in dict.fromkeys(table['data'].map(_text)) if d]
+    have = [d for d in dict.fromkeys(table["data"].map(_text)) if d]
     real = [d for d in have if not is_phantom(d)]
-    parts = [PHANTOM_STAMP] * (len(real) < len(have)) + [f'Data: {", ".join(real)}'] * bool(real)
-    return '. '.join(parts)
+    parts = [PHANTOM_STAMP] * (len(real) < len(have)) + [f"Data: {', '.join(real)}"] * bool(real)
+    return ". ".join(parts)
 
-
+# %% ../nbs/60_tables.ipynb #807dc9d3
 def plain(
-    table:pd.DataFrame,
-) -> pd.DataFrame: # text
-    "Numbers as a reader wants them: whole columns of integers without point, others with two decimals."
+    table: pd.DataFrame,
+) -> pd.DataFrame:  # text
+    """Numbers as a reader wants them: whole columns of integers without point, others with two
+    decimals.
+    """
+
     def text(column):
-        numbers = pd.to_numeric(column, errors='coerce') if pd.api.types.is_numeric_dtype(column) else None
-        if numbers is None: return column.map(_text)
+        numbers = (
+            pd.to_numeric(column, errors="coerce")
+            if pd.api.types.is_numeric_dtype(column)
+            else None
+        )
+        if numbers is None:
+            return column.map(_text)
         digits = 0 if (numbers.dropna() % 1 == 0).all() else 2
-        return numbers.map(lambda v: '' if pd.isna(v) else f'{v + 0.:.{digits}f}')
+        return numbers.map(lambda v: "" if pd.isna(v) else f"{v + 0.0:.{digits}f}")
+
     return pd.DataFrame({c: text(table[c]) for c in table})
 
 # %% ../nbs/60_tables.ipynb #f6182f74
 def markdown_table(
-    shown:pd.DataFrame, # text cells
+    shown: pd.DataFrame,  # text cells
 ) -> str:
     "A pipe table."
-    line = lambda cells: '| ' + ' | '.join(str(c).replace('|', r'\|').replace('\n', ' ') for c in cells) + ' |'
-    return '\n'.join([line(shown.columns), line(['---'] * shown.shape[1]), *(line(r) for r in shown.itertuples(index=False))])
+    line = lambda cells: (
+        "| " + " | ".join(str(c).replace("|", r"\|").replace("\n", " ") for c in cells) + " |"
+    )
+    return "\n".join(
+        [
+            line(shown.columns),
+            line(["---"] * shown.shape[1]),
+            *(line(r) for r in shown.itertuples(index=False)),
+        ]
+    )
 
 # %% ../nbs/60_tables.ipynb #ace76146
-LATEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}',
-         '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'$<$', '>': r'$>$', '|': r'$|$', '→': r'$\rightarrow$',
-         '±': r'$\pm$', '≠': r'$\neq$', '≤': r'$\leq$', '≥': r'$\geq$', '·': r'$\cdot$', '×': r'$\times$', '−': r'$-$',
-         '†': r'$\dagger$', '–': '--', '\n': ' '}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"$<$",
+    ">": r"$>$",
+    "|": r"$|$",
+    "→": r"$\rightarrow$",
+    "±": r"$\pm$",
+    "≠": r"$\neq$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "·": r"$\cdot$",
+    "×": r"$\times$",
+    "−": r"$-$",
+    "†": r"$\dagger$",
+    "–": "--",
+    "\n": " ",
+}
 
-
+# %% ../nbs/60_tables.ipynb #c61d5cc2
 def latex_escape(
-    text, # anything
+    text,  # anything
 ) -> str:
     "Text that LaTeX prints as it is."
-    return ''.join(LATEX.get(c, c) for c in str(text))
+    return "".join(LATEX.get(c, c) for c in str(text))
 
-
+# %% ../nbs/60_tables.ipynb #f7088776
 def latex_table(
-    shown:pd.DataFrame, # text cells
-    caption:str,        # plain text
-    label:str,          # letters, digits and hyphens
-    notes=(),           # plain text, a paragraph each
+    shown: pd.DataFrame,  # text cells
+    caption: str,  # plain text
+    label: str,  # letters, digits and hyphens
+    notes=(),  # plain text, a paragraph each
 ) -> str:
     "A booktabs table that shrinks to the line width."
-    line = lambda cells: re.sub(r'^(?=[\[*])', '{}', ' & '.join(latex_escape(c) for c in cells)) + r' \\'
-    body = [line(shown.columns), r'\midrule', *(line(r) for r in shown.itertuples(index=False))]
-    return '\n'.join(['% needs \\usepackage{booktabs,graphicx}', r'\begin{table}[htbp]', r'\centering',
-                      rf'\caption{{{latex_escape(caption)}}}', rf'\label{{tab:{label}}}',
-                      r'\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%',
-                      rf'\begin{{tabular}}{{{"l" * shown.shape[1]}}}', r'\toprule', *body, r'\bottomrule', r'\end{tabular}}',
-                      *(rf'\par\footnotesize {latex_escape(n)}' for n in notes), r'\end{table}', ''])
+    line = lambda cells: (
+        re.sub(r"^(?=[\[*])", "{}", " & ".join(latex_escape(c) for c in cells)) + r" \\"
+    )
+    body = [line(shown.columns), r"\midrule", *(line(r) for r in shown.itertuples(index=False))]
+    return "\n".join(
+        [
+            "% needs \\usepackage{booktabs,graphicx}",
+            r"\begin{table}[htbp]",
+            r"\centering",
+            rf"\caption{{{latex_escape(caption)}}}",
+            rf"\label{{tab:{label}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{'l' * shown.shape[1]}}}",
+            r"\toprule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *(rf"\par\footnotesize {latex_escape(n)}" for n in notes),
+            r"\end{table}",
+            "",
+        ]
+    )
 
 # %% ../nbs/60_tables.ipynb #4e636957
 def footnotes(
-    table:pd.DataFrame, # long
-    rule:str,           # of the verdicts
-    notes=(),           # further lines
-    licence:str=LICENCE,
-) -> list[str]:         # lines of plain text
+    table: pd.DataFrame,  # long
+    rule: str,  # of the verdicts
+    notes=(),  # further lines
+    licence: str = LICENCE,
+) -> list[str]:  # lines of plain text
     "What must stand under a table."
     out = []
-    if 'verdict' in table:
-        out.append('Verdicts: ' + ', '.join(f'{n} {v}' for v, n in Counter(table['verdict']).items()) + '.')
-        if 'reported' in table: # of `compare`; claims have verdicts, too
-            why = Counter(part for r in table['reason'] if r for part in r.split('; '))
-            if why: out.append('Not comparable because: ' + '; '.join(f'{r} ({n} cell{"s" * (n > 1)})' for r, n in why.items()) + '.')
-            out.append('A cell reads: reported → reproduced ± standard deviation over runs (number of runs); '
-                       '= agrees or equal, ≠ differs, † not comparable.')
-        out.append(f'Rule: {rule}')
+    if "verdict" in table:
+        out.append(
+            "Verdicts: " + ", ".join(f"{n} {v}" for v, n in Counter(table["verdict"]).items()) + "."
+        )
+        if "reported" in table:  # of `compare`; claims have verdicts, too
+            why = Counter(part for r in table["reason"] if r for part in r.split("; "))
+            if why:
+                out.append(
+                    "Not comparable because: "
+                    + "; ".join(f"{r} ({n} cell{'s' * (n > 1)})" for r, n in why.items())
+                    + "."
+                )
+            out.append(
+                "A cell reads: reported → reproduced ± standard deviation over runs (number of"
+                " runs); = agrees or equal, ≠ differs, † not comparable."
+            )
+        out.append(f"Rule: {rule}")
     return [*out, *notes, licence]
 
-
+# %% ../nbs/60_tables.ipynb #30f88a5a
 def save_table(
-    table:pd.DataFrame,       # the long table; the csv holds all of it. Needs a column `data` or a `stamp`
-    stem,                     # 'wang2024/table2' below the figures folder, or an absolute path without suffix
-    title:str,                # e.g. 'Table 2. Classification, scenario i'
-    notes=(),                 # lines to print under the table
-    stamp:str|None=None,      # what the numbers were measured on; None derives it from the column `data`
-    shown:pd.DataFrame|None=None, # what markdown and LaTeX show, e.g. from `layout`; None shows `table`
-    rule:str|None=None,       # of the verdicts; None takes what `compare` attached
-    licence:str=LICENCE,
-) -> list[Path]:              # .md, .csv, .tex
-    "Write a table three times. Same input, same bytes. Raises ValueError; PermissionError naming the folder if it cannot be written."
-    rule = rule or table.attrs.get('rule', ''); refuse_timing(table)
-    if 'verdict' in table and not rule:
-        raise ValueError('A table with verdicts needs its rule: save_table(..., rule=verdict_rule(n_paper)).')
-    if 'data' not in table:
-        if not stamp: raise ValueError('The table has no column `data`: say with `stamp` what its numbers were measured on.')
+    # the long table; the csv holds all of it. Needs a column `data` or a `stamp`
+    table: pd.DataFrame,
+    stem,  # 'wang2024/table2' below the figures folder, or an absolute path without suffix
+    title: str,  # e.g. 'Table 2. Classification, scenario i'
+    notes=(),  # lines to print under the table
+    stamp: (
+        str | None
+    ) = None,  # what the numbers were measured on; None derives it from the column `data`
+    shown: (
+        pd.DataFrame | None
+    ) = None,  # what markdown and LaTeX show, e.g. from `layout`; None shows `table`
+    rule: str | None = None,  # of the verdicts; None takes what `compare` attached
+    licence: str = LICENCE,
+) -> list[Path]:  # .md, .csv, .tex
+    """Write a table three times. Same input, same bytes. Raises ValueError; PermissionError naming
+    the folder if it cannot be written.
+    """
+    rule = rule or table.attrs.get("rule", "")
+    refuse_timing(table)
+    if "verdict" in table and not rule:
+        raise ValueError(
+            "A table with verdicts needs its rule: save_table(..., rule=verdict_rule(n_paper))."
+        )
+    if "data" not in table:
+        if not stamp:
+            raise ValueError(
+                "The table has no column `data`: say with `stamp` what its numbers were"
+                " measured on."
+            )
         table = table.assign(data=stamp)
     stamp = stamp_of(table) if stamp is None else stamp
-    if is_phantom(' '.join(table['data'].map(_text))) and not is_phantom(stamp):
-        raise ValueError(f'The table holds numbers of phantoms, but its stamp is {stamp!r}. Leave it out, or say {PHANTOM_STAMP!r}.')
+    if is_phantom(" ".join(table["data"].map(_text))) and not is_phantom(stamp):
+        raise ValueError(
+            f"The table holds numbers of phantoms, but its stamp is {stamp!r}. Leave it out, or say"
+            f" {PHANTOM_STAMP!r}."
+        )
     shown = plain(table) if shown is None else shown.map(_text)
     lines = footnotes(table, rule, notes, licence)
-    path = Path(stem) if Path(stem).is_absolute() else paths().figures/stem
-    label = re.sub(r'[^a-z0-9]+', '-', '-'.join(path.parts[-2:]).lower()).strip('-')
-    md = [f'# {title}', *([f'**{stamp}**'] if stamp else []), markdown_table(shown), *lines]
-    texts = {'.md': '\n\n'.join(md) + '\n', '.csv': csv_text(table),
-             '.tex': latex_table(shown, f'{title}. {stamp}.' if stamp else f'{title}.', label, lines)}
+    path = Path(stem) if Path(stem).is_absolute() else paths().figures / stem
+    label = re.sub(r"[^a-z0-9]+", "-", "-".join(path.parts[-2:]).lower()).strip("-")
+    md = [f"# {title}", *([f"**{stamp}**"] if stamp else []), markdown_table(shown), *lines]
+    texts = {
+        ".md": "\n\n".join(md) + "\n",
+        ".csv": csv_text(table),
+        ".tex": latex_table(shown, f"{title}. {stamp}." if stamp else f"{title}.", label, lines),
+    }
     out = []
     for suffix, text in texts.items():
         out.append(path.with_name(path.name + suffix))
-        with atomic_path(out[-1]) as tmp: tmp.write_bytes(text.encode())
+        with atomic_path(out[-1]) as tmp:
+            tmp.write_bytes(text.encode())
     return out
 
-
+# %% ../nbs/60_tables.ipynb #6fbeccfc
 def csv_text(
-    table:pd.DataFrame,
-) -> str: # six decimals hide the last bits, which differ between machines
+    table: pd.DataFrame,
+) -> str:  # six decimals hide the last bits, which differ between machines
     "A table as csv text that is the same on every machine."
-    number = lambda v: f'{round(v, 6) + 0.:.6f}'.rstrip('0').rstrip('.') # + 0. turns -0.0 into 0.0
-    text = table.apply(lambda c: c.map(lambda v: '' if pd.isna(v) else number(v)) if pd.api.types.is_float_dtype(c) else c)
-    return text.to_csv(index=False, lineterminator='\n')
+    number = lambda v: f"{round(v, 6) + 0.0:.6f}".rstrip("0").rstrip(
+        "."
+    )  # + 0. turns -0.0 into 0.0
+    text = table.apply(
+        lambda c: (
+            c.map(lambda v: "" if pd.isna(v) else number(v))
+            if pd.api.types.is_float_dtype(c)
+            else c
+        )
+    )
+    return text.to_csv(index=False, lineterminator="\n")

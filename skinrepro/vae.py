@@ -20,262 +20,454 @@ def _classes():
     import torch
     from torch import nn
 
-    def conv(a, b, k, stride=1): return nn.Conv2d(a, b, k, stride, k//2)
+    def conv(a, b, k, stride=1):
+        return nn.Conv2d(a, b, k, stride, k // 2)
 
     class Residual(nn.Module):
-        "Two convolutions, the first to half of the channels, and a shortcut; stride 2 halves the side, `up` doubles it."
+        """Two convolutions, the first to half of the channels, and a shortcut; stride 2 halves the
+        side, `up` doubles it.
+        """
+
         def __init__(self, a, b, stride=1, up=False):
             super().__init__()
-            self.up = nn.Upsample(scale_factor=2, mode='nearest') if up else nn.Identity()
-            self.first, self.norm1 = conv(a, b//2, 3, stride), nn.BatchNorm2d(b//2)
-            self.second, self.norm2 = conv(b//2, b, 3), nn.BatchNorm2d(b)
-            self.shortcut = nn.Identity() if a == b and stride == 1 and not up else conv(a, b, 3, stride)
+            self.up = nn.Upsample(scale_factor=2, mode="nearest") if up else nn.Identity()
+            self.first, self.norm1 = conv(a, b // 2, 3, stride), nn.BatchNorm2d(b // 2)
+            self.second, self.norm2 = conv(b // 2, b, 3), nn.BatchNorm2d(b)
+            self.shortcut = (
+                nn.Identity() if a == b and stride == 1 and not up else conv(a, b, 3, stride)
+            )
             self.act = nn.ELU()
 
         def forward(self, x):
             x = self.up(x)
-            return self.act(self.norm2(self.second(self.act(self.norm1(self.first(x))))) + self.shortcut(x))
+            return self.act(
+                self.norm2(self.second(self.act(self.norm1(self.first(x))))) + self.shortcut(x)
+            )
 
     class VAE(nn.Module):
         def __init__(self, latent_channels, width, multipliers, bottleneck_blocks):
             super().__init__()
-            w = [width*m for m in (*multipliers, 2*multipliers[-1])]; self.stride = 2**len(multipliers)
-            self.encoder = nn.Sequential(conv(3, w[0], 3), *(Residual(a, b, 2) for a, b in zip(w, w[1:])),
-                                         *(Residual(w[-1], w[-1]) for _ in range(bottleneck_blocks)))
-            self.mean, self.log_var = conv(w[-1], latent_channels, 1), conv(w[-1], latent_channels, 1)
+            w = [width * m for m in (*multipliers, 2 * multipliers[-1])]
+            self.stride = 2 ** len(multipliers)
+            self.encoder = nn.Sequential(
+                conv(3, w[0], 3),
+                *(Residual(a, b, 2) for a, b in zip(w, w[1:])),
+                *(Residual(w[-1], w[-1]) for _ in range(bottleneck_blocks)),
+            )
+            self.mean, self.log_var = (
+                conv(w[-1], latent_channels, 1),
+                conv(w[-1], latent_channels, 1),
+            )
             back = w[::-1]
-            self.decoder = nn.Sequential(conv(latent_channels, w[-1], 1), *(Residual(w[-1], w[-1]) for _ in range(bottleneck_blocks)),
-                                         *(Residual(a, b, up=True) for a, b in zip(back, back[1:])), conv(w[0], 3, 5), nn.Tanh())
+            self.decoder = nn.Sequential(
+                conv(latent_channels, w[-1], 1),
+                *(Residual(w[-1], w[-1]) for _ in range(bottleneck_blocks)),
+                *(Residual(a, b, up=True) for a, b in zip(back, back[1:])),
+                conv(w[0], 3, 5),
+                nn.Tanh(),
+            )
 
-        def encode(self, x): # (b, 3, s, s) in [-1, 1] -> mean, log-variance: each (b, C, s/16, s/16)
+        def encode(
+            self, x
+        ):  # (b, 3, s, s) in [-1, 1] -> mean, log-variance: each (b, C, s/16, s/16)
             if min(x.shape[-2:]) < self.stride or any(n % self.stride for n in x.shape[-2:]):
-                raise ValueError(f'Images of {x.shape[-1]} x {x.shape[-2]} px do not fit a network that divides their side by {self.stride}: '
-                                 f'their sides must be multiples of {self.stride}.')
+                raise ValueError(
+                    f"Images of {x.shape[-1]} x {x.shape[-2]} px do not fit a network that divides"
+                    f" their side by {self.stride}: their sides must be multiples of {self.stride}."
+                )
             h = self.encoder(x)
-            return self.mean(h), self.log_var(h).clamp(-30., 20.)
+            return self.mean(h), self.log_var(h).clamp(-30.0, 20.0)
 
-        def decode(self, z): return self.decoder(z) # -> (b, 3, s, s) in [-1, 1]
+        def decode(self, z):
+            return self.decoder(z)  # -> (b, 3, s, s) in [-1, 1]
 
-        def sample(self, n, size, generator=None): # images drawn from the prior N(0, I)
-            side = size//self.stride; p = self.mean.weight
-            return self.decode(torch.randn(n, self.mean.out_channels, side, side, generator=generator).to(p.device, p.dtype))
+        def sample(self, n, size, generator=None):  # images drawn from the prior N(0, I)
+            side = size // self.stride
+            p = self.mean.weight
+            return self.decode(
+                torch.randn(n, self.mean.out_channels, side, side, generator=generator).to(
+                    p.device, p.dtype
+                )
+            )
 
-        def forward(self, x, noise=None): # -> reconstruction, mean, log-variance; from the mean, in training from mean + standard deviation * noise
-            mean, log_var = self.encode(x); z = mean
-            if self.training: z = mean + (log_var/2).exp()*(torch.randn_like(mean) if noise is None else noise)
+        def forward(
+            self,
+            x,
+            noise=None,
+            # -> reconstruction, mean, log-variance; from the mean, in training from mean + standard
+            # deviation * noise
+        ):
+            mean, log_var = self.encode(x)
+            z = mean
+            if self.training:
+                z = mean + (log_var / 2).exp() * (
+                    torch.randn_like(mean) if noise is None else noise
+                )
             return self.decode(z), mean, log_var
 
     return VAE
 
-
+# %% ../nbs/23_vae.ipynb #d690a4f4
 def build_vae(
-    latent_channels:int=64,       # C of the code
-    width:int=64,                 # channels of the first layer
-    multipliers:tuple=(1, 2, 4, 8), # of the width, one for each block that halves the side
-    bottleneck_blocks:int=1,      # residual blocks at the narrowest place, in the encoder and in the decoder
-    seed:int=0,                   # of the initialisation
-):                                # torch module with encode, decode, sample; input a multiple of 2**len(multipliers) px
-    "Residual VAE; the defaults are the paper's (section 4.1 and the public code): 128 px -> 8 x 8 x 64."
+    latent_channels: int = 64,  # C of the code
+    width: int = 64,  # channels of the first layer
+    multipliers: tuple = (1, 2, 4, 8),  # of the width, one for each block that halves the side
+    # residual blocks at the narrowest place, in the encoder and in the decoder
+    bottleneck_blocks: int = 1,
+    seed: int = 0,  # of the initialisation
+):  # torch module with encode, decode, sample; input a multiple of 2**len(multipliers) px
+    """Residual VAE; the defaults are the paper's (section 4.1 and the public code): 128 px -> 8 x 8
+    x 64.
+    """
     import torch
-    if min(latent_channels, width, *multipliers) < 1 or width*multipliers[0] % 2:
-        raise ValueError('latent_channels, width and multipliers must be at least 1, and the width even.')
+
+    if min(latent_channels, width, *multipliers) < 1 or width * multipliers[0] % 2:
+        raise ValueError(
+            "latent_channels, width and multipliers must be at least 1, and the width even."
+        )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return _classes()(latent_channels, width, tuple(multipliers), bottleneck_blocks)
 
 # %% ../nbs/23_vae.ipynb #f3b4e6ba
-REDUCTIONS = ('element', 'sum')
+REDUCTIONS = ("element", "sum")
 
-
+# %% ../nbs/23_vae.ipynb #9286ccf8
 def negative_elbo(
-    x,            # (b, 3, s, s) in [-1, 1]
-    y,            # reconstruction
-    mean,         # (b, C, h, w)
-    log_var,      # the same shape
-    reduction:str='element', # one of REDUCTIONS
-) -> tuple:       # reconstruction term, KL term: scalar tensors >= 0 whose sum is minimised
-    "Both terms of -ELBO (López-Pérez et al. 2025, equation 1), by the public code's means over elements or by sums as printed."
-    check_choice('reduction', reduction, REDUCTIONS)
-    square, kl = (x.float() - y.float())**2, .5*(mean.float()**2 + log_var.float().exp() - 1 - log_var.float())
-    if reduction == 'element': return square.mean(), kl.mean()
-    return .5*square.flatten(1).sum(1).mean(), kl.flatten(1).sum(1).mean()
+    x,  # (b, 3, s, s) in [-1, 1]
+    y,  # reconstruction
+    mean,  # (b, C, h, w)
+    log_var,  # the same shape
+    reduction: str = "element",  # one of REDUCTIONS
+) -> tuple:  # reconstruction term, KL term: scalar tensors >= 0 whose sum is minimised
+    """Both terms of -ELBO (López-Pérez et al. 2025, equation 1), by the public code's means over
+    elements or by sums as printed.
+    """
+    check_choice("reduction", reduction, REDUCTIONS)
+    square, kl = (
+        (x.float() - y.float()) ** 2,
+        0.5 * (mean.float() ** 2 + log_var.float().exp() - 1 - log_var.float()),
+    )
+    if reduction == "element":
+        return square.mean(), kl.mean()
+    return 0.5 * square.flatten(1).sum(1).mean(), kl.flatten(1).sum(1).mean()
 
 # %% ../nbs/23_vae.ipynb #9a1b2095
 class Features:
     "Outputs of every convolution of a frozen classifier."
+
     def __init__(
         self,
-        network,           # torch module; it is frozen and its in-place activations are made plain, since they would overwrite the outputs that are kept
-        weights:str,       # what it was trained on, for the record
-        normalise=None,    # (mean, std) of its training in [0, 1], three numbers each; None: images in [-1, 1] go in as they are
-        last=None,         # how many convolutions; None: all
+        # torch module; it is frozen and its in-place activations are made plain, since they would
+        # overwrite the outputs that are kept
+        network,
+        weights: str,  # what it was trained on, for the record
+        # (mean, std) of its training in [0, 1], three numbers each; None: images in [-1, 1] go in
+        # as they are
+        normalise=None,
+        last=None,  # how many convolutions; None: all
     ):
         import torch
-        self.network, self.weights, self.normalise = network.eval().requires_grad_(False), weights, normalise
+
+        self.network, self.weights, self.normalise = (
+            network.eval().requires_grad_(False),
+            weights,
+            normalise,
+        )
         for m in network.modules():
-            if getattr(m, 'inplace', False): m.inplace = False
-        self.layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)][:last]; self.kept = []
-        if not self.layers: raise ValueError('The network has no convolution to compare.')
-        for m in self.layers: m.register_forward_hook(lambda module, given, out: self.kept.append(out))
-
-    def to(self, device): self.network.to(device); return self
-
-    def __call__(self, x): # (b, 3, s, s) in [-1, 1] -> list of feature maps
-        import torch
-        if self.normalise is not None:
-            mean, std = (torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1) for v in self.normalise)
-            x = ((x + 1)/2 - mean)/std
+            if getattr(m, "inplace", False):
+                m.inplace = False
+        self.layers = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)][:last]
         self.kept = []
-        self.network(x); out, self.kept = self.kept, []
+        if not self.layers:
+            raise ValueError("The network has no convolution to compare.")
+        for m in self.layers:
+            m.register_forward_hook(lambda module, given, out: self.kept.append(out))
+
+    def to(self, device):
+        self.network.to(device)
+        return self
+
+    def __call__(self, x):  # (b, 3, s, s) in [-1, 1] -> list of feature maps
+        import torch
+
+        if self.normalise is not None:
+            mean, std = (
+                torch.tensor(v, device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
+                for v in self.normalise
+            )
+            x = ((x + 1) / 2 - mean) / std
+        self.kept = []
+        self.network(x)
+        out, self.kept = self.kept, []
         return out
 
+# %% ../nbs/23_vae.ipynb #98d9c653
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
-IMAGENET = ((.485, .456, .406), (.229, .224, .225))
-
-
+# %% ../nbs/23_vae.ipynb #435ec63c
 def vgg19_features(
-    weights:str='',          # a local .safetensors file; '' asks timm (its cache, or a download)
-    normalise:bool=False,    # False: as the public code
-) -> Features:               # the 16 convolutions
+    weights: str = "",  # a local .safetensors file; '' asks timm (its cache, or a download)
+    normalise: bool = False,  # False: as the public code
+) -> Features:  # the 16 convolutions
     "VGG-19 trained on ImageNet. Raises RuntimeError with the remedy when there are no weights."
     import timm
+
     if weights:
         from safetensors.torch import load_file
+
         state = load_file(weights)
     else:
-        try: state = timm.create_model('vgg19.tv_in1k', pretrained=True).state_dict()
-        except Exception as e: # the hub raises a dozen kinds
-            raise RuntimeError(f'The ImageNet weights of VGG-19 are not on this machine ({type(e).__name__}). On a machine with a network run: '
-                               'hf download timm/vgg19.tv_in1k model.safetensors --local-dir vgg19, copy the file here, and give its path.') from None
-    network = vgg19_trunk(); network.load_state_dict({k.removeprefix('features.'): v for k, v in state.items() if k.startswith('features.')})
-    return Features(network, 'vgg19.tv_in1k' if not weights else f'vgg19 ({weights})', IMAGENET if normalise else None)
+        try:
+            state = timm.create_model("vgg19.tv_in1k", pretrained=True).state_dict()
+        except Exception as e:  # the hub raises a dozen kinds
+            raise RuntimeError(
+                f"The ImageNet weights of VGG-19 are not on this machine ({type(e).__name__}). On a"
+                " machine with a network run: hf download timm/vgg19.tv_in1k model.safetensors"
+                " --local-dir vgg19, copy the file here, and give its path."
+            ) from None
+    network = vgg19_trunk()
+    network.load_state_dict(
+        {k.removeprefix("features."): v for k, v in state.items() if k.startswith("features.")}
+    )
+    return Features(
+        network,
+        "vgg19.tv_in1k" if not weights else f"vgg19 ({weights})",
+        IMAGENET if normalise else None,
+    )
 
-
-def vgg19_trunk(): # torch module: (b, 3, s, s) -> (b, 512, s/32, s/32), random weights
+# %% ../nbs/23_vae.ipynb #59cfca3c
+def vgg19_trunk():  # torch module: (b, 3, s, s) -> (b, 512, s/32, s/32), random weights
     "The convolutions of VGG-19 (Simonyan & Zisserman 2015), without its classifier."
     import timm
-    return timm.create_model('vgg19.tv_in1k', pretrained=False).features
 
+    return timm.create_model("vgg19.tv_in1k", pretrained=False).features
 
+# %% ../nbs/23_vae.ipynb #0b1a4215
 def perceptual_loss(
-    features,      # Features
-    x,             # (b, 3, s, s) in [-1, 1], the target
-    y,             # the reconstruction
-    half:bool=False, # the factor 1/2 of equation 2, which the public code does not have
-):                 # scalar tensor
-    "Mean over layers of the mean squared difference of feature maps (López-Pérez et al. 2025, equation 2; Johnson et al. 2016)."
+    features,  # Features
+    x,  # (b, 3, s, s) in [-1, 1], the target
+    y,  # the reconstruction
+    half: bool = False,  # the factor 1/2 of equation 2, which the public code does not have
+):  # scalar tensor
+    """Mean over layers of the mean squared difference of feature maps (López-Pérez et al. 2025,
+    equation 2; Johnson et al. 2016).
+    """
     import torch
-    with torch.no_grad(): target = features(x)
-    parts = [((a.float() - b.float())**2).mean() for a, b in zip(target, features(y), strict=True)]
-    return torch.stack(parts).mean()/(2 if half else 1)
+
+    with torch.no_grad():
+        target = features(x)
+    parts = [
+        ((a.float() - b.float()) ** 2).mean() for a, b in zip(target, features(y), strict=True)
+    ]
+    return torch.stack(parts).mean() / (2 if half else 1)
 
 # %% ../nbs/23_vae.ipynb #106cb40a
 def memory_format(
-    model,      # from `build_vae`
-    device:str, # torch device
-):              # torch.memory_format
-    "Channels last where it is faster: on GPUs, and for narrow networks on a CPU (measured: 1.4 times at width 12, .85 at 64)."
+    model,  # from `build_vae`
+    device: str,  # torch device
+):  # torch.memory_format
+    """Channels last where it is faster: on GPUs, and for narrow networks on a CPU (measured: 1.4
+    times at width 12, .85 at 64).
+    """
     import torch
-    return torch.channels_last if not device.startswith('cpu') or model.encoder[0].out_channels < 32 else torch.contiguous_format
 
+    return (
+        torch.channels_last
+        if not device.startswith("cpu") or model.encoder[0].out_channels < 32
+        else torch.contiguous_format
+    )
 
+# %% ../nbs/23_vae.ipynb #e85b63ed
 def train_vae(
-    model,                     # from `build_vae`
-    batches,                   # epoch -> batches; the first element of each is (b, 3, s, s) in [-1, 1]
-    features=None,             # Features; None trains without a perceptual loss
-    epochs:int=15,             # section 4.1
-    lr:float=1e-4,             # of Adam
-    reduction:str='element',   # one of REDUCTIONS
-    kl_weight:float=1.,        # of the KL term
-    feature_weight:float=1.,   # of the perceptual loss
-    half:bool=False,           # see `perceptual_loss`
-    clip:float=10.,            # gradient norm; public code
-    folder=None,               # for checkpoints and log.csv
-    device:str='cpu',
-    precision:str='no',        # 'no', 'bf16' or 'fp16' (the public code's)
-    seed:int=0,                # of the codes that are drawn in training
-    progress:bool=True,
-) -> pd.DataFrame:             # log: epoch, lr, loss, images, seconds
+    model,  # from `build_vae`
+    batches,  # epoch -> batches; the first element of each is (b, 3, s, s) in [-1, 1]
+    features=None,  # Features; None trains without a perceptual loss
+    epochs: int = 15,  # section 4.1
+    lr: float = 1e-4,  # of Adam
+    reduction: str = "element",  # one of REDUCTIONS
+    kl_weight: float = 1.0,  # of the KL term
+    feature_weight: float = 1.0,  # of the perceptual loss
+    half: bool = False,  # see `perceptual_loss`
+    clip: float = 10.0,  # gradient norm; public code
+    folder=None,  # for checkpoints and log.csv
+    device: str = "cpu",
+    precision: str = "no",  # 'no', 'bf16' or 'fp16' (the public code's)
+    seed: int = 0,  # of the codes that are drawn in training
+    progress: bool = True,
+) -> pd.DataFrame:  # log: epoch, lr, loss, images, seconds
     "Minimise -ELBO + perceptual loss. Raises loop.TrainingError on a loss that is not finite."
     import torch
-    order = memory_format(model, device); model.to(device, memory_format=order)
-    if features is not None: features.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True); step = iter(range(10**12))
+
+    order = memory_format(model, device)
+    model.to(device, memory_format=order)
+    if features is not None:
+        features.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr, fused=True)
+    step = iter(range(10**12))
 
     def of_epoch(epoch):
         nonlocal step
-        step = iter(range(epoch*10**6, (epoch + 1)*10**6)) # the same draws when a training goes on from a checkpoint
+        step = iter(
+            range(epoch * 10**6, (epoch + 1) * 10**6)
+        )  # the same draws when a training goes on from a checkpoint
         return batches(epoch)
 
     def loss(m, batch):
         x = batch[0].to(device, non_blocking=True, memory_format=order)
-        shape = (len(x), m.mean.out_channels, x.shape[-2]//m.stride, x.shape[-1]//m.stride)
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed*10**9 + next(step))).to(device)
+        shape = (len(x), m.mean.out_channels, x.shape[-2] // m.stride, x.shape[-1] // m.stride)
+        noise = torch.randn(
+            shape, generator=torch.Generator().manual_seed(seed * 10**9 + next(step))
+        ).to(device)
         y, mean, log_var = m(x, noise)
         a, b = negative_elbo(x, y, mean, log_var, reduction)
-        total = a + kl_weight*b
-        return total if features is None else total + feature_weight*perceptual_loss(features, x, y, half)
+        total = a + kl_weight * b
+        return (
+            total
+            if features is None
+            else total + feature_weight * perceptual_loss(features, x, y, half)
+        )
 
-    return fit(model, of_epoch, loss, optimizer, epochs, None, None, folder, device, precision, clip, progress,
-               log_csv=None if folder is None else f'{folder}/log.csv', title='VAE')
+    return fit(
+        model,
+        of_epoch,
+        loss,
+        optimizer,
+        epochs,
+        None,
+        None,
+        folder,
+        device,
+        precision,
+        clip,
+        progress,
+        log_csv=None if folder is None else f"{folder}/log.csv",
+        title="VAE",
+    )
 
 # %% ../nbs/23_vae.ipynb #6929a075
 def srgb_to_lab(
-    x, # (b, 3, h, w) tensor, sRGB in [0, 1]
-):     # (b, 3, h, w): L* 0..100, a*, b*, for the D65 white
+    x,  # (b, 3, h, w) tensor, sRGB in [0, 1]
+):  # (b, 3, h, w): L* 0..100, a*, b*, for the D65 white
     "CIELAB (CIE 15:2004) of sRGB (IEC 61966-2-1)."
     import torch
-    linear = torch.where(x <= .04045, x/12.92, ((x.clamp(min=.04045) + .055)/1.055)**2.4)
-    m = torch.tensor([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]], device=x.device, dtype=x.dtype)
-    xyz = torch.einsum('ij,bjhw->bihw', m, linear)/torch.tensor([.95047, 1., 1.08883], device=x.device, dtype=x.dtype).view(1, 3, 1, 1)
-    d = 6/29; f = torch.where(xyz > d**3, xyz.clamp(min=d**3)**(1/3), xyz/(3*d*d) + 4/29)
-    return torch.stack([116*f[:, 1] - 16, 500*(f[:, 0] - f[:, 1]), 200*(f[:, 1] - f[:, 2])], 1)
 
+    linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
+    m = torch.tensor(
+        [
+            [0.4124564, 0.3575761, 0.1804375],
+            [0.2126729, 0.7151522, 0.0721750],
+            [0.0193339, 0.1191920, 0.9503041],
+        ],
+        device=x.device,
+        dtype=x.dtype,
+    )
+    xyz = torch.einsum("ij,bjhw->bihw", m, linear) / torch.tensor(
+        [0.95047, 1.0, 1.08883], device=x.device, dtype=x.dtype
+    ).view(1, 3, 1, 1)
+    d = 6 / 29
+    f = torch.where(xyz > d**3, xyz.clamp(min=d**3) ** (1 / 3), xyz / (3 * d * d) + 4 / 29)
+    return torch.stack(
+        [116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1
+    )
 
+# %% ../nbs/23_vae.ipynb #f1c38eb1
 def measure(
-    model,          # from `build_vae`, trained
-    batches,        # batches in a fixed order; the first element of each is (b, 3, s, s) in [-1, 1]
+    model,  # from `build_vae`, trained
+    batches,  # batches in a fixed order; the first element of each is (b, 3, s, s) in [-1, 1]
     features=None,  # Features, for the perceptual distance
-    device:str='cpu',
-    second=None,    # another distance of two batches, e.g. `lpips_distance`
-) -> pd.DataFrame:  # one row = one image: mse ([-1, 1]), mse01 ([0, 1]), delta_e (CIELAB units), perceptual, latent_std, lpips (NaN where there is none)
-    "Errors of the reconstruction from the mean, and the mean standard deviation of the code, per image (section 4; figures 3, 6 and 8)."
+    device: str = "cpu",
+    second=None,  # another distance of two batches, e.g. `lpips_distance`
+    # one row = one image: mse ([-1, 1]), mse01 ([0, 1]), delta_e (CIELAB units), perceptual,
+    # latent_std, lpips (NaN where there is none)
+) -> pd.DataFrame:
+    """Errors of the reconstruction from the mean, and the mean standard deviation of the code, per
+    image (section 4; figures 3, 6 and 8).
+    """
     import torch
-    model.eval(); rows = []
+
+    model.eval()
+    rows = []
     with torch.inference_mode():
         for batch in batches:
-            x = batch[0].to(device, memory_format=memory_format(model, device)); y, mean, log_var = model(x)
-            square = ((x - y)**2).flatten(1).mean(1)
-            colour = (srgb_to_lab((x + 1)/2) - srgb_to_lab((y + 1)/2)).norm(dim=1).flatten(1).mean(1)
-            seen = torch.full_like(square, float('nan'))
+            x = batch[0].to(device, memory_format=memory_format(model, device))
+            y, mean, log_var = model(x)
+            square = ((x - y) ** 2).flatten(1).mean(1)
+            colour = (
+                (srgb_to_lab((x + 1) / 2) - srgb_to_lab((y + 1) / 2)).norm(dim=1).flatten(1).mean(1)
+            )
+            seen = torch.full_like(square, float("nan"))
             if features is not None:
-                seen = torch.stack([((a - b)**2).flatten(1).mean(1) for a, b in zip(features(x), features(y), strict=True)]).mean(0)
-            other = torch.full_like(square, float('nan')) if second is None else second(x, y).flatten()
-            rows.append(torch.stack([square, square/4, colour, seen, (log_var/2).exp().flatten(1).mean(1), other], 1).cpu())
-    if not rows: raise ValueError('Nothing to measure: the part has no images.')
-    return pd.DataFrame(torch.cat(rows).numpy().astype(float), columns=['mse', 'mse01', 'delta_e', 'perceptual', 'latent_std', 'lpips'])
+                seen = torch.stack(
+                    [
+                        ((a - b) ** 2).flatten(1).mean(1)
+                        for a, b in zip(features(x), features(y), strict=True)
+                    ]
+                ).mean(0)
+            other = (
+                torch.full_like(square, float("nan")) if second is None else second(x, y).flatten()
+            )
+            rows.append(
+                torch.stack(
+                    [
+                        square,
+                        square / 4,
+                        colour,
+                        seen,
+                        (log_var / 2).exp().flatten(1).mean(1),
+                        other,
+                    ],
+                    1,
+                ).cpu()
+            )
+    if not rows:
+        raise ValueError("Nothing to measure: the part has no images.")
+    return pd.DataFrame(
+        torch.cat(rows).numpy().astype(float),
+        columns=["mse", "mse01", "delta_e", "perceptual", "latent_std", "lpips"],
+    )
 
-
+# %% ../nbs/23_vae.ipynb #b51efd78
 def lpips_distance(
-    net:str='alex',     # its trunk: alex (its authors' choice for measuring), vgg, squeeze
-    device:str='cpu',
-):                      # (x, y), each (b, 3, s, s) in [-1, 1] -> (b, 1, 1, 1)
-    "LPIPS (Zhang et al. 2018), fitted to what people call similar. An optional extra; raises RuntimeError with the remedy when it or its weights are absent."
-    try: import lpips
-    except ImportError: raise RuntimeError("The package lpips is not installed: pip install -e '.[lpips]', or ask for no second opinion.") from None
-    try: return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False).to(device)
-    except OSError as e: # torchvision downloads the trunk
-        raise RuntimeError(f'The ImageNet weights of {net} are not on this machine ({type(e).__name__}). On a machine with a network run: '
-                           f"python -c \"import lpips; lpips.LPIPS(net='{net}')\" and copy ~/.cache/torch/hub/checkpoints here.") from None
+    net: str = "alex",  # its trunk: alex (its authors' choice for measuring), vgg, squeeze
+    device: str = "cpu",
+):  # (x, y), each (b, 3, s, s) in [-1, 1] -> (b, 1, 1, 1)
+    """LPIPS (Zhang et al. 2018), fitted to what people call similar. An optional extra; raises
+    RuntimeError with the remedy when it or its weights are absent.
+    """
+    try:
+        import lpips
+    except ImportError:
+        raise RuntimeError(
+            "The package lpips is not installed: pip install -e '.[lpips]', or ask for no second"
+            " opinion."
+        ) from None
+    try:
+        return lpips.LPIPS(net=net, verbose=False).eval().requires_grad_(False).to(device)
+    except OSError as e:  # torchvision downloads the trunk
+        raise RuntimeError(
+            f"The ImageNet weights of {net} are not on this machine ({type(e).__name__}). On a"
+            " machine with a network run: "
+            f"python -c \"import lpips; lpips.LPIPS(net='{net}')\" and copy"
+            " ~/.cache/torch/hub/checkpoints here."
+        ) from None
 
-
+# %% ../nbs/23_vae.ipynb #246514bf
 def reconstruct(
     model,
-    x,          # (b, 3, s, s) in [-1, 1]
-    device:str='cpu',
-):              # uint8 (b, s, s, 3)
+    x,  # (b, 3, s, s) in [-1, 1]
+    device: str = "cpu",
+):  # uint8 (b, s, s, 3)
     "Reconstructions as pictures."
     import torch
+
     model.eval()
-    with torch.inference_mode(): y = model(x.to(device))[0]
-    return ((y.float().cpu().clamp(-1, 1) + 1)*127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    with torch.inference_mode():
+        y = model(x.to(device))[0]
+    return (
+        ((y.float().cpu().clamp(-1, 1) + 1) * 127.5)
+        .round()
+        .to(torch.uint8)
+        .permute(0, 2, 3, 1)
+        .numpy()
+    )

@@ -23,253 +23,417 @@ from .job import disk_full, perform, seconds_taken, visible_gpus
 
 # %% ../nbs/06_workflow.ipynb #94c324a4
 def outdated(
-    run,         # runs.Run
-    today:dict,  # from `graph.inputs_of`
+    run,  # runs.Run
+    today: dict,  # from `graph.inputs_of`
 ) -> list[str]:  # what has changed; empty when the record is true, or there is no telling
     "What a finished run depends on and is not as it was."
-    try: then = json.loads((run.folder/'inputs.json').read_text(encoding='utf-8'))
-    except FileNotFoundError: return []
+    try:
+        then = json.loads((run.folder / "inputs.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
     return differences(then, today)
 
-
+# %% ../nbs/06_workflow.ipynb #a5cc71cd
 @dataclass
 class State:
     "What is known of a run without executing it."
-    run:object
-    status:str      # done, running, failed, missing, outdated
-    detail:str=''   # last line of the error; what has changed
 
+    run: object
+    status: str  # done, running, failed, missing, outdated
+    detail: str = ""  # last line of the error; what has changed
 
+# %% ../nbs/06_workflow.ipynb #4331b41b
 def states(
-    runs, # list of runs.Run, with all that they need
-) -> list[State]: # in the same order
+    runs,  # list of runs.Run, with all that they need
+) -> list[State]:  # in the same order
     "Look at the store. Nothing is written."
     by_id, known = {r.id: r for r in runs}, {}
     out = []
     for r in runs:
-        changed = outdated(r, inputs_of(r, by_id, known)); error = r.folder/'error.txt'
-        if _is_running(r.folder): out.append(State(r, 'running'))
-        elif r.done and not changed: out.append(State(r, 'done'))
-        elif error.is_file(): out.append(State(r, 'failed', error.read_text(encoding='utf-8').strip()))
-        elif r.done: out.append(State(r, 'outdated', ', '.join(changed)))
-        else: out.append(State(r, 'missing'))
+        changed = outdated(r, inputs_of(r, by_id, known))
+        error = r.folder / "error.txt"
+        if _is_running(r.folder):
+            out.append(State(r, "running"))
+        elif r.done and not changed:
+            out.append(State(r, "done"))
+        elif error.is_file():
+            out.append(State(r, "failed", error.read_text(encoding="utf-8").strip()))
+        elif r.done:
+            out.append(State(r, "outdated", ", ".join(changed)))
+        else:
+            out.append(State(r, "missing"))
     return out
 
-
+# %% ../nbs/06_workflow.ipynb #2599d9e2
 def _is_running(folder) -> bool:
     from filelock import FileLock, Timeout
-    if not (folder/'.lock').is_file(): return False
+
+    if not (folder / ".lock").is_file():
+        return False
     try:
-        with FileLock(folder/'.lock', timeout=0): return False
-    except Timeout: return True
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except Timeout:
+        return True
 
 # %% ../nbs/06_workflow.ipynb #e117f719
 def plan(
-    runs, # list of runs.Run, with all that they need
-    cores:int|None=None, # no run gets more threads than these
-) -> dict: # what `workflow/Snakefile` reads
-    "Write down the graph. What each run depends on is put where Snakemake sees it, and finished runs are marked."
+    runs,  # list of runs.Run, with all that they need
+    cores: int | None = None,  # no run gets more threads than these
+) -> dict:  # what `workflow/Snakefile` reads
+    """Write down the graph. What each run depends on is put where Snakemake sees it, and finished
+    runs are marked.
+    """
     by_id, known, store = {r.id: r for r in runs}, {}, paths().runs
     waiting = {r.id: [o for o in runs if r.id in o.needs] for r in runs}
     level = {}
+
     def height(i):
-        if i not in level: level[i] = 1 + max((height(o.id) for o in waiting[i]), default=-1)
+        if i not in level:
+            level[i] = 1 + max((height(o.id) for o in waiting[i]), default=-1)
         return level[i]
+
     out = []
     for r in runs:
-        today = inputs_of(r, by_id, known); listed = store/'.plan'/'inputs'/r.paper/f'{r.id}.json'; text = json.dumps(today, indent=1)
-        if not listed.is_file() or listed.read_text(encoding='utf-8') != text:
-            with atomic_path(listed) as tmp: tmp.write_text(text, encoding='utf-8')
-        mark = r.folder/'.done'
-        if r.done and not outdated(r, today): mark.touch()
-        else: mark.unlink(missing_ok=True)
-        out.append(dict(id=r.id, paper=r.paper, notebook=os.path.relpath(r.notebook, paths().root), parameters=r.parameters,
-                        needs=[i for i in r.needs if i in by_id], level=height(r.id),
-                        **r.resources | dict(threads=min(r.resources['threads'], cores or r.resources['threads']))))
+        today = inputs_of(r, by_id, known)
+        listed = store / ".plan" / "inputs" / r.paper / f"{r.id}.json"
+        text = json.dumps(today, indent=1)
+        if not listed.is_file() or listed.read_text(encoding="utf-8") != text:
+            with atomic_path(listed) as tmp:
+                tmp.write_text(text, encoding="utf-8")
+        mark = r.folder / ".done"
+        if r.done and not outdated(r, today):
+            mark.touch()
+        else:
+            mark.unlink(missing_ok=True)
+        out.append(
+            dict(
+                id=r.id,
+                paper=r.paper,
+                notebook=os.path.relpath(r.notebook, paths().root),
+                parameters=r.parameters,
+                needs=[i for i in r.needs if i in by_id],
+                level=height(r.id),
+                **r.resources
+                | dict(threads=min(r.resources["threads"], cores or r.resources["threads"])),
+            )
+        )
     return dict(root=str(paths().root), store=str(store), runs=out)
 
-
+# %% ../nbs/06_workflow.ipynb #959b7843
 def everything(
-    profile:str='mini', # mini or paper
-) -> dict:              # plan of all papers
+    profile: str = "mini",  # mini or paper
+) -> dict:  # plan of all papers
     "The graph of every paper: whatever folder has a grid takes part."
     from skinrepro.runs import read_grid
-    return plan([r for grid in sorted(paths().papers.glob('*/grid.toml')) for r in read_grid(grid.parent, profile)])
+
+    return plan(
+        [
+            r
+            for grid in sorted(paths().papers.glob("*/grid.toml"))
+            for r in read_grid(grid.parent, profile)
+        ]
+    )
 
 # %% ../nbs/06_workflow.ipynb #66392d04
-def _work(fd): # a worker's life
+def _work(fd):  # a worker's life
     from multiprocessing.connection import Connection
+
     pipe = Connection(fd)
-    def follow(): os.read(0, 1); os._exit(1) # a command that is killed takes its workers with it: no run goes on unseen
+
+    def follow():
+        os.read(0, 1)
+        os._exit(1)  # a command that is killed takes its workers with it: no run goes on unseen
+
     threading.Thread(target=follow, daemon=True).start()
     from skinrepro.runs import import_papermill
-    import_papermill() # takes a while, and is needed by every run
+
+    import_papermill()  # takes a while, and is needed by every run
     with suppress(EOFError, KeyboardInterrupt):
-        while True: pipe.send(perform(*pipe.recv()))
+        while True:
+            pipe.send(perform(*pipe.recv()))
 
-
+# %% ../nbs/06_workflow.ipynb #68ef9552
 class _Pool:
     "Workers on demand; as many as jobs come at a time."
+
     def __init__(self, plan):
         self.idle, self.lock, self.all, self.errors = [], threading.Lock(), [], {}
-        self.plan, self.jobs = plan, {r['id']: r for r in plan['runs']}
-        self.idle.append(self.start()) # while Snakemake starts, too
+        self.plan, self.jobs = plan, {r["id"]: r for r in plan["runs"]}
+        self.idle.append(self.start())  # while Snakemake starts, too
 
     def worker(self):
         with self.lock:
-            if self.idle: return self.idle.pop()
+            if self.idle:
+                return self.idle.pop()
         return self.start()
 
-    def start(self): # process, pipe
+    def start(self):  # process, pipe
         from multiprocessing import Pipe
-        ours, theirs = Pipe(); fd = theirs.fileno() # no multiprocessing.Process: it would execute the caller's script once more
-        code = f'import sys; sys.path[:] = {sys.path!r}; from skinrepro.workflow import _work; _work({fd})'
-        p = subprocess.Popen([sys.executable, '-c', code], pass_fds=[fd], stdin=subprocess.PIPE); theirs.close(); self.all.append(p)
+
+        ours, theirs = Pipe()
+        fd = (
+            theirs.fileno()
+        )  # no multiprocessing.Process: it would execute the caller's script once more
+        code = (
+            f"import sys; sys.path[:] = {sys.path!r}; from skinrepro.workflow import _work;"
+            f" _work({fd})"
+        )
+        p = subprocess.Popen([sys.executable, "-c", code], pass_fds=[fd], stdin=subprocess.PIPE)
+        theirs.close()
+        self.all.append(p)
         return p, ours
 
-    def perform(self, run_id) -> int: # exit code
+    def perform(self, run_id) -> int:  # exit code
         process, pipe = self.worker()
-        try: pipe.send((self.jobs[run_id], self.plan['root'], self.plan['store'])); status, _, self.errors[run_id] = pipe.recv()
+        try:
+            pipe.send((self.jobs[run_id], self.plan["root"], self.plan["store"]))
+            status, _, self.errors[run_id] = pipe.recv()
         except (EOFError, ConnectionError, OSError):
-            job = self.jobs[run_id]; folder = Path(self.plan['store'])/job['paper']/run_id
-            with atomic_path(folder/'error.txt') as tmp:
-                tmp.write_text('its process was killed; out of memory? Give it a smaller batch or a larger machine\n')
+            job = self.jobs[run_id]
+            folder = Path(self.plan["store"]) / job["paper"] / run_id
+            with atomic_path(folder / "error.txt") as tmp:
+                tmp.write_text(
+                    "its process was killed; out of memory? Give it a smaller batch or a larger"
+                    " machine\n"
+                )
             return 1
-        with self.lock: self.idle.append((process, pipe))
-        return int(status == 'failed')
+        with self.lock:
+            self.idle.append((process, pipe))
+        return int(status == "failed")
 
     def close(self):
-        for p in self.all: p.kill(); p.wait(); p.stdin.close()
+        for p in self.all:
+            p.kill()
+            p.wait()
+            p.stdin.close()
 
-
+# %% ../nbs/06_workflow.ipynb #0405b94d
 @contextmanager
-def _serving(plan): # -> address of the socket, run -> its error
+def _serving(plan):  # -> address of the socket, run -> its error
     import socketserver
     import tempfile
+
     pool = _Pool(plan)
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self):
             code = pool.perform(self.rfile.readline().decode().strip())
-            with suppress(OSError): self.wfile.write(f'{code}\n'.encode())
+            with suppress(OSError):
+                self.wfile.write(f"{code}\n".encode())
 
-    class Server(socketserver.ThreadingUnixStreamServer): daemon_threads, request_queue_size = True, 128
+    class Server(socketserver.ThreadingUnixStreamServer):
+        daemon_threads, request_queue_size = True, 128
 
-    with tempfile.TemporaryDirectory(prefix='skinrepro-') as d: # a socket's path must be short
-        server = Server(f'{d}/pool', Handler); threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.1), daemon=True).start()
-        try: yield f'{d}/pool', pool.errors
-        finally: server.shutdown(); server.server_close(); pool.close()
+    with tempfile.TemporaryDirectory(prefix="skinrepro-") as d:  # a socket's path must be short
+        server = Server(f"{d}/pool", Handler)
+        threading.Thread(
+            target=server.serve_forever, kwargs=dict(poll_interval=0.1), daemon=True
+        ).start()
+        try:
+            yield f"{d}/pool", pool.errors
+        finally:
+            server.shutdown()
+            server.server_close()
+            pool.close()
 
 # %% ../nbs/06_workflow.ipynb #8f5bc3f0
 @dataclass
 class Outcome:
     "What became of a run."
-    run:object       # runs.Run
-    status:str       # done (had a record already), ran, failed, blocked (a run it needs failed)
-    seconds:float=0.
-    error:str=''     # last line of the traceback
 
+    run: object  # runs.Run
+    status: str  # done (had a record already), ran, failed, blocked (a run it needs failed)
+    seconds: float = 0.0
+    error: str = ""  # last line of the traceback
 
+# %% ../nbs/06_workflow.ipynb #081a62d0
 class WorkflowError(OSError):
     "The engine could not work: a lock, a broken plan, no Snakemake. The message has the remedy."
 
-
+# %% ../nbs/06_workflow.ipynb #d07feffe
 def execute(
-    runs,                # list of runs.Run, from `read_grid`
-    cores:int=1,         # how many may compute at the same time; a run takes the threads that its section asks for, but no more than these
-    gpus:int|None=None,  # how many may be used at the same time; None: all that are visible
-    slurm=None,          # folder with a Snakemake profile (config.yaml) for a cluster; None: this machine
-    progress:bool=True,  # a bar over all runs, and a line for each
-    unlock:bool=False,   # remove a lock that a killed Snakemake has left
-) -> list[Outcome]:      # in the order of `runs`
-    "Run what is to do, dependencies first. Never raises for a failed run: look at the outcomes. Raises WorkflowError."
+    runs,  # list of runs.Run, from `read_grid`
+    # how many may compute at the same time; a run takes the threads that its section asks for, but
+    # no more than these
+    cores: int = 1,
+    gpus: int | None = None,  # how many may be used at the same time; None: all that are visible
+    slurm=None,  # folder with a Snakemake profile (config.yaml) for a cluster; None: this machine
+    progress: bool = True,  # a bar over all runs, and a line for each
+    unlock: bool = False,  # remove a lock that a killed Snakemake has left
+) -> list[Outcome]:  # in the order of `runs`
+    """Run what is to do, dependencies first. Never raises for a failed run: look at the outcomes.
+    Raises WorkflowError.
+    """
     store = paths().runs
-    try: store.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise WorkflowError(f'Cannot write {store}: {e.strerror}. Make it writable or set SKINREPRO_RUNS.') from None
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise WorkflowError(
+            f"Cannot write {store}: {e.strerror}. Make it writable or set SKINREPRO_RUNS."
+        ) from None
     with _alone(store, progress):
         _check_lock(store, unlock)
-        wanted = plan(runs, cores if slurm is None else None); todo = [r for r in runs if not (r.folder/'.done').is_file()]
-        if not todo: return [Outcome(r, 'done') for r in runs]
-        for r in todo: (r.folder/'error.txt').unlink(missing_ok=True)
-        file = store/'.plan'/f'{hash_text(*(r.id for r in runs))[:12]}.json'
-        with atomic_path(file) as tmp: tmp.write_text(json.dumps(wanted, indent=1), encoding='utf-8')
-        log = file.with_suffix('.log'); command = _command(file, store, cores, gpus, slurm)
+        wanted = plan(runs, cores if slurm is None else None)
+        todo = [r for r in runs if not (r.folder / ".done").is_file()]
+        if not todo:
+            return [Outcome(r, "done") for r in runs]
+        for r in todo:
+            (r.folder / "error.txt").unlink(missing_ok=True)
+        file = store / ".plan" / f"{hash_text(*(r.id for r in runs))[:12]}.json"
+        with atomic_path(file) as tmp:
+            tmp.write_text(json.dumps(wanted, indent=1), encoding="utf-8")
+        log = file.with_suffix(".log")
+        command = _command(file, store, cores, gpus, slurm)
         with ExitStack() as stack:
-            env = os.environ | dict(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED='1')
-            env.pop('SKINREPRO_POOL', None)
+            env = os.environ | dict(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1")
+            env.pop("SKINREPRO_POOL", None)
             said = {}
-            if slurm is None: env['SKINREPRO_POOL'], said = stack.enter_context(_serving(wanted))
-            out = stack.enter_context(open(log, 'w'))
-            engine = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=store)
+            if slurm is None:
+                env["SKINREPRO_POOL"], said = stack.enter_context(_serving(wanted))
+            out = stack.enter_context(open(log, "w"))
+            engine = subprocess.Popen(
+                command, stdout=out, stderr=subprocess.STDOUT, env=env, cwd=store
+            )
             stack.callback(_stop, engine)
             outcomes = _watch(engine, runs, todo, progress, log, said)
-        if engine.returncode and not any(o.status == 'failed' for o in outcomes.values()):
-            tail = '\n  '.join(log.read_text(errors='replace').strip().splitlines()[-8:])
-            raise WorkflowError(f'Snakemake ended with {engine.returncode}. Its last words (all of them: {log}):\n  {tail}')
-    return [outcomes.get(r.id) or Outcome(r, 'done') for r in runs]
+        if engine.returncode and not any(o.status == "failed" for o in outcomes.values()):
+            tail = "\n  ".join(log.read_text(errors="replace").strip().splitlines()[-8:])
+            raise WorkflowError(
+                f"Snakemake ended with {engine.returncode}. Its last words (all of them: {log}):\n "
+                f" {tail}"
+            )
+    return [outcomes.get(r.id) or Outcome(r, "done") for r in runs]
 
-
+# %% ../nbs/06_workflow.ipynb #b1d8b288
 def _command(file, store, cores, gpus, slurm) -> list[str]:
-    command = [sys.executable, '-m', 'snakemake', '--snakefile', str(paths().root/'workflow'/'Snakefile'), '--directory', str(store),
-               '--config', f'plan={file}', '--keep-going', '--rerun-incomplete', '--nolock', '--rerun-triggers', 'mtime', '--scheduler', 'greedy', '--nocolor']
+    command = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "--snakefile",
+        str(paths().root / "workflow" / "Snakefile"),
+        "--directory",
+        str(store),
+        "--config",
+        f"plan={file}",
+        "--keep-going",
+        "--rerun-incomplete",
+        "--nolock",
+        "--rerun-triggers",
+        "mtime",
+        "--scheduler",
+        "greedy",
+        "--nocolor",
+    ]
     n = len(visible_gpus()) if gpus is None else gpus
-    if slurm is not None: return [*command, '--profile', str(slurm)]
-    return [*command, '--cores', str(cores), *(['--resources', f'gpu={n}'] if n else [])]
+    if slurm is not None:
+        return [*command, "--profile", str(slurm)]
+    return [*command, "--cores", str(cores), *(["--resources", f"gpu={n}"] if n else [])]
 
-
+# %% ../nbs/06_workflow.ipynb #f2e8e333
 def _stop(engine):
-    if engine.poll() is None: engine.terminate(); engine.wait()
+    if engine.poll() is None:
+        engine.terminate()
+        engine.wait()
 
-
+# %% ../nbs/06_workflow.ipynb #93a5d89d
 @contextmanager
 def _alone(store, progress):
     from filelock import FileLock, Timeout
-    lock = FileLock(store/'.plan.lock')
-    try: lock.acquire(timeout=0)
+
+    lock = FileLock(store / ".plan.lock")
+    try:
+        lock.acquire(timeout=0)
     except Timeout:
-        if progress: print(f'Another command is working in {store}; this one waits for it.', file=sys.stderr, flush=True)
+        if progress:
+            print(
+                f"Another command is working in {store}; this one waits for it.",
+                file=sys.stderr,
+                flush=True,
+            )
         lock.acquire()
-    try: yield
-    finally: lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
 
-
+# %% ../nbs/06_workflow.ipynb #fd9f4697
 def _check_lock(store, unlock):
-    locks = [f for f in (store/'.snakemake'/'locks').glob('*') if f.is_file()]
-    if not locks: return
-    if unlock:
-        for f in locks: f.unlink()
+    locks = [f for f in (store / ".snakemake" / "locks").glob("*") if f.is_file()]
+    if not locks:
         return
-    since = time.strftime('%Y-%m-%d %H:%M', time.localtime(min(f.stat().st_mtime for f in locks)))
-    raise WorkflowError(f'{store} is locked by a Snakemake that was called directly, since {since}. If it still runs, wait for it. If it was killed, '
-                        'its lock stays behind: run this command again with --unlock.')
+    if unlock:
+        for f in locks:
+            f.unlink()
+        return
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(min(f.stat().st_mtime for f in locks)))
+    raise WorkflowError(
+        f"{store} is locked by a Snakemake that was called directly, since {since}. If it still"
+        " runs, wait for it. If it was killed, its lock stays behind: run this command again with"
+        " --unlock."
+    )
 
-
-def _watch(engine, runs, todo, progress, log, said) -> dict: # id -> Outcome
+# %% ../nbs/06_workflow.ipynb #e314a27a
+def _watch(engine, runs, todo, progress, log, said) -> dict:  # id -> Outcome
     from tqdm import tqdm
+
     by_id, open_, out = {r.id: r for r in runs}, {r.id: r for r in todo}, {}
-    bar = tqdm(total=len(runs), initial=len(runs) - len(todo), desc='runs', unit='run', disable=not progress)
+    bar = tqdm(
+        total=len(runs),
+        initial=len(runs) - len(todo),
+        desc="runs",
+        unit="run",
+        disable=not progress,
+    )
+
     def look():
         for i, r in list(open_.items()):
-            mark, error = r.folder/'.done', r.folder/'error.txt'
-            if mark.is_file(): out[i] = Outcome(r, 'ran', seconds_taken(r.folder))
-            elif error.is_file(): out[i] = Outcome(r, 'failed', error=error.read_text(encoding='utf-8').strip())
-            else: continue
-            del open_[i]; o = out[i]
-            bar.write(f'{o.status:6s} {i}  {o.seconds:.0f} s  {_short(r.parameters)}' + (f'\n       {o.error}' if o.error else '')) if progress else None
+            mark, error = r.folder / ".done", r.folder / "error.txt"
+            if mark.is_file():
+                out[i] = Outcome(r, "ran", seconds_taken(r.folder))
+            elif error.is_file():
+                out[i] = Outcome(r, "failed", error=error.read_text(encoding="utf-8").strip())
+            else:
+                continue
+            del open_[i]
+            o = out[i]
+            (
+                bar.write(
+                    f"{o.status:6s} {i}  {o.seconds:.0f} s  {_short(r.parameters)}"
+                    + (f"\n       {o.error}" if o.error else "")
+                )
+                if progress
+                else None
+            )
             bar.update()
-    pause = .1 # grows: a command that waits for days must not keep a core busy with looking
+
+    pause = 0.1  # grows: a command that waits for days must not keep a core busy with looking
     while True:
         look()
-        try: engine.wait(pause); break
-        except subprocess.TimeoutExpired: pause = min(pause*1.05, 2.)
-    look(); bar.close()
+        try:
+            engine.wait(pause)
+            break
+        except subprocess.TimeoutExpired:
+            pause = min(pause * 1.05, 2.0)
+    look()
+    bar.close()
     for i, r in open_.items():
-        broken = [n for n in r.needs if n in by_id and not (by_id[n].folder/'.done').is_file()]
-        lost = f'it was not executed, or its process was killed; see {log}'
-        if shutil.disk_usage(log.parent).free < 2**20: lost = disk_full(log.parent)
-        out[i] = Outcome(r, 'blocked', error=f'needs {broken[0]}') if broken else Outcome(r, 'failed', error=said.get(i) or lost)
+        broken = [n for n in r.needs if n in by_id and not (by_id[n].folder / ".done").is_file()]
+        lost = f"it was not executed, or its process was killed; see {log}"
+        if shutil.disk_usage(log.parent).free < 2**20:
+            lost = disk_full(log.parent)
+        out[i] = (
+            Outcome(r, "blocked", error=f"needs {broken[0]}")
+            if broken
+            else Outcome(r, "failed", error=said.get(i) or lost)
+        )
     return out
 
-
+# %% ../nbs/06_workflow.ipynb #35c0f3cc
 def _short(parameters) -> str:
-    return ' '.join(f'{k}={v}' for k, v in parameters.items() if k in ('scenario', 'arch', 'seed', 'train', 'method', 'pipeline', 'target', 'data'))
+    return " ".join(
+        f"{k}={v}"
+        for k, v in parameters.items()
+        if k in ("scenario", "arch", "seed", "train", "method", "pipeline", "target", "data")
+    )

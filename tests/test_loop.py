@@ -1,4 +1,5 @@
 "The loop in several processes: what a notebook, which is one process, cannot show."
+
 import subprocess
 import sys
 
@@ -37,16 +38,40 @@ save_file(model.state_dict() | {f'alone.{k}': v for k, v in alone.state_dict().i
 
 def test_two_processes_train_what_one_trains(tmp_path):
     "Gloo on the CPU stands for NCCL on two GPUs."
-    script = tmp_path/'train.py'; script.write_text(TRAIN); found = {}
-    launch = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-              '--dynamo_backend', 'no', '--main_process_port', '0']
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    found = {}
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     for n, how in {1: [], 2: launch}.items():
-        done = subprocess.run([sys.executable, *how, str(script), str(ROOT), str(tmp_path/f'of{n}')], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, *how, str(script), str(ROOT), str(tmp_path / f"of{n}")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-        found |= {f.stem: load_file(f) for f in (tmp_path/f'of{n}').glob('*.safetensors')}
-    one = found.pop('1-0')
-    assert len(found) == 2 and one['seen'].tolist() == [12, 24]
+        found |= {f.stem: load_file(f) for f in (tmp_path / f"of{n}").glob("*.safetensors")}
+    one = found.pop("1-0")
+    assert len(found) == 2 and one["seen"].tolist() == [12, 24]
     for other in found.values():
-        assert other['seen'].tolist() == [6, 24], 'half of the batches each, where they can be dealt out'
-        for k in one.keys() - {'seen'}: torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-6)
-    assert one['named'], 'the batch that is not finite is named, whoever had it'
+        assert other["seen"].tolist() == [
+            6,
+            24,
+        ], "half of the batches each, where they can be dealt out"
+        for k in one.keys() - {"seen"}:
+            torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-6)
+    assert one["named"], "the batch that is not finite is named, whoever had it"

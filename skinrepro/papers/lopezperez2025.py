@@ -19,244 +19,396 @@ from ..manifest import validate
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #90ad6fb1
 LIGHT, DARK = (1, 2), (5, 6)
-N_TEST, N_TRAIN, REPETITIONS = 500, 1668, 10   # section 4: images of each group that test, images that train, repetitions
-SETS = {'A': 0., 'B': .5, 'C': 1.}             # training set -> share of dark images
-LEVELS = {'three': 'three_partition_label', 'nine': 'nine_partition_label', 'fine': 'label'}
+N_TEST, N_TRAIN, REPETITIONS = (
+    500,
+    1668,
+    10,
+)  # section 4: images of each group that test, images that train, repetitions
+SETS = {"A": 0.0, "B": 0.5, "C": 1.0}  # training set -> share of dark images
+LEVELS = {"three": "three_partition_label", "nine": "nine_partition_label", "fine": "label"}
 
-
-def group_of(skin_type) -> pd.Series: # 'light', 'dark' or missing
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #1f16fc58
+def group_of(skin_type) -> pd.Series:  # 'light', 'dark' or missing
     "Group of Fitzpatrick skin types."
-    t = pd.to_numeric(pd.Series(skin_type), errors='coerce')
-    return pd.Series(np.select([t.isin(LIGHT), t.isin(DARK)], ['light', 'dark'], ''), t.index).replace('', pd.NA).astype('string')
+    t = pd.to_numeric(pd.Series(skin_type), errors="coerce")
+    return (
+        pd.Series(np.select([t.isin(LIGHT), t.isin(DARK)], ["light", "dark"], ""), t.index)
+        .replace("", pd.NA)
+        .astype("string")
+    )
 
-
-def type_counts() -> pd.DataFrame: # skin_type (-1: unknown), n
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #282e6f15
+def type_counts() -> pd.DataFrame:  # skin_type (-1: unknown), n
     "Figure 2: images of Fitzpatrick17k per skin type, from the annotations."
     from skinrepro.fitzpatrick17k import annotation_counts
+
     c = annotation_counts()
-    return c.groupby('fitzpatrick_scale', as_index=False).n.sum().rename(columns={'fitzpatrick_scale': 'skin_type'})
+    return (
+        c.groupby("fitzpatrick_scale", as_index=False)
+        .n.sum()
+        .rename(columns={"fitzpatrick_scale": "skin_type"})
+    )
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c35dd031
 def prevalence(
-    level:str, # one of LEVELS
-) -> pd.DataFrame: # label, light, dark: shares that add up to 1
+    level: str,  # one of LEVELS
+) -> pd.DataFrame:  # label, light, dark: shares that add up to 1
     "Figure 7: how common each label is among light and among dark images."
     from skinrepro.fitzpatrick17k import annotation_counts
-    c = annotation_counts(); c = c.assign(group=group_of(c.fitzpatrick_scale))
-    t = c.dropna(subset='group').pivot_table(index=LEVELS[check_choice('level', level, LEVELS)], columns='group', values='n', aggfunc='sum', fill_value=0)
-    return (t/t.sum()).rename_axis(index='label', columns=None).reset_index()[['label', 'light', 'dark']]
 
+    c = annotation_counts()
+    c = c.assign(group=group_of(c.fitzpatrick_scale))
+    t = c.dropna(subset="group").pivot_table(
+        index=LEVELS[check_choice("level", level, LEVELS)],
+        columns="group",
+        values="n",
+        aggfunc="sum",
+        fill_value=0,
+    )
+    return (
+        (t / t.sum())
+        .rename_axis(index="label", columns=None)
+        .reset_index()[["label", "light", "dark"]]
+    )
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #5caf8c64
 def total_variation(
-    p:pd.DataFrame, # from `prevalence`
-) -> float:         # 0: equal; 1: nothing in common
+    p: pd.DataFrame,  # from `prevalence`
+) -> float:  # 0: equal; 1: nothing in common
     "Half of the sum of the differences of two distributions."
-    return float((p.light - p.dark).abs().sum()/2)
+    return float((p.light - p.dark).abs().sum() / 2)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #0b84a5f4
 @dataclass(frozen=True)
 class Study:
     "The paper's design on a data set."
-    data:str
-    light:tuple = LIGHT
-    dark:tuple = DARK
-    by_ita:bool = False     # groups by the measured angle, since there are no skin types
-    comparable:bool = False # is this the data set of the paper?
-    note:str = ''           # what a table must say
 
+    data: str
+    light: tuple = LIGHT
+    dark: tuple = DARK
+    by_ita: bool = False  # groups by the measured angle, since there are no skin types
+    comparable: bool = False  # is this the data set of the paper?
+    note: str = ""  # what a table must say
 
-STUDIES = {s.data: s for s in [
-    Study('phantom', note='Procedural phantom images with the labels and counts of the paper. They say nothing about patients.'),
-    Study('fitzpatrick17k', comparable=True),
-    Study('pad_ufes20', dark=(3, 4, 5, 6), note='PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs; dark is FST III-VI. '
-          'Not the data of the paper.'),
-    Study('ham10000', by_ita=True, note='HAM10000 (Tschandl et al. 2018, CC BY-NC 4.0): dermatoscopic images without skin types; light and dark '
-          'are the thirds with the highest and the lowest individual typology angle, measured on the image. Not the data of the paper.'),
-]}
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #744d5804
+STUDIES = {
+    s.data: s
+    for s in [
+        Study(
+            "phantom",
+            note=(
+                "Procedural phantom images with the labels and counts of the paper. They say"
+                " nothing about patients."
+            ),
+        ),
+        Study("fitzpatrick17k", comparable=True),
+        Study(
+            "pad_ufes20",
+            dark=(3, 4, 5, 6),
+            note=(
+                "PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs; dark is FST"
+                " III-VI. Not the data of the paper."
+            ),
+        ),
+        Study(
+            "ham10000",
+            by_ita=True,
+            note=(
+                "HAM10000 (Tschandl et al. 2018, CC BY-NC 4.0): dermatoscopic images without skin"
+                " types; light and dark are the thirds with the highest and the lowest individual"
+                " typology angle, measured on the image. Not the data of the paper."
+            ),
+        ),
+    ]
+}
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #2b14697f
 def load(
-    data:str='phantom',     # key of STUDIES
-    size:int=64,            # side at which phantoms are rendered
-    fraction:float=1.,      # of the images of each group and label, in (0, 1]
-    missing:str='error',    # photographs that are not there: 'error' or 'drop'
-    jobs:int=2,             # processes for phantoms that are not rendered yet
-) -> pd.DataFrame:          # manifest of light and dark images with absolute paths, `group`, and `twin_id` where clusters are known
+    data: str = "phantom",  # key of STUDIES
+    size: int = 64,  # side at which phantoms are rendered
+    fraction: float = 1.0,  # of the images of each group and label, in (0, 1]
+    missing: str = "error",  # photographs that are not there: 'error' or 'drop'
+    jobs: int = 2,  # processes for phantoms that are not rendered yet
+    # manifest of light and dark images with absolute paths, `group`, and `twin_id` where clusters are
+    # known
+) -> pd.DataFrame:
     "Images of a study. Raises FileNotFoundError or ValueError with the remedy."
-    study = STUDIES[check_choice('data', data, STUDIES)]
-    if not 0 < fraction <= 1: raise ValueError(f'fraction = {fraction} is not in (0, 1].')
-    m = dict(phantom=_phantoms, fitzpatrick17k=_fitzpatrick17k, pad_ufes20=_pad_ufes20, ham10000=_ham10000)[data](missing)
-    if study.by_ita: m = m.assign(group=group_by_ita(measured_ita(m)).to_numpy())
-    else: m = m.assign(group=np.select([m.skin_type.isin(study.light), m.skin_type.isin(study.dark)], ['light', 'dark'], ''))
-    m = m[m.group.isin(['light', 'dark'])]
+    study = STUDIES[check_choice("data", data, STUDIES)]
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction = {fraction} is not in (0, 1].")
+    m = dict(
+        phantom=_phantoms,
+        fitzpatrick17k=_fitzpatrick17k,
+        pad_ufes20=_pad_ufes20,
+        ham10000=_ham10000,
+    )[data](missing)
+    if study.by_ita:
+        m = m.assign(group=group_by_ita(measured_ita(m)).to_numpy())
+    else:
+        m = m.assign(
+            group=np.select(
+                [m.skin_type.isin(study.light), m.skin_type.isin(study.dark)], ["light", "dark"], ""
+            )
+        )
+    m = m[m.group.isin(["light", "dark"])]
     if fraction < 1:
-        keep = m.groupby(['group', 'label']).image_id.transform(lambda s: (np.arange(len(s)) < max(1, round(len(s)*fraction)))).astype(bool)
+        keep = (
+            m.groupby(["group", "label"])
+            .image_id.transform(lambda s: np.arange(len(s)) < max(1, round(len(s) * fraction)))
+            .astype(bool)
+        )
         m = m[keep]
     m = m.reset_index(drop=True)
-    if data == 'phantom':
+    if data == "phantom":
         from filelock import FileLock
 
         from skinrepro.fitzpatrick17k import annotation_counts
         from skinrepro.phantom import write_phantoms
-        c = annotation_counts(); partitions = dict(zip(c.label, c.nine_partition_label))
+
+        c = annotation_counts()
+        partitions = dict(zip(c.label, c.nine_partition_label))
         paths().data.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths().data/'.lock'): # runs that start together render once
-            m = write_phantoms(m, paths().data, size, partitions, jobs=jobs).assign(group=m.group.to_numpy())
+        with FileLock(paths().data / ".lock"):  # runs that start together render once
+            m = write_phantoms(m, paths().data, size, partitions, jobs=jobs).assign(
+                group=m.group.to_numpy()
+            )
     return validate(m)
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3ea59e1d
 def _phantoms(missing):
     from skinrepro.fitzpatrick17k import annotation_counts, skin_type
     from skinrepro.phantom import phantom_manifest
-    c = annotation_counts(); c = c.assign(skin_type=skin_type(c, 'scale'))
-    c = c[c.skin_type.isin(LIGHT + DARK)].groupby(['label', 'skin_type'], as_index=False).n.sum()
-    return phantom_manifest(c, name='lopezperez2025')
 
+    c = annotation_counts()
+    c = c.assign(skin_type=skin_type(c, "scale"))
+    c = c[c.skin_type.isin(LIGHT + DARK)].groupby(["label", "skin_type"], as_index=False).n.sum()
+    return phantom_manifest(c, name="lopezperez2025")
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #6ed1b949
 def _fitzpatrick17k(missing):
     from skinrepro.fitzpatrick17k import read_annotations, to_manifest
-    m = to_manifest(read_annotations(), 'scale'); folder = data_folder('fitzpatrick17k')
-    return m.assign(path=[str(folder/p) for p in m.path])
 
+    m = to_manifest(read_annotations(), "scale")
+    folder = data_folder("fitzpatrick17k")
+    return m.assign(path=[str(folder / p) for p in m.path])
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c483dea5
 def _pad_ufes20(missing):
     from skinrepro.sources import read_pad_ufes20
+
     return read_pad_ufes20(missing=missing)
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #da074004
 def _ham10000(missing):
     from skinrepro.sources import read_ham10000
+
     return read_ham10000(missing=missing)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #59d41bb2
-ITA_CLASSES = {'very light': 55., 'light': 41., 'intermediate': 28., 'tan': 10., 'brown': -30., 'dark': -180.} # lower ends in degrees
+ITA_CLASSES = {
+    "very light": 55.0,
+    "light": 41.0,
+    "intermediate": 28.0,
+    "tan": 10.0,
+    "brown": -30.0,
+    "dark": -180.0,
+}  # lower ends in degrees
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #fbc234a3
 def ita_class(
-    angle, # degrees
-) -> np.ndarray: # names of ITA_CLASSES
-    "Published class of an individual typology angle (Chardon et al. 1991; Del Bino & Bernerd 2013). Raises ValueError for what is no angle."
+    angle,  # degrees
+) -> np.ndarray:  # names of ITA_CLASSES
+    """Published class of an individual typology angle (Chardon et al. 1991; Del Bino & Bernerd
+    2013). Raises ValueError for what is no angle.
+    """
     a = np.asarray(angle, float)
-    if not (np.isfinite(a) & (abs(a) <= 180)).all(): raise ValueError('An individual typology angle is a finite number between -180 and 180 degrees.')
+    if not (np.isfinite(a) & (abs(a) <= 180)).all():
+        raise ValueError(
+            "An individual typology angle is a finite number between -180 and 180 degrees."
+        )
     names, ends = list(ITA_CLASSES), np.array(list(ITA_CLASSES.values()))
-    return np.array(names)[(a[..., None] > ends[:-1]).argmax(-1) + np.where((a[..., None] > ends[:-1]).any(-1), 0, len(names) - 1)]
+    return np.array(names)[
+        (a[..., None] > ends[:-1]).argmax(-1)
+        + np.where((a[..., None] > ends[:-1]).any(-1), 0, len(names) - 1)
+    ]
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #e7a524aa
 def skin_angle(
-    image,      # (h, w, 3) uint8
-) -> float:     # degrees; NaN when hardly a pixel is skin
-    "Median ITA of the border of an image, where the skin is: the outer fifth on each side, without what is nearly black or white."
+    image,  # (h, w, 3) uint8
+) -> float:  # degrees; NaN when hardly a pixel is skin
+    """Median ITA of the border of an image, where the skin is: the outer fifth on each side,
+    without what is nearly black or white.
+    """
     from skinrepro.phantom import ita
-    h, w = image.shape[:2]; edge = np.ones((h, w), bool); edge[h//5:h - h//5, w//5:w - w//5] = False
-    p = image[edge]; light = p.max(1); p = p[(light > 40) & (p.min(1) < 235)]
-    return float(np.median(ita(p))) if len(p) > .05*edge.sum() else float('nan')
 
+    h, w = image.shape[:2]
+    edge = np.ones((h, w), bool)
+    edge[h // 5 : h - h // 5, w // 5 : w - w // 5] = False
+    p = image[edge]
+    light = p.max(1)
+    p = p[(light > 40) & (p.min(1) < 235)]
+    return float(np.median(ita(p))) if len(p) > 0.05 * edge.sum() else float("nan")
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #0b35d89e
 def measured_ita(
-    m:pd.DataFrame, # manifest with absolute paths
-    size:int=64,    # side to which an image is brought first
-) -> pd.Series:     # degrees, index of m
+    m: pd.DataFrame,  # manifest with absolute paths
+    size: int = 64,  # side to which an image is brought first
+) -> pd.Series:  # degrees, index of m
     "ITA of each image."
     from skinrepro.images import cache_images
-    store = cache_images(m, size, 'shorter', progress=False)
-    return pd.Series([skin_angle(a) for a in store.take(store.rows(m.image_id))], m.index, name='ita')
 
+    store = cache_images(m, size, "shorter", progress=False)
+    return pd.Series(
+        [skin_angle(a) for a in store.take(store.rows(m.image_id))], m.index, name="ita"
+    )
 
-def group_by_ita(angle:pd.Series) -> pd.Series: # 'light', 'dark', '' between and where nothing was measured
-    "The lightest and the darkest third: for data without skin types, nearly all of whose images fall into one or two of the published classes."
-    low, high = angle.quantile([1/3, 2/3])
-    return pd.Series(np.select([angle >= high, angle <= low], ['light', 'dark'], ''), angle.index)
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #815a5297
+def group_by_ita(
+    angle: pd.Series,
+) -> pd.Series:  # 'light', 'dark', '' between and where nothing was measured
+    """The lightest and the darkest third: for data without skin types, nearly all of whose images
+    fall into one or two of the published classes.
+    """
+    low, high = angle.quantile([1 / 3, 2 / 3])
+    return pd.Series(np.select([angle >= high, angle <= low], ["light", "dark"], ""), angle.index)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4e7e6536
-READINGS = ('sets', 'bootstrap')
+READINGS = ("sets", "bootstrap")
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #54e57163
 def share_of(
-    training_set:str, # A, B, C, or D and a percentage, e.g. D25
-) -> float:           # share of dark images
+    training_set: str,  # A, B, C, or D and a percentage, e.g. D25
+) -> float:  # share of dark images
     "Raises ValueError for another name."
-    if training_set in SETS: return SETS[training_set]
-    if training_set[:1] == 'D' and training_set[1:].isdigit() and 0 <= int(training_set[1:]) <= 100: return int(training_set[1:])/100
-    raise ValueError(f'training_set = {training_set!r}; there are A (light), B (half and half), C (dark), and D0 to D100 (per cent of dark images).')
+    if training_set in SETS:
+        return SETS[training_set]
+    if training_set[:1] == "D" and training_set[1:].isdigit() and 0 <= int(training_set[1:]) <= 100:
+        return int(training_set[1:]) / 100
+    raise ValueError(
+        f"training_set = {training_set!r}; there are A (light), B (half and half), C (dark), and D0"
+        " to D100 (per cent of dark images)."
+    )
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4e5fa7c4
 def repetition_split(
-    m:pd.DataFrame,           # from `load`
-    repetition:int=0,         # 0..9: draws the test images, and the training images
-    training_set:str='B',     # see `share_of`
-    fraction:float=1.,        # of the paper's counts
-    reading:str='sets',       # one of READINGS
-) -> pd.DataFrame:            # manifest with split train or test; under 'bootstrap' an image may be in train several times
-    "Test and training images of a repetition. Raises ValueError when a group has fewer images than are asked for."
-    check_choice('reading', reading, READINGS); share = share_of(training_set)
-    n_test, n_train = round(N_TEST*fraction), round(N_TRAIN*fraction)
-    pools = {g: m[m.group == g].reset_index(drop=True) for g in ('light', 'dark')}
-    wanted = dict(dark=round(n_train*share)); wanted['light'] = n_train - wanted['dark']
+    m: pd.DataFrame,  # from `load`
+    repetition: int = 0,  # 0..9: draws the test images, and the training images
+    training_set: str = "B",  # see `share_of`
+    fraction: float = 1.0,  # of the paper's counts
+    reading: str = "sets",  # one of READINGS
+) -> (
+    pd.DataFrame
+):  # manifest with split train or test; under 'bootstrap' an image may be in train several times
+    """Test and training images of a repetition. Raises ValueError when a group has fewer images
+    than are asked for.
+    """
+    check_choice("reading", reading, READINGS)
+    share = share_of(training_set)
+    n_test, n_train = round(N_TEST * fraction), round(N_TRAIN * fraction)
+    pools = {g: m[m.group == g].reset_index(drop=True) for g in ("light", "dark")}
+    wanted = dict(dark=round(n_train * share))
+    wanted["light"] = n_train - wanted["dark"]
     parts = []
     for i, (g, pool) in enumerate(pools.items()):
-        need = n_test + (1 if reading == 'bootstrap' and wanted[g] else wanted[g])
+        need = n_test + (1 if reading == "bootstrap" and wanted[g] else wanted[g])
         if len(pool) < need:
-            raise ValueError(f'{len(pool)} {g} images are too few: {n_test} test and {wanted[g]} train. '
-                             f'Use a smaller fraction (below {fraction*len(pool)/need:.2g}), or the bootstrap.')
+            raise ValueError(
+                f"{len(pool)} {g} images are too few: {n_test} test and {wanted[g]} train. "
+                f"Use a smaller fraction (below {fraction * len(pool) / need:.2g}), or the bootstrap."
+            )
         order = np.random.default_rng([20250121, repetition, i]).permutation(len(pool))
-        rest = pool.iloc[np.sort(order[n_test:])]; rng = np.random.default_rng([20250121, repetition, i, round(100*share)])
-        rows = rng.choice(len(rest), wanted[g], replace=reading == 'bootstrap') if wanted[g] else []
-        parts += [pool.iloc[np.sort(order[:n_test])].assign(split='test'), rest.iloc[np.sort(rows)].assign(split='train')]
+        rest = pool.iloc[np.sort(order[n_test:])]
+        rng = np.random.default_rng([20250121, repetition, i, round(100 * share)])
+        rows = rng.choice(len(rest), wanted[g], replace=reading == "bootstrap") if wanted[g] else []
+        parts += [
+            pool.iloc[np.sort(order[:n_test])].assign(split="test"),
+            rest.iloc[np.sort(rows)].assign(split="train"),
+        ]
     return pd.concat(parts, ignore_index=True)
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #049881d6
 def overlap(
-    split:pd.DataFrame, # from `repetition_split`
-) -> dict:              # counts
-    "What a reader should know of a split: sizes, distinct images, and twins of test images that train."
-    train, test = split[split.split == 'train'], split[split.split == 'test']
-    out = dict(n_train=len(train), n_train_distinct=train.image_id.nunique(), n_train_dark=int((train.group == 'dark').sum()),
-               n_test_light=int((test.group == 'light').sum()), n_test_dark=int((test.group == 'dark').sum()),
-               test_images_that_train=int(test.image_id.isin(train.image_id).sum()))
-    for column in ('md5', 'twin_id', 'patient_id'):
+    split: pd.DataFrame,  # from `repetition_split`
+) -> dict:  # counts
+    """What a reader should know of a split: sizes, distinct images, and twins of test images that
+    train.
+    """
+    train, test = split[split.split == "train"], split[split.split == "test"]
+    out = dict(
+        n_train=len(train),
+        n_train_distinct=train.image_id.nunique(),
+        n_train_dark=int((train.group == "dark").sum()),
+        n_test_light=int((test.group == "light").sum()),
+        n_test_dark=int((test.group == "dark").sum()),
+        test_images_that_train=int(test.image_id.isin(train.image_id).sum()),
+    )
+    for column in ("md5", "twin_id", "patient_id"):
         if column in split and split[column].notna().any():
-            out[f'test_{column}_that_train'] = int(test[column].dropna().isin(train[column].dropna()).sum())
+            out[f"test_{column}_that_train"] = int(
+                test[column].dropna().isin(train[column].dropna()).sum()
+            )
     return out
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #2488ebdf
 def image_batches(
-    store,            # images.ImageStore
-    image_ids,        # in order; an id may stand there several times
-    batch_size:int=64,
-    seed:int=0,       # of order and flips
-    train:bool=False, # a new order every epoch, and mirrored images
-):                    # function: epoch -> batches ((b, 3, s, s) float in [-1, 1],)
+    store,  # images.ImageStore
+    image_ids,  # in order; an id may stand there several times
+    batch_size: int = 64,
+    seed: int = 0,  # of order and flips
+    train: bool = False,  # a new order every epoch, and mirrored images
+):  # function: epoch -> batches ((b, 3, s, s) float in [-1, 1],)
     "Batches for a VAE."
     rows = store.rows(image_ids)
+
     def of(epoch=0):
         import torch
-        rng = np.random.default_rng([seed, epoch]); order = rng.permutation(len(rows)) if train else np.arange(len(rows))
+
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(rows)) if train else np.arange(len(rows))
         for i in range(0, len(order), batch_size):
-            x = torch.from_numpy(store.take(rows[order[i:i + batch_size]])).permute(0, 3, 1, 2).float()/127.5 - 1
-            if train: flip = torch.from_numpy(rng.random(len(x)) < .5); x[flip] = x[flip].flip(3)
+            x = (
+                torch.from_numpy(store.take(rows[order[i : i + batch_size]]))
+                .permute(0, 3, 1, 2)
+                .float()
+                / 127.5
+                - 1
+            )
+            if train:
+                flip = torch.from_numpy(rng.random(len(x)) < 0.5)
+                x[flip] = x[flip].flip(3)
             yield (x.contiguous(memory_format=torch.channels_last),)
+
     return of
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #d4a7124f
-FEATURES = ('vgg19', 'phantom', 'none')
+FEATURES = ("vgg19", "phantom", "none")
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c2ea9576
 def perceptual_features(
-    name:str='phantom',   # one of FEATURES
-    weights:str='',       # a local .safetensors file, for vgg19
-    normalise:bool=False, # ImageNet's, for vgg19; the public code does without
-    steps:int=300,        # of the training of the small network
-    progress:bool=False,
-):                        # vae.Features, or None for 'none'
-    "The network of the perceptual loss. Raises RuntimeError with the remedy when VGG's weights are not there."
+    name: str = "phantom",  # one of FEATURES
+    weights: str = "",  # a local .safetensors file, for vgg19
+    normalise: bool = False,  # ImageNet's, for vgg19; the public code does without
+    steps: int = 300,  # of the training of the small network
+    progress: bool = False,
+):  # vae.Features, or None for 'none'
+    """The network of the perceptual loss. Raises RuntimeError with the remedy when VGG's weights
+    are not there.
+    """
     from skinrepro.vae import Features, vgg19_features
-    check_choice('features', name, FEATURES)
-    if name == 'none': return None
-    if name == 'vgg19': return vgg19_features(weights, normalise)
-    return Features(_phantom_network(steps, progress), f'vgg_small trained on phantoms ({steps} steps)')
 
+    check_choice("features", name, FEATURES)
+    if name == "none":
+        return None
+    if name == "vgg19":
+        return vgg19_features(weights, normalise)
+    return Features(
+        _phantom_network(steps, progress), f"vgg_small trained on phantoms ({steps} steps)"
+    )
 
-def _phantom_network(steps:int, progress:bool): # a classifier of ten phantom conditions, kept in the cache
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #f74174a2
+def _phantom_network(
+    steps: int, progress: bool
+):  # a classifier of ten phantom conditions, kept in the cache
     import torch
     from filelock import FileLock
     from safetensors.torch import load_file, save_file
@@ -267,55 +419,105 @@ def _phantom_network(steps:int, progress:bool): # a classifier of ten phantom co
     from skinrepro.graph import code_hash
     from skinrepro.loop import fit
     from skinrepro.phantom import CONDITIONS, render
-    file = paths().cache/'features'/f'phantom-{steps}-{code_hash("skinrepro.classify.build", "skinrepro.phantom.render")}.safetensors'
-    file.parent.mkdir(parents=True, exist_ok=True); network = build('vgg_small', len(CONDITIONS), 64, seed=0)
-    with FileLock(f'{file}.lock'):
+
+    file = (
+        paths().cache
+        / "features"
+        / f"phantom-{steps}-{code_hash('skinrepro.classify.build', 'skinrepro.phantom.render')}.safetensors"
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    network = build("vgg_small", len(CONDITIONS), 64, seed=0)
+    with FileLock(f"{file}.lock"):
         if not file.is_file():
-            names = list(CONDITIONS); rng = np.random.default_rng([20250121, 1])
+            names = list(CONDITIONS)
+            rng = np.random.default_rng([20250121, 1])
+
             def batches(step):
                 k = rng.integers(len(names), size=32)
-                x = np.stack([render(names[c], 1 + int(rng.integers(6)), int(rng.integers(2**31)), 64) for c in k])
-                yield torch.from_numpy(x).permute(0, 3, 1, 2).float()/127.5 - 1, torch.from_numpy(k)
-            fit(network, batches, lambda m, b: cross_entropy(m(b[0]), b[1]), torch.optim.Adam(network.parameters(), 1e-3), steps, unit='step', every=steps,
-                progress=progress, title='features')
-            with atomic_path(file) as tmp: save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp)
+                x = np.stack(
+                    [
+                        render(names[c], 1 + int(rng.integers(6)), int(rng.integers(2**31)), 64)
+                        for c in k
+                    ]
+                )
+                yield (
+                    torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1,
+                    torch.from_numpy(k),
+                )
+
+            fit(
+                network,
+                batches,
+                lambda m, b: cross_entropy(m(b[0]), b[1]),
+                torch.optim.Adam(network.parameters(), 1e-3),
+                steps,
+                unit="step",
+                every=steps,
+                progress=progress,
+                title="features",
+            )
+            with atomic_path(file) as tmp:
+                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp)
     network.load_state_dict(load_file(file))
     return network
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #f489131c
 def paired_phantoms(
-    n:int=120,     # pairs
-    size:int=64,   # side in px
-    seed:int=0,
-) -> tuple:        # (n, size, size, 3) uint8 on light skin, the same on dark skin, labels
+    n: int = 120,  # pairs
+    size: int = 64,  # side in px
+    seed: int = 0,
+) -> tuple:  # (n, size, size, 3) uint8 on light skin, the same on dark skin, labels
     "The same scenes on skin of type I or II and of type V or VI."
     from skinrepro.phantom import CONDITIONS, render
-    names = list(CONDITIONS); label = [names[i % len(names)] for i in range(n)]
-    at = lambda types: np.stack([render(c, types[i//len(names) % 2], 77_000_000 + 10_000*seed + i, size) for i, c in enumerate(label)])
+
+    names = list(CONDITIONS)
+    label = [names[i % len(names)] for i in range(n)]
+    at = lambda types: np.stack(
+        [
+            render(c, types[i // len(names) % 2], 77_000_000 + 10_000 * seed + i, size)
+            for i, c in enumerate(label)
+        ]
+    )
     return at(LIGHT), at(DARK), label
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3a42d865
 def cost(
-    run, # runs.Run of this paper
-) -> tuple: # list of estimate.Work, bytes on disk
-    "What a run consists of. Rates of VGG-19 are measured with random weights: speed does not depend on their values."
+    run,  # runs.Run of this paper
+) -> tuple:  # list of estimate.Work, bytes on disk
+    """What a run consists of. Rates of VGG-19 are measured with random weights: speed does not
+    depend on their values.
+    """
     from skinrepro.estimate import Work
+
     p = run.parameters
-    seen = p['epochs']*round(N_TRAIN*p['fraction']) + .35*2*(round(N_TEST*p['fraction']) + (p['pairs'] if p['data'] == 'phantom' else 0))
-    kind = f'image of the VAE at {p["size"]} px, {p["width"]} x ({p["multipliers"]}) channels, batch {p["batch_size"]}'
-    kind += f', features {p["features"]}, {p["precision"]}'
-    return [Work('start of a run of the VAE', 1, _time_start), Work(kind, seen, lambda: _time_training(p))], 1.5e6
+    seen = p["epochs"] * round(N_TRAIN * p["fraction"]) + 0.35 * 2 * (
+        round(N_TEST * p["fraction"]) + (p["pairs"] if p["data"] == "phantom" else 0)
+    )
+    kind = (
+        f"image of the VAE at {p['size']} px, {p['width']} x ({p['multipliers']}) channels, batch"
+        f" {p['batch_size']}"
+    )
+    kind += f", features {p['features']}, {p['precision']}"
+    return [
+        Work("start of a run of the VAE", 1, _time_start),
+        Work(kind, seen, lambda: _time_training(p)),
+    ], 1.5e6
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #b63b97bc
 def _time_start() -> float:
     import subprocess
     import sys
     import time
-    begin = time.perf_counter(); subprocess.run([sys.executable, '-c', 'import skinrepro.vae, torch, timm, matplotlib.pyplot, sklearn'], check=True)
-    return time.perf_counter() - begin + 4 # the kernel itself, and the notebook's pictures
 
+    begin = time.perf_counter()
+    subprocess.run(
+        [sys.executable, "-c", "import skinrepro.vae, torch, timm, matplotlib.pyplot, sklearn"],
+        check=True,
+    )
+    return time.perf_counter() - begin + 4  # the kernel itself, and the notebook's pictures
 
-def _time_training(p) -> float: # seconds per image
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #a11d8ea6
+def _time_training(p) -> float:  # seconds per image
     import time
 
     import torch
@@ -323,81 +525,204 @@ def _time_training(p) -> float: # seconds per image
     from skinrepro.classify import build
     from skinrepro.core import device
     from skinrepro.vae import Features, build_vae, train_vae, vgg19_trunk
-    place = device(); steps = 12 if p['size'] <= 64 or place != 'cpu' else 2
-    network = dict(none=lambda: None, vgg19=vgg19_trunk, phantom=lambda: build('vgg_small', 10, 64))[p['features']]()
-    features = None if network is None else Features(network, 'random')
-    model = build_vae(p['latent_channels'], p['width'], tuple(int(k) for k in p['multipliers'].split(',')), p['bottleneck_blocks'])
-    x = torch.rand(p['batch_size'], 3, p['size'], p['size'], generator=torch.Generator().manual_seed(0))*2 - 1
+
+    place = device()
+    steps = 12 if p["size"] <= 64 or place != "cpu" else 2
+    network = dict(
+        none=lambda: None, vgg19=vgg19_trunk, phantom=lambda: build("vgg_small", 10, 64)
+    )[p["features"]]()
+    features = None if network is None else Features(network, "random")
+    model = build_vae(
+        p["latent_channels"],
+        p["width"],
+        tuple(int(k) for k in p["multipliers"].split(",")),
+        p["bottleneck_blocks"],
+    )
+    x = (
+        torch.rand(
+            p["batch_size"], 3, p["size"], p["size"], generator=torch.Generator().manual_seed(0)
+        )
+        * 2
+        - 1
+    )
+
     def run(n):
-        begin = time.perf_counter(); train_vae(model, lambda epoch: [(x,)]*n, features, 1, 0., device=place, precision=p['precision'], progress=False)
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        begin = time.perf_counter()
+        train_vae(
+            model,
+            lambda epoch: [(x,)] * n,
+            features,
+            1,
+            0.0,
+            device=place,
+            precision=p["precision"],
+            progress=False,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - begin
-    run(1); return max(1e-6, (run(1 + steps) - run(1))/steps/p['batch_size'])
+
+    run(1)
+    return max(1e-6, (run(1 + steps) - run(1)) / steps / p["batch_size"])
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c859f5aa
 @dataclass(frozen=True)
 class Ordering:
     "A statement about an order, as differences that should be above zero."
-    text:str
-    source:str
-    metric:str
-    larger:tuple        # of (training set, test group), each to be larger than ...
-    smaller:tuple       # ... the one at the same place here
-    same:bool = False   # the statement is that they do not differ
 
+    text: str
+    source: str
+    metric: str
+    larger: tuple  # of (training set, test group), each to be larger than ...
+    smaller: tuple  # ... the one at the same place here
+    same: bool = False  # the statement is that they do not differ
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #55096114
 ORDERINGS = [
-    Ordering('On dark skin the error falls from A to B to C', '4.1', 'mse', (('A', 'dark'), ('B', 'dark')), (('B', 'dark'), ('C', 'dark'))),
-    Ordering('On light skin the error falls from C to B to A', '4.1', 'mse', (('C', 'light'), ('B', 'light')), (('B', 'light'), ('A', 'light'))),
-    Ordering('With equal parts the error is larger on dark skin', '4.1', 'mse', (('B', 'dark'),), (('B', 'light'),)),
-    Ordering('Light training harms dark skin more than dark training harms light', '4.1', 'mse', (('A', 'dark'),), (('C', 'light'),)),
-    Ordering('Even with its own training set dark skin has the larger error', '4.1', 'mse', (('C', 'dark'),), (('A', 'light'),)),
-    Ordering('The latent standard deviation falls from A to B to C', '4.2', 'latent_std', (('A', 'light'), ('A', 'dark'), ('B', 'light'), ('B', 'dark')),
-             (('B', 'light'), ('B', 'dark'), ('C', 'light'), ('C', 'dark'))),
-    Ordering('The latent standard deviation does not tell the test groups apart', '4.2', 'latent_std', (('A', 'dark'), ('B', 'dark'), ('C', 'dark')),
-             (('A', 'light'), ('B', 'light'), ('C', 'light')), True),
+    Ordering(
+        "On dark skin the error falls from A to B to C",
+        "4.1",
+        "mse",
+        (("A", "dark"), ("B", "dark")),
+        (("B", "dark"), ("C", "dark")),
+    ),
+    Ordering(
+        "On light skin the error falls from C to B to A",
+        "4.1",
+        "mse",
+        (("C", "light"), ("B", "light")),
+        (("B", "light"), ("A", "light")),
+    ),
+    Ordering(
+        "With equal parts the error is larger on dark skin",
+        "4.1",
+        "mse",
+        (("B", "dark"),),
+        (("B", "light"),),
+    ),
+    Ordering(
+        "Light training harms dark skin more than dark training harms light",
+        "4.1",
+        "mse",
+        (("A", "dark"),),
+        (("C", "light"),),
+    ),
+    Ordering(
+        "Even with its own training set dark skin has the larger error",
+        "4.1",
+        "mse",
+        (("C", "dark"),),
+        (("A", "light"),),
+    ),
+    Ordering(
+        "The latent standard deviation falls from A to B to C",
+        "4.2",
+        "latent_std",
+        (("A", "light"), ("A", "dark"), ("B", "light"), ("B", "dark")),
+        (("B", "light"), ("B", "dark"), ("C", "light"), ("C", "dark")),
+    ),
+    Ordering(
+        "The latent standard deviation does not tell the test groups apart",
+        "4.2",
+        "latent_std",
+        (("A", "dark"), ("B", "dark"), ("C", "dark")),
+        (("A", "light"), ("B", "light"), ("C", "light")),
+        True,
+    ),
 ]
-ORDERING_RULE = ('effect: mean over repetitions of the difference within a repetition, in units of the metric; of several differences the one that is least in '
-                 'favour of the statement. Interval: 95 %, Student t over repetitions, widened for overlapping draws (Nadeau & Bengio 2003). supported: all '
-                 'intervals above zero. contradicted: one below. inconclusive: otherwise, and with one repetition. "Does not tell apart": supported if all '
-                 'intervals lie within 5 % of the mean, contradicted if one lies outside.')
+ORDERING_RULE = (
+    "effect: mean over repetitions of the difference within a repetition, in units of the metric;"
+    " of several differences the one that is least in favour of the statement. Interval: 95 %,"
+    " Student t over repetitions, widened for overlapping draws (Nadeau & Bengio 2003). supported:"
+    " all intervals above zero. contradicted: one below. inconclusive: otherwise, and with one"
+    ' repetition. "Does not tell apart": supported if all intervals lie within 5 % of the mean,'
+    " contradicted if one lies outside."
+)
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #094454e5
 def orderings(
-    records:pd.DataFrame,  # one row = one number: training_set, repetition, metric, group (light, dark), value, data, profile, run_id
-    metric:str='',         # another metric for the statements about the error, e.g. 'delta_e'; '' as the paper
-    n_test:int=N_TEST, n_train:int=N_TRAIN, # of a repetition, for the width of the interval
-    margin:float=.05,      # of the mean: what counts as "does not differ"
-) -> pd.DataFrame:         # claim, source, metric, effect, low, high, differs (which pair), repetitions, verdict, data, profile, runs
+    # one row = one number: training_set, repetition, metric, group (light, dark), value, data,
+    # profile, run_id
+    records: pd.DataFrame,
+    # another metric for the statements about the error, e.g. 'delta_e'; '' as the paper
+    metric: str = "",
+    n_test: int = N_TEST,
+    n_train: int = N_TRAIN,  # of a repetition, for the width of the interval
+    margin: float = 0.05,  # of the mean: what counts as "does not differ"
+    # claim, source, metric, effect, low, high, differs (which pair), repetitions, verdict, data,
+    # profile, runs
+) -> pd.DataFrame:
     "Test the seven statements."
     from skinrepro.uncertainty import paired_difference
+
     out = []
     for o in ORDERINGS:
-        if metric and o.metric != 'mse': continue
+        if metric and o.metric != "mse":
+            continue
         name = metric or o.metric
-        t = records[(records.metric == name) & records.group.isin(['light', 'dark'])]
-        wide = t.pivot_table(index='repetition', columns=['training_set', 'group'], values='value', aggfunc='first').astype(float)
-        row = dict(claim=o.text, source=o.source, metric=name, effect=np.nan, low=np.nan, high=np.nan, differs='', repetitions=0, verdict='not run',
-                   data=' '.join(sorted(t.data.unique())) if len(t) else '', profile=' '.join(sorted(t.profile.unique())) if len(t) else '',
-                   runs=' '.join(sorted(t.run_id.unique())))
+        t = records[(records.metric == name) & records.group.isin(["light", "dark"])]
+        wide = t.pivot_table(
+            index="repetition", columns=["training_set", "group"], values="value", aggfunc="first"
+        ).astype(float)
+        row = dict(
+            claim=o.text,
+            source=o.source,
+            metric=name,
+            effect=np.nan,
+            low=np.nan,
+            high=np.nan,
+            differs="",
+            repetitions=0,
+            verdict="not run",
+            data=" ".join(sorted(t.data.unique())) if len(t) else "",
+            profile=" ".join(sorted(t.profile.unique())) if len(t) else "",
+            runs=" ".join(sorted(t.run_id.unique())),
+        )
         pairs = list(zip(o.larger, o.smaller))
         if all(p in wide.columns for pair in pairs for p in pair):
             whole = wide[[*dict.fromkeys(p for pair in pairs for p in pair)]].dropna()
-            found = [(pair, paired_difference(whole[pair[0]], whole[pair[1]], overlap=n_test/n_train)) for pair in pairs] if len(whole) else []
-            if found: out.append(row | _verdict(o, found, margin*float(whole.to_numpy().mean())) | dict(repetitions=len(whole))); continue
+            found = (
+                [
+                    (
+                        pair,
+                        paired_difference(whole[pair[0]], whole[pair[1]], overlap=n_test / n_train),
+                    )
+                    for pair in pairs
+                ]
+                if len(whole)
+                else []
+            )
+            if found:
+                out.append(
+                    row
+                    | _verdict(o, found, margin * float(whole.to_numpy().mean()))
+                    | dict(repetitions=len(whole))
+                )
+                continue
         out.append(row)
     return pd.DataFrame(out)
 
-
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c997d4da
 def _verdict(o, found, margin) -> dict:
     "Effect that decides, and the verdict."
-    words = lambda pair: f'{pair[0][0]} {pair[0][1]} - {pair[1][0]} {pair[1][1]}'
+    words = lambda pair: f"{pair[0][0]} {pair[0][1]} - {pair[1][0]} {pair[1][1]}"
     single = any(np.isnan(d.low) for _, d in found)
     if o.same:
         pair, d = max(found, key=lambda f: abs(f[1].mean))
-        inside, outside = all(-margin < d.low and d.high < margin for _, d in found), any(d.low > margin or d.high < -margin for _, d in found)
+        inside, outside = (
+            all(-margin < d.low and d.high < margin for _, d in found),
+            any(d.low > margin or d.high < -margin for _, d in found),
+        )
     else:
         pair, d = min(found, key=lambda f: f[1].mean)
         inside, outside = all(d.low > 0 for _, d in found), any(d.high < 0 for _, d in found)
-    verdict = 'inconclusive' if single else 'supported' if inside else 'contradicted' if outside else 'inconclusive'
+    verdict = (
+        "inconclusive"
+        if single
+        else "supported"
+        if inside
+        else "contradicted"
+        if outside
+        else "inconclusive"
+    )
     return dict(effect=d.mean, low=d.low, high=d.high, differs=words(pair), verdict=verdict)

@@ -21,7 +21,17 @@ import numpy as np
 import pandas as pd
 
 from .. import __version__
-from ..core import atomic_path, check_choice, data_folder, has_data, hash_text, locked, paths, ranks, wait_for_everyone
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    data_folder,
+    has_data,
+    hash_text,
+    locked,
+    paths,
+    ranks,
+    wait_for_everyone,
+)
 from ..estimate import Work
 from ..graph import code_hash
 from ..loop import checkpoints
@@ -30,601 +40,1024 @@ from ..runs import ParameterError, find
 from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
-CONDITIONS = ['basal cell carcinoma', 'folliculitis', 'nematode infection', 'neutrophilic dermatoses', 'prurigo nodularis', 'psoriasis',
-              'squamous cell carcinoma']
+CONDITIONS = [
+    "basal cell carcinoma",
+    "folliculitis",
+    "nematode infection",
+    "neutrophilic dermatoses",
+    "prurigo nodularis",
+    "psoriasis",
+    "squamous cell carcinoma",
+]
 MAJORITY, MINORITY = (1, 2), (5, 6)
 SEEDS = (0, 42, 123, 1111, 1234)
-N_FLEXIBLE = 8 # images per condition and group, section 3
+N_FLEXIBLE = 8  # images per condition and group, section 3
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #f0617674
 @dataclass(frozen=True)
 class Study:
     "The paper's design on a data set."
-    data:str                  # data set
-    labels:tuple              # label list; its order is the codes
-    majority:tuple = MAJORITY # skin types of the group `light`
-    minority:tuple = MINORITY # skin types of the group `dark`
-    flexible:str = 'stratified' # default reading of how the flexible subset is drawn
-    together:tuple = ()       # columns whose equal values stay on one side of a split
-    comparable:bool = False   # whether its numbers may be compared with the printed ones
-    note:str = ''             # what a reader of its table must know
 
-    def group_of(self, skin_types) -> pd.Series: # 'light' or 'dark', missing where the type is in neither group
+    data: str  # data set
+    labels: tuple  # label list; its order is the codes
+    majority: tuple = MAJORITY  # skin types of the group `light`
+    minority: tuple = MINORITY  # skin types of the group `dark`
+    flexible: str = "stratified"  # default reading of how the flexible subset is drawn
+    together: tuple = ()  # columns whose equal values stay on one side of a split
+    comparable: bool = False  # whether its numbers may be compared with the printed ones
+    note: str = ""  # what a reader of its table must know
+
+    def group_of(
+        self, skin_types
+    ) -> pd.Series:  # 'light' or 'dark', missing where the type is in neither group
         "Group of each skin type."
-        types = {**dict.fromkeys(self.majority, 'light'), **dict.fromkeys(self.minority, 'dark')}
-        return pd.Series(skin_types).map(types).astype('string')
+        types = {**dict.fromkeys(self.majority, "light"), **dict.fromkeys(self.minority, "dark")}
+        return pd.Series(skin_types).map(types).astype("string")
 
-
-STUDIES = {s.data: s for s in [
-    Study('fitzpatrick17k', tuple(CONDITIONS), comparable=True),
-    Study('phantom', tuple(CONDITIONS), note='Procedural phantom images with the counts of the paper. They say nothing about patients.'),
-    # ACK actinic keratosis, BCC basal cell carcinoma, MEL melanoma, NEV naevus: the diagnoses with more than 8 images in both groups to spare
-    Study('pad_ufes20', ('ACK', 'BCC', 'MEL', 'NEV'), minority=(3, 4, 5, 6), flexible='union', together=('patient_id',),
-          note='PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs, other diagnoses, minority FST III-VI, split by patient. '
-               'Not the data of the paper.'),
-]}
+# %% ../../nbs/papers/wang2024/protocol.ipynb #5ce836d9
+STUDIES = {
+    s.data: s
+    for s in [
+        Study("fitzpatrick17k", tuple(CONDITIONS), comparable=True),
+        Study(
+            "phantom",
+            tuple(CONDITIONS),
+            note=(
+                "Procedural phantom images with the counts of the paper. They say nothing about"
+                " patients."
+            ),
+        ),
+        # ACK actinic keratosis, BCC basal cell carcinoma, MEL melanoma, NEV naevus: the diagnoses
+        # with more than 8 images in both groups to spare
+        Study(
+            "pad_ufes20",
+            ("ACK", "BCC", "MEL", "NEV"),
+            minority=(3, 4, 5, 6),
+            flexible="union",
+            together=("patient_id",),
+            note=(
+                "PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs, other"
+                " diagnoses, minority FST III-VI, split by patient. Not the data of the paper."
+            ),
+        ),
+    ]
+}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #3a6b0b82
 def load(
-    data:str='phantom',         # key of STUDIES
-    label_source:str='scale',   # skin type labels of Fitzpatrick17k; the paper uses `fitzpatrick_scale`
-    size:int=64,                # side in px at which phantoms are rendered
-    fraction:float=1.,          # of each stratum of label and skin type, in (0, 1]
-    missing:str='error',        # 'error', or 'drop': go on with the photographs that are there and whole
-    jobs:int=2,                 # processes for rendering phantoms that are not there yet
-) -> tuple[pd.DataFrame, str]:  # manifest with absolute paths and groups; hash of the inventory of real photographs, '' for phantoms
-    "Images of a study. Raises ValueError for what does not exist, FileNotFoundError with the remedy for data that are not there."
-    study = STUDIES[check_choice('data', data, STUDIES)]; check_choice('missing', missing, ['error', 'drop'])
-    if not 0 < fraction <= 1: raise ValueError(f'fraction = {fraction} is not in (0, 1].')
-    m = {'phantom': _phantoms, 'fitzpatrick17k': _fitzpatrick17k, 'pad_ufes20': _pad_ufes20}[data](study, label_source)
+    data: str = "phantom",  # key of STUDIES
+    # skin type labels of Fitzpatrick17k; the paper uses `fitzpatrick_scale`
+    label_source: str = "scale",
+    size: int = 64,  # side in px at which phantoms are rendered
+    fraction: float = 1.0,  # of each stratum of label and skin type, in (0, 1]
+    # 'error', or 'drop': go on with the photographs that are there and whole
+    missing: str = "error",
+    jobs: int = 2,  # processes for rendering phantoms that are not there yet
+) -> tuple[
+    pd.DataFrame, str
+    # manifest with absolute paths and groups; hash of the inventory of real photographs, '' for
+    # phantoms
+]:
+    """Images of a study. Raises ValueError for what does not exist, FileNotFoundError with the
+    remedy for data that are not there.
+    """
+    study = STUDIES[check_choice("data", data, STUDIES)]
+    check_choice("missing", missing, ["error", "drop"])
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction = {fraction} is not in (0, 1].")
+    m = {"phantom": _phantoms, "fitzpatrick17k": _fitzpatrick17k, "pad_ufes20": _pad_ufes20}[data](
+        study, label_source
+    )
     m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
-    m = validate(_thin(m.assign(group=study.group_of(m.skin_type)), fraction).reset_index(drop=True), list(study.labels))
-    if data == 'phantom':
+    m = validate(
+        _thin(m.assign(group=study.group_of(m.skin_type)), fraction).reset_index(drop=True),
+        list(study.labels),
+    )
+    if data == "phantom":
         from filelock import FileLock
 
         from skinrepro.phantom import write_phantoms
+
         paths().data.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths().data/'.lock'): # runs that start together render once
-            return write_phantoms(m, paths().data, size, jobs=jobs).assign(group=m.group.to_numpy()), ''
+        with FileLock(paths().data / ".lock"):  # runs that start together render once
+            return (
+                write_phantoms(m, paths().data, size, jobs=jobs).assign(group=m.group.to_numpy()),
+                "",
+            )
     return _whole(m, data, missing)
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #fb8082fc
 def selection(
-    label_source:str='scale',
-) -> pd.DataFrame: # label, skin_type, n
-    "Counts of the paper's selection, from the counts of the annotations that come with the package (Table 1)."
+    label_source: str = "scale",
+) -> pd.DataFrame:  # label, skin_type, n
+    """Counts of the paper's selection, from the counts of the annotations that come with the
+    package (Table 1).
+    """
     from skinrepro.fitzpatrick17k import annotation_counts, skin_type
-    c = annotation_counts(); c = c.assign(skin_type=skin_type(c, label_source))
-    return c[c.label.isin(CONDITIONS) & c.skin_type.isin(MAJORITY + MINORITY)].groupby(['label', 'skin_type'], as_index=False).n.sum()
 
+    c = annotation_counts()
+    c = c.assign(skin_type=skin_type(c, label_source))
+    return (
+        c[c.label.isin(CONDITIONS) & c.skin_type.isin(MAJORITY + MINORITY)]
+        .groupby(["label", "skin_type"], as_index=False)
+        .n.sum()
+    )
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #4e8059f3
 def _phantoms(study, label_source):
     from skinrepro.phantom import phantom_manifest
-    return phantom_manifest(selection(label_source), name='wang2024')
 
+    return phantom_manifest(selection(label_source), name="wang2024")
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #035ed067
 def _fitzpatrick17k(study, label_source):
-    from skinrepro.fitzpatrick17k import add_twins, read_annotations, read_twins, to_manifest, twin_clusters
-    folder = data_folder('fitzpatrick17k')
+    from skinrepro.fitzpatrick17k import (
+        add_twins,
+        read_annotations,
+        read_twins,
+        to_manifest,
+        twin_clusters,
+    )
+
+    folder = data_folder("fitzpatrick17k")
     m = to_manifest(read_annotations(), label_source, labels=list(study.labels))
-    twins = folder/'twins_wang2024.csv'
-    if twins.is_file(): m = add_twins(m, twin_clusters(read_twins(twins)))
-    return m.assign(path=[str(folder/'images'/p) for p in m.path])
+    twins = folder / "twins_wang2024.csv"
+    if twins.is_file():
+        m = add_twins(m, twin_clusters(read_twins(twins)))
+    return m.assign(path=[str(folder / "images" / p) for p in m.path])
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #2dac78b6
 def _pad_ufes20(study, label_source):
     from skinrepro.sources import read_pad_ufes20
-    return read_pad_ufes20(missing='drop', md5=False) # what is absent is counted by `_whole`
 
+    return read_pad_ufes20(missing="drop", md5=False)  # what is absent is counted by `_whole`
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #189bdc43
 def _whole(m, data, missing):
     "The photographs that are there and whole, and the hash of the inventory."
     from skinrepro.fitzpatrick17k import inventory_hash, read_annotations, verify
     from skinrepro.sources import inspect_images
-    if data == 'fitzpatrick17k': # the only one whose table says which bytes a photograph has
-        ann = read_annotations(); images = data_folder(data)/'images'
+
+    if data == "fitzpatrick17k":  # the only one whose table says which bytes a photograph has
+        ann = read_annotations()
+        images = data_folder(data) / "images"
         if not images.is_dir():
-            raise FileNotFoundError(f'No folder {images} with the photographs <md5hash>.jpg. `skinrepro data fetch {data}` gets what can be had.')
+            raise FileNotFoundError(
+                f"No folder {images} with the photographs <md5hash>.jpg. `skinrepro data fetch"
+                f" {data}` gets what can be had."
+            )
         found = verify(ann[ann.md5hash.isin(m.image_id)], images)
-    else: found = inspect_images(m)
-    found = found.set_index('image_id').loc[m.image_id]
-    bad = found[found.status != 'ok']
-    if len(bad) == len(m) or (len(bad) and missing == 'error'):
-        kinds = ', '.join(f'{n} {s}' for s, n in bad.status.value_counts().items())
+    else:
+        found = inspect_images(m)
+    found = found.set_index("image_id").loc[m.image_id]
+    bad = found[found.status != "ok"]
+    if len(bad) == len(m) or (len(bad) and missing == "error"):
+        kinds = ", ".join(f"{n} {s}" for s, n in bad.status.value_counts().items())
         example = m.path[m.image_id == bad.index[0]].iloc[0]
-        raise FileNotFoundError(f'{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used ({kinds}), e.g. {example}. '
-                                f'`skinrepro data fetch {data}` gets what can be had, `skinrepro data verify {data}` lists the rest; '
-                                'missing="drop" goes on without them.')
-    ok = found.status.eq('ok').to_numpy()
-    return m[ok].assign(md5=found.md5[ok].to_numpy()).reset_index(drop=True), inventory_hash(found.reset_index())
+        raise FileNotFoundError(
+            f"{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used"
+            f" ({kinds}), e.g. {example}. `skinrepro data fetch {data}` gets what can be had,"
+            f' `skinrepro data verify {data}` lists the rest; missing="drop" goes on without them.'
+        )
+    ok = found.status.eq("ok").to_numpy()
+    return m[ok].assign(md5=found.md5[ok].to_numpy()).reset_index(drop=True), inventory_hash(
+        found.reset_index()
+    )
 
-
-def _thin(m, fraction, at_least=2*N_FLEXIBLE):
+# %% ../../nbs/papers/wang2024/protocol.ipynb #e67a0698
+def _thin(m, fraction, at_least=2 * N_FLEXIBLE):
     "The first rows of each stratum: deterministic, and enough for a flexible subset and a rest."
-    if fraction == 1: return m
-    size = m.groupby(['label', 'skin_type']).label.transform('size'); rank = m.groupby(['label', 'skin_type']).cumcount()
-    return m[rank < (size*fraction).clip(lower=at_least//2 + 1)]
+    if fraction == 1:
+        return m
+    size = m.groupby(["label", "skin_type"]).label.transform("size")
+    rank = m.groupby(["label", "skin_type"]).cumcount()
+    return m[rank < (size * fraction).clip(lower=at_least // 2 + 1)]
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #9218f6e5
-SCENARIOS = { # scenario -> (parts that train, part that tests), section 3
-    'i': (('nonflexible_majority', 'nonflexible_minority'), 'flexible_minority'),
-    'ii': (('nonflexible_majority', 'flexible_minority'), 'nonflexible_minority'),
-    'iii': (('nonflexible_majority',), 'nonflexible_minority'),
+SCENARIOS = {  # scenario -> (parts that train, part that tests), section 3
+    "i": (("nonflexible_majority", "nonflexible_minority"), "flexible_minority"),
+    "ii": (("nonflexible_majority", "flexible_minority"), "nonflexible_minority"),
+    "iii": (("nonflexible_majority",), "nonflexible_minority"),
 }
-READINGS = ('stratified', 'union', 'released')
+READINGS = ("stratified", "union", "released")
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9c072643
 def scenario_split(
-    m:pd.DataFrame,             # manifest from `load`
-    study:Study,                # the study it belongs to
-    scenario:str='i',           # 'i', 'ii' or 'iii'
-    seed:int=0,                 # of the flexible subset and of the validation part
-    flexible:str='',            # reading: 'stratified', 'union', 'released'; '' for the study's default
-    val_fraction:float=0.,      # of the training images, per label, held out to choose the epoch; 0 trains on all, as released
-    test_on:str='dark',         # 'dark', or 'light': the light flexible images, for Table 5
-) -> pd.DataFrame:              # rows of the scenario with column `split`: train, val, test
+    m: pd.DataFrame,  # manifest from `load`
+    study: Study,  # the study it belongs to
+    scenario: str = "i",  # 'i', 'ii' or 'iii'
+    seed: int = 0,  # of the flexible subset and of the validation part
+    flexible: str = "",  # reading: 'stratified', 'union', 'released'; '' for the study's default
+    # of the training images, per label, held out to choose the epoch; 0 trains on all, as released
+    val_fraction: float = 0.0,
+    test_on: str = "dark",  # 'dark', or 'light': the light flexible images, for Table 5
+) -> pd.DataFrame:  # rows of the scenario with column `split`: train, val, test
     "Split of a scenario (section 3). Raises ValueError for what cannot be drawn."
-    check_choice('scenario', scenario, SCENARIOS); check_choice('test_on', test_on, ['dark', 'light'])
-    flexible = check_choice('flexible', flexible or study.flexible, READINGS)
-    if not 0 <= val_fraction < 1: raise ValueError(f'val_fraction = {val_fraction} is not in [0, 1).')
-    if flexible == 'released': parts = _released(m, study, seed)
-    else: parts = flexible_split(m, study.majority, study.minority, N_FLEXIBLE, flexible, seed, study.together)
+    check_choice("scenario", scenario, SCENARIOS)
+    check_choice("test_on", test_on, ["dark", "light"])
+    flexible = check_choice("flexible", flexible or study.flexible, READINGS)
+    if not 0 <= val_fraction < 1:
+        raise ValueError(f"val_fraction = {val_fraction} is not in [0, 1).")
+    if flexible == "released":
+        parts = _released(m, study, seed)
+    else:
+        parts = flexible_split(
+            m, study.majority, study.minority, N_FLEXIBLE, flexible, seed, study.together
+        )
     trains, tests = SCENARIOS[scenario]
-    if test_on == 'light': tests = 'flexible_majority'
-    train = pd.concat([getattr(parts, p) for p in trains]); test = getattr(parts, tests)
+    if test_on == "light":
+        tests = "flexible_majority"
+    train = pd.concat([getattr(parts, p) for p in trains])
+    test = getattr(parts, tests)
     val = train.iloc[:0]
-    if val_fraction: train, val = holdout(train, val_fraction, seed, together=study.together)
-    by = ['image_id', 'md5', *study.together]
-    assert_disjoint(train, test, by=by); assert_disjoint(train, val, by=by); assert_disjoint(val, test, by=by)
-    return pd.concat([train.assign(split='train'), val.assign(split='val'), test.assign(split='test')]).astype({'split': 'string'})
+    if val_fraction:
+        train, val = holdout(train, val_fraction, seed, together=study.together)
+    by = ["image_id", "md5", *study.together]
+    assert_disjoint(train, test, by=by)
+    assert_disjoint(train, val, by=by)
+    assert_disjoint(val, test, by=by)
+    return pd.concat(
+        [train.assign(split="train"), val.assign(split="val"), test.assign(split="test")]
+    ).astype({"split": "string"})
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #f1e70162
 def _released(m, study, seed):
-    "The authors' list for seed 0 (official code, commit 74846c5); the light flexible images are those that it leaves out."
-    if study.data != 'fitzpatrick17k' or seed != 0:
-        raise ValueError(f'flexible="released" exists for data="fitzpatrick17k" and seed 0 only, not for {study.data!r} and seed {seed}.')
-    file = data_folder('fitzpatrick17k')/'wang2024_released_seed0.csv'
-    if not file.is_file(): raise FileNotFoundError(f'No {file}: the list of the released split (columns md5hash, part).')
-    listed = pd.read_csv(file).set_index('md5hash').part
+    """The authors' list for seed 0 (official code, commit 74846c5); the light flexible images are
+    those that it leaves out.
+    """
+    if study.data != "fitzpatrick17k" or seed != 0:
+        raise ValueError(
+            'flexible="released" exists for data="fitzpatrick17k" and seed 0 only, not for'
+            f" {study.data!r} and seed {seed}."
+        )
+    file = data_folder("fitzpatrick17k") / "wang2024_released_seed0.csv"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"No {file}: the list of the released split (columns md5hash, part)."
+        )
+    listed = pd.read_csv(file).set_index("md5hash").part
     light = m[m.skin_type.isin(study.majority) & ~m.image_id.isin(listed.index)].image_id
-    return flexible_parts(m, study.majority, study.minority, [*listed[listed == 'flexible_dark'].index, *light])
+    return flexible_parts(
+        m, study.majority, study.minority, [*listed[listed == "flexible_dark"].index, *light]
+    )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #b325dff2
-RECIPES = { # recipe -> arguments of classify.build
-    'scratch': dict(pretrained=False, head='linear', train_layers='all'),
-    'released': dict(pretrained=True, head='mlp', train_layers='head'),
-    'finetune': dict(pretrained=True, head='linear', train_layers='all'),
+RECIPES = {  # recipe -> arguments of classify.build
+    "scratch": dict(pretrained=False, head="linear", train_layers="all"),
+    "released": dict(pretrained=True, head="mlp", train_layers="head"),
+    "finetune": dict(pretrained=True, head="linear", train_layers="all"),
 }
-TRAIN_TYPES = ('real', 'syn', 'real+syn')
+TRAIN_TYPES = ("real", "syn", "real+syn")
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #2670f8b0
-METHODS, PIPELINES, TARGETS = ('vanilla', 'ti', 'lora', 'ti+lora'), ('txt2img', 'img2img'), ('dark', 'source')
-TONES = {1: 'a very light-skinned', 2: 'a light-skinned', 3: 'a medium light-skinned', 4: 'a medium dark-skinned', 5: 'a dark-skinned',
-         6: 'a very dark-skinned'}
-NAMES = {'ACK': 'actinic keratosis', 'BCC': 'basal cell carcinoma', 'MEL': 'melanoma', 'NEV': 'naevus'} # labels that are no words, PAD-UFES-20
+METHODS, PIPELINES, TARGETS = (
+    ("vanilla", "ti", "lora", "ti+lora"),
+    ("txt2img", "img2img"),
+    ("dark", "source"),
+)
+TONES = {
+    1: "a very light-skinned",
+    2: "a light-skinned",
+    3: "a medium light-skinned",
+    4: "a medium dark-skinned",
+    5: "a dark-skinned",
+    6: "a very dark-skinned",
+}
+NAMES = {
+    "ACK": "actinic keratosis",
+    "BCC": "basal cell carcinoma",
+    "MEL": "melanoma",
+    "NEV": "naevus",
+}  # labels that are no words, PAD-UFES-20
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9db0191c
 def token(
-    label:str, # of the study's label list
-) -> str:      # e.g. 'bas-class'
+    label: str,  # of the study's label list
+) -> str:  # e.g. 'bas-class'
     "The word that textual inversion learns for a condition (official code, 2025)."
-    return f'{NAMES.get(label, label)[:3]}-class'
+    return f"{NAMES.get(label, label)[:3]}-class"
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9728a3f7
 def prompt(
-    method:str,     # one of METHODS: with 'ti' the learned token, without it the condition's name
-    label:str,      # of the study's label list
-    skin_type:int,  # 1..6
+    method: str,  # one of METHODS: with 'ti' the learned token, without it the condition's name
+    label: str,  # of the study's label list
+    skin_type: int,  # 1..6
 ) -> str:
     "What the base model is asked for (official code, inference notebook)."
-    check_choice('method', method, METHODS); check_choice('skin_type', skin_type, TONES)
-    return f'An image of {token(label) if "ti" in method else NAMES.get(label, label)} on the skin of {TONES[skin_type]} individual'
+    check_choice("method", method, METHODS)
+    check_choice("skin_type", skin_type, TONES)
+    return (
+        f"An image of {token(label) if 'ti' in method else NAMES.get(label, label)} on the skin of"
+        f" {TONES[skin_type]} individual"
+    )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a05203d7
 def specs(
-    rows:pd.DataFrame,        # manifest of the training images that are used as parents
-    method:str='ti+lora',     # one of METHODS
-    pipeline:str='img2img',   # one of PIPELINES
-    target:str='dark',        # one of TARGETS
-    per_image:int=5,          # images for each row, section 3
-    strength:float=.5,        # of img2img, in (0, 1], official code
-    guidance:float=2.,        # classifier-free, official code
-    steps:int=100,            # of the whole schedule, of which img2img makes the last `strength`, official code
-    seed:int=0,
-    minority:tuple=MINORITY,  # skin types that a light parent may become
-) -> pd.DataFrame:            # image_id, path, prompt, strength, guidance, steps, seed, label, skin_type, parent_id, method, pipeline
+    rows: pd.DataFrame,  # manifest of the training images that are used as parents
+    method: str = "ti+lora",  # one of METHODS
+    pipeline: str = "img2img",  # one of PIPELINES
+    target: str = "dark",  # one of TARGETS
+    per_image: int = 5,  # images for each row, section 3
+    strength: float = 0.5,  # of img2img, in (0, 1], official code
+    guidance: float = 2.0,  # classifier-free, official code
+    # of the whole schedule, of which img2img makes the last `strength`, official code
+    steps: int = 100,
+    seed: int = 0,
+    minority: tuple = MINORITY,  # skin types that a light parent may become
+    # image_id, path, prompt, strength, guidance, steps, seed, label, skin_type, parent_id, method,
+    # pipeline
+) -> pd.DataFrame:
     "What to make from training images, as `generate.generate` takes it."
     from skinrepro.generate import targets
-    check_choice('method', method, METHODS); check_choice('pipeline', pipeline, PIPELINES); check_choice('target', target, TARGETS)
-    if per_image < 1: raise ValueError(f'per_image = {per_image}; make at least one image for each parent.')
-    if not 0 < strength <= 1: raise ValueError(f'strength = {strength} is not in (0, 1].')
-    if rows.empty: raise ValueError('There are no training images to make specs from.')
-    t = rows[['image_id', 'path', 'label', 'skin_type']].loc[rows.index.repeat(per_image)].reset_index(drop=True)
+
+    check_choice("method", method, METHODS)
+    check_choice("pipeline", pipeline, PIPELINES)
+    check_choice("target", target, TARGETS)
+    if per_image < 1:
+        raise ValueError(f"per_image = {per_image}; make at least one image for each parent.")
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength = {strength} is not in (0, 1].")
+    if rows.empty:
+        raise ValueError("There are no training images to make specs from.")
+    t = (
+        rows[["image_id", "path", "label", "skin_type"]]
+        .loc[rows.index.repeat(per_image)]
+        .reset_index(drop=True)
+    )
     k = np.tile(np.arange(per_image), len(rows))
-    seeds = [int(hash_text('wang2024', seed, i, n)[:13], 16) for i, n in zip(t.image_id, k)]
+    seeds = [int(hash_text("wang2024", seed, i, n)[:13], 16) for i, n in zip(t.image_id, k)]
     types = t.skin_type.astype(int).to_numpy()
-    if target == 'dark': types = np.asarray(targets(types, seeds, minority))
-    alone = pipeline == 'txt2img'
-    return pd.DataFrame(dict(
-        image_id=[f'{i}-syn{n}' for i, n in zip(t.image_id, k)], path='' if alone else t.path,
-        prompt=[prompt(method, l, int(s)) for l, s in zip(t.label, types)],
-        strength=1. if alone else float(strength), guidance=float(guidance), steps=int(steps), seed=seeds, label=t.label, skin_type=types,
-        parent_id=pd.NA if alone else t.image_id, method=method, pipeline=pipeline)).astype({'parent_id': 'string', 'path': 'string'})
+    if target == "dark":
+        types = np.asarray(targets(types, seeds, minority))
+    alone = pipeline == "txt2img"
+    return pd.DataFrame(
+        dict(
+            image_id=[f"{i}-syn{n}" for i, n in zip(t.image_id, k)],
+            path="" if alone else t.path,
+            prompt=[prompt(method, l, int(s)) for l, s in zip(t.label, types)],
+            strength=1.0 if alone else float(strength),
+            guidance=float(guidance),
+            steps=int(steps),
+            seed=seeds,
+            label=t.label,
+            skin_type=types,
+            parent_id=pd.NA if alone else t.image_id,
+            method=method,
+            pipeline=pipeline,
+        )
+    ).astype({"parent_id": "string", "path": "string"})
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #995fdbff
 def parents_of(
-    train:pd.DataFrame, # training part of a scenario
-    study:Study,        # the study it belongs to
-    target:str='dark',  # 'dark': all training images; 'source': those of the majority, for the light column of Table 5
-    parents:float=1.,   # share of them, in (0, 1]; above 1 the largest number of them
-    seed:int=0,         # of the choice
-) -> pd.DataFrame:      # rows of train, in its order
-    "Training images that are used as parents: all (as the paper), or a share of every label and skin type."
-    check_choice('target', target, TARGETS)
-    if target == 'source': train = train[train.skin_type.isin(study.majority)]
-    if not parents > 0: raise ValueError(f'parents = {parents} is neither a share in (0, 1] nor a number of images.')
-    n = min(len(train), round(len(train)*parents) if parents <= 1 else round(parents))
-    if n == len(train): return train
-    lot = np.random.default_rng([seed, 20240602]).permutation(len(train)) # within a stratum
+    train: pd.DataFrame,  # training part of a scenario
+    study: Study,  # the study it belongs to
+    # 'dark': all training images; 'source': those of the majority, for the light column of Table 5
+    target: str = "dark",
+    parents: float = 1.0,  # share of them, in (0, 1]; above 1 the largest number of them
+    seed: int = 0,  # of the choice
+) -> pd.DataFrame:  # rows of train, in its order
+    """Training images that are used as parents: all (as the paper), or a share of every label and
+    skin type.
+    """
+    check_choice("target", target, TARGETS)
+    if target == "source":
+        train = train[train.skin_type.isin(study.majority)]
+    if not parents > 0:
+        raise ValueError(
+            f"parents = {parents} is neither a share in (0, 1] nor a number of images."
+        )
+    n = min(len(train), round(len(train) * parents) if parents <= 1 else round(parents))
+    if n == len(train):
+        return train
+    lot = np.random.default_rng([seed, 20240602]).permutation(len(train))  # within a stratum
     order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
-    return train.iloc[np.sort(order[((np.arange(max(1, n)) + .5)*len(train)/max(1, n)).astype(int)])] # evenly spaced over the strata: each gets its share
+    return train.iloc[
+        np.sort(order[((np.arange(max(1, n)) + 0.5) * len(train) / max(1, n)).astype(int)])
+    ]  # evenly spaced over the strata: each gets its share
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
-AS_RELEASED = dict( # official code, 2025; section 3 of the paper where it says so
-    ti_steps=500, ti_batch=4, ti_accumulate=4, ti_lr=5e-4, ti_data='condition', # --scale_lr: times batch times accumulation = 8e-3
-    lora_steps=3000, lora_batch=4, lora_lr=5e-6,                                # rank 8, gradients clipped at 1
-    per_image=5, strength=.5, guidance=2., steps=100, size=256, format='jpg')
-TI_DATA, LORA_PER = ('condition', 'all'), ('all', 'condition', 'balanced')
+AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says so
+    ti_steps=500,
+    ti_batch=4,
+    ti_accumulate=4,
+    ti_lr=5e-4,
+    ti_data="condition",  # --scale_lr: times batch times accumulation = 8e-3
+    lora_steps=3000,
+    lora_batch=4,
+    lora_lr=5e-6,  # rank 8, gradients clipped at 1
+    per_image=5,
+    strength=0.5,
+    guidance=2.0,
+    steps=100,
+    size=256,
+    format="jpg",
+)
+TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #42f8763f
 def kept_weights(
-    kind:str,       # 'ti' or 'lora'
-    asked:dict,     # all that the result depends on, plain values
-    train:Callable, # folder -> log (DataFrame); leaves the weights in the folder
-) -> Path:          # folder with the weights, steps.csv and asked.json, named by what was asked
-    "Train once and share: runs that ask the same wait for each other, and a killed training goes on from its checkpoint."
+    kind: str,  # 'ti' or 'lora'
+    asked: dict,  # all that the result depends on, plain values
+    train: Callable,  # folder -> log (DataFrame); leaves the weights in the folder
+) -> Path:  # folder with the weights, steps.csv and asked.json, named by what was asked
+    """Train once and share: runs that ask the same wait for each other, and a killed training goes
+    on from its checkpoint.
+    """
     import shutil
     import time
 
-    asked = asked | dict(version=__version__, code=code_hash(f'skinrepro.papers.wang2024.learn_{dict(ti="tokens", lora="lora")[kind]}'))
-    folder = paths().runs/'wang2024'/'weights'/f'{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}'
+    asked = asked | dict(
+        version=__version__,
+        code=code_hash(f"skinrepro.papers.wang2024.learn_{dict(ti='tokens', lora='lora')[kind]}"),
+    )
+    folder = (
+        paths().runs
+        / "wang2024"
+        / "weights"
+        / f"{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}"
+    )
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder/'.lock'):
-        there = (folder/'asked.json').is_file(); wait_for_everyone() # written last
+    with locked(folder / ".lock"):
+        there = (folder / "asked.json").is_file()
+        wait_for_everyone()  # written last
         if not there:
-            start = time.time(); log = train(folder)
-            with atomic_path(folder/'steps.csv') as tmp: log.to_csv(tmp, index=False)
-            with atomic_path(folder/'asked.json') as tmp: tmp.write_text(json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1))
+            start = time.time()
+            log = train(folder)
+            with atomic_path(folder / "steps.csv") as tmp:
+                log.to_csv(tmp, index=False)
+            with atomic_path(folder / "asked.json") as tmp:
+                tmp.write_text(
+                    json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1)
+                )
             wait_for_everyone()
-            for scratch in [folder/'training', *checkpoints(folder)]: shutil.rmtree(scratch, ignore_errors=True)
+            for scratch in [folder / "training", *checkpoints(folder)]:
+                shutil.rmtree(scratch, ignore_errors=True)
     return folder
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #7a346ed4
 def training_log(
-    folder, # from `learn_tokens` or `learn_lora`
-) -> tuple[pd.DataFrame, float]: # the log, and the seconds that the training took when it was done
-    return pd.read_csv(Path(folder)/'steps.csv'), json.loads((Path(folder)/'asked.json').read_text())['seconds']
+    folder,  # from `learn_tokens` or `learn_lora`
+) -> tuple[pd.DataFrame, float]:  # the log, and the seconds that the training took when it was done
+    return (
+        pd.read_csv(Path(folder) / "steps.csv"),
+        json.loads((Path(folder) / "asked.json").read_text())["seconds"],
+    )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #9c90052d
 def learn_tokens(
-    base,                      # latent.Base; it is left as it is
-    train:pd.DataFrame,        # training images
-    steps:int=500,             # optimizer steps
-    batch_size:int=4,          # images of each condition in a batch
-    accumulate:int=4,          # batches in a step
-    lr:float=5e-4,             # times batch_size and accumulate (--scale_lr)
-    data:str='condition',      # one of TI_DATA
-    seed:int=0,
-    precision:str='no',        # 'no', 'bf16' or 'fp16'
-    progress:bool=True,
-) -> Path:                     # folder with a file for each token, as load_textual_inversion reads it
+    base,  # latent.Base; it is left as it is
+    train: pd.DataFrame,  # training images
+    steps: int = 500,  # optimizer steps
+    batch_size: int = 4,  # images of each condition in a batch
+    accumulate: int = 4,  # batches in a step
+    lr: float = 5e-4,  # times batch_size and accumulate (--scale_lr)
+    data: str = "condition",  # one of TI_DATA
+    seed: int = 0,
+    precision: str = "no",  # 'no', 'bf16' or 'fp16'
+    progress: bool = True,
+) -> Path:  # folder with a file for each token, as load_textual_inversion reads it
     "Textual inversion of every condition (section 2; settings of the official code)."
     from skinrepro.latent import encode_images
     from skinrepro.personalise import textual_inversion
-    check_choice('ti_data', data, TI_DATA)
-    how = dict(steps=steps, batch_size=batch_size, accumulate=accumulate, lr=lr, seed=seed, precision=precision)
+
+    check_choice("ti_data", data, TI_DATA)
+    how = dict(
+        steps=steps,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        lr=lr,
+        seed=seed,
+        precision=precision,
+    )
     asked = dict(how, data=data, base=base.weights_hash, images=content_hash(train))
 
     def train_tokens(folder):
-        own, tokens, scratch = base.copy(), [token(l) for l in train.label], folder/'training'
-        latents = encode_images(base, train.path.tolist(), squash=True, flips=True, cache=scratch/'latents.safetensors', progress=progress)
-        if data == 'condition': return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
-        log = [textual_inversion(own, latents, [t]*len(train), **how, folder=scratch/t, progress=progress).assign(token=t) for t in sorted(set(tokens))]
-        for f in scratch.glob('*/*.safetensors') if not ranks()[0] else (): f.replace(folder/f.name)
+        own, tokens, scratch = base.copy(), [token(l) for l in train.label], folder / "training"
+        latents = encode_images(
+            base,
+            train.path.tolist(),
+            squash=True,
+            flips=True,
+            cache=scratch / "latents.safetensors",
+            progress=progress,
+        )
+        if data == "condition":
+            return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
+        log = [
+            textual_inversion(
+                own, latents, [t] * len(train), **how, folder=scratch / t, progress=progress
+            ).assign(token=t)
+            for t in sorted(set(tokens))
+        ]
+        for f in scratch.glob("*/*.safetensors") if not ranks()[0] else ():
+            f.replace(folder / f.name)
         return pd.concat(log)
 
-    return kept_weights('ti', asked, train_tokens)
+    return kept_weights("ti", asked, train_tokens)
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #5282fa37
 def learn_lora(
-    base,                      # latent.Base; it is left as it is
-    train:pd.DataFrame,        # training images
-    method:str='ti+lora',      # 'ti+lora': prompts with learned tokens; 'lora': with the conditions' names
-    tokens=None,               # folder from `learn_tokens`, for 'ti+lora'
-    steps:int=3000,            # optimizer steps of each LoRA
-    batch_size:int=4,
-    lr:float=5e-6,
-    per:str='all',             # one of LORA_PER
-    crops:int=1,               # places of the crop that are encoded; 1 for square images
-    seed:int=0,
-    precision:str='no',        # 'no', 'bf16' or 'fp16'
-    ema:float=0.,              # decay of a moving average of the matrices, which is what is kept; 0: none, as the official code
-    progress:bool=True,
-) -> dict[str, Path]:          # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
+    base,  # latent.Base; it is left as it is
+    train: pd.DataFrame,  # training images
+    # 'ti+lora': prompts with learned tokens; 'lora': with the conditions' names
+    method: str = "ti+lora",
+    tokens=None,  # folder from `learn_tokens`, for 'ti+lora'
+    steps: int = 3000,  # optimizer steps of each LoRA
+    batch_size: int = 4,
+    lr: float = 5e-6,
+    per: str = "all",  # one of LORA_PER
+    crops: int = 1,  # places of the crop that are encoded; 1 for square images
+    seed: int = 0,
+    precision: str = "no",  # 'no', 'bf16' or 'fp16'
+    # decay of a moving average of the matrices, which is what is kept; 0: none, as the official
+    # code
+    ema: float = 0.0,
+    progress: bool = True,
+) -> dict[
+    str, Path
+]:  # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
     "LoRA of rank 8 in the UNet's attention layers (section 2; settings of the official code)."
     from skinrepro.latent import encode_images
     from skinrepro.personalise import lora, personalised
-    check_choice('lora_per', per, LORA_PER)
-    if ('ti' in method) != (tokens is not None):
-        raise ValueError(f'method = {method!r} and tokens = {tokens}: learned tokens go with "ti+lora", and only with it.')
-    how = dict(steps=steps, batch_size=batch_size, lr=lr, seed=seed, precision=precision, ema=ema or None)
-    asked = dict(how, method=method, per=per, crops=crops, tokens=Path(tokens).name if tokens else '', base=base.weights_hash)
+
+    check_choice("lora_per", per, LORA_PER)
+    if ("ti" in method) != (tokens is not None):
+        raise ValueError(
+            f'method = {method!r} and tokens = {tokens}: learned tokens go with "ti+lora", and only'
+            " with it."
+        )
+    how = dict(
+        steps=steps, batch_size=batch_size, lr=lr, seed=seed, precision=precision, ema=ema or None
+    )
+    asked = dict(
+        how,
+        method=method,
+        per=per,
+        crops=crops,
+        tokens=Path(tokens).name if tokens else "",
+        base=base.weights_hash,
+    )
 
     def weights_of(rows):
         def train_lora(folder):
             own = personalised(base, embeddings=tokens)
-            latents = encode_images(base, rows.path.tolist(), crops=crops, cache=folder/'training'/'latents.safetensors', seed=seed, progress=progress)
-            alike = dict(all=[], condition=['label', 'skin_type'], balanced=['label'])[per] # what is drawn equally often
-            share = 1/rows.groupby(alike).label.transform('size') if alike else None
-            return lora(own, latents, [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)], rank=8, clip=1., **how,
-                        weights=None if share is None else share.to_numpy(), folder=folder, progress=progress)
+            latents = encode_images(
+                base,
+                rows.path.tolist(),
+                crops=crops,
+                cache=folder / "training" / "latents.safetensors",
+                seed=seed,
+                progress=progress,
+            )
+            alike = dict(all=[], condition=["label", "skin_type"], balanced=["label"])[
+                per
+            ]  # what is drawn equally often
+            share = 1 / rows.groupby(alike).label.transform("size") if alike else None
+            return lora(
+                own,
+                latents,
+                [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)],
+                rank=8,
+                clip=1.0,
+                **how,
+                weights=None if share is None else share.to_numpy(),
+                folder=folder,
+                progress=progress,
+            )
 
-        return kept_weights('lora', asked | dict(images=content_hash(rows)), train_lora)
+        return kept_weights("lora", asked | dict(images=content_hash(rows)), train_lora)
 
     labels = sorted(train.label.unique())
-    if per != 'condition': return dict.fromkeys(labels, weights_of(train))
+    if per != "condition":
+        return dict.fromkeys(labels, weights_of(train))
     return {l: weights_of(train[train.label == l]) for l in labels}
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #45218b0a
 def make_images(
-    base,                 # latent.Base
-    wanted:pd.DataFrame,  # from `specs`
-    folder,               # images go there
-    tokens=None,          # from `learn_tokens`
-    loras:dict|None=None, # from `learn_lora`
-    **options,            # of generate.generate: size, format, batch_size, progress
-) -> pd.DataFrame:        # manifest in the order of `wanted`
+    base,  # latent.Base
+    wanted: pd.DataFrame,  # from `specs`
+    folder,  # images go there
+    tokens=None,  # from `learn_tokens`
+    loras: dict | None = None,  # from `learn_lora`
+    **options,  # of generate.generate: size, format, batch_size, progress
+) -> pd.DataFrame:  # manifest in the order of `wanted`
     "Generate with the personalised base model, one LoRA after the other where there are several."
     from skinrepro.generate import generate
     from skinrepro.personalise import personalised
+
     loras = loras or dict.fromkeys(wanted.label.unique())
     parts = []
     for weights in dict.fromkeys(loras[l] for l in wanted.label.unique()):
         labels = [l for l in loras if loras[l] == weights]
         own = personalised(base, embeddings=tokens, lora=weights) if tokens or weights else base
-        parts.append(generate(own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options))
-    return pd.concat(parts).set_index('image_id', drop=False).loc[wanted.image_id].reset_index(drop=True)
+        parts.append(
+            generate(
+                own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options
+            )
+        )
+    return (
+        pd.concat(parts)
+        .set_index("image_id", drop=False)
+        .loc[wanted.image_id]
+        .reset_index(drop=True)
+    )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
-SPLIT_BY = ('scenario', 'seed', 'data', 'val_fraction', 'flexible', 'label_source', 'fraction', 'missing')
+SPLIT_BY = (
+    "scenario",
+    "seed",
+    "data",
+    "val_fraction",
+    "flexible",
+    "label_source",
+    "fraction",
+    "missing",
+)
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #d1667f22
 def write_weights(
-    folder,     # of the run
-    tokens,     # from `learn_tokens`, or None
-    loras,      # from `learn_lora`, or None
+    folder,  # of the run
+    tokens,  # from `learn_tokens`, or None
+    loras,  # from `learn_lora`, or None
 ):
     "Note which weights a run has learned."
-    names = dict(tokens=tokens.name if tokens else None, loras={l: f.name for l, f in loras.items()} if loras else None)
-    with atomic_path(Path(folder)/'weights.json') as tmp: tmp.write_text(json.dumps(names, indent=1))
+    names = dict(
+        tokens=tokens.name if tokens else None,
+        loras={l: f.name for l, f in loras.items()} if loras else None,
+    )
+    with atomic_path(Path(folder) / "weights.json") as tmp:
+        tmp.write_text(json.dumps(names, indent=1))
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #8c66366b
 def read_weights(
-    run_id:str,      # of a run of weights.ipynb; '' for vanilla
-    method:str,      # one of METHODS
-    parameters:dict, # of the run that uses them
-) -> tuple[Path|None, dict|None]: # tokens, LoRA of each label, as `make_images` takes them
-    "What a run has learned. Raises ParameterError when there is none, or it has learned something else."
-    if not run_id and method == 'vanilla': return None, None
+    run_id: str,  # of a run of weights.ipynb; '' for vanilla
+    method: str,  # one of METHODS
+    parameters: dict,  # of the run that uses them
+) -> tuple[Path | None, dict | None]:  # tokens, LoRA of each label, as `make_images` takes them
+    """What a run has learned. Raises ParameterError when there is none, or it has learned something
+    else.
+    """
+    if not run_id and method == "vanilla":
+        return None, None
     if not run_id:
-        raise ParameterError(f'method = {method!r} needs learned weights: give the id of a run of weights as `learned`. Run it first: '
-                             'skinrepro run wang2024 --section weights (the sections of grid.toml that need it find it themselves).')
-    made = find('wang2024', run_id)
-    if made.notebook.stem != 'weights': raise ParameterError(f'learned = {run_id!r} is a run of {made.notebook.stem}, not of weights.')
+        raise ParameterError(
+            f"method = {method!r} needs learned weights: give the id of a run of weights as"
+            " `learned`. Run it first: skinrepro run wang2024 --section weights (the sections of"
+            " grid.toml that need it find it themselves)."
+        )
+    made = find("wang2024", run_id)
+    if made.notebook.stem != "weights":
+        raise ParameterError(
+            f"learned = {run_id!r} is a run of {made.notebook.stem}, not of weights."
+        )
     asked = dict(parameters, method=method)
-    differ = {k: (made.parameters[k], asked[k]) for k in ('method', 'base', *SPLIT_BY) if k in asked and made.parameters[k] != asked[k]}
+    differ = {
+        k: (made.parameters[k], asked[k])
+        for k in ("method", "base", *SPLIT_BY)
+        if k in asked and made.parameters[k] != asked[k]
+    }
     if differ:
-        raise ParameterError(f'learned = {run_id!r} has learned something else: '
-                             + ', '.join(f'{k} = {a!r} there, {b!r} here' for k, (a, b) in differ.items()) + '.')
-    names, folder = json.loads((made.folder/'weights.json').read_text()), paths().runs/'wang2024'/'weights'
-    lost = [n for n in [names['tokens'], *(names['loras'] or {}).values()] if n and not (folder/n/'asked.json').is_file()]
-    if lost: raise ParameterError(f'{folder/lost[0]} is gone. Delete {made.folder} and run it again: skinrepro run wang2024 --section weights')
-    return names['tokens'] and folder/names['tokens'], names['loras'] and {l: folder/n for l, n in names['loras'].items()}
+        raise ParameterError(
+            f"learned = {run_id!r} has learned something else: "
+            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
+            + "."
+        )
+    names, folder = (
+        json.loads((made.folder / "weights.json").read_text()),
+        paths().runs / "wang2024" / "weights",
+    )
+    lost = [
+        n
+        for n in [names["tokens"], *(names["loras"] or {}).values()]
+        if n and not (folder / n / "asked.json").is_file()
+    ]
+    if lost:
+        raise ParameterError(
+            f"{folder / lost[0]} is gone. Delete {made.folder} and run it again: skinrepro run"
+            " wang2024 --section weights"
+        )
+    return names["tokens"] and folder / names["tokens"], names["loras"] and {
+        l: folder / n for l, n in names["loras"].items()
+    }
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #54ecf94f
 def images_of(
-    run_id:str,      # of a generator run
-    parameters:dict, # of the run that uses its images
-) -> tuple[pd.DataFrame, pd.DataFrame]: # manifest of its images, its records
-    "What a generator has made. Raises ParameterError when it was not run, or was run for another split."
+    run_id: str,  # of a generator run
+    parameters: dict,  # of the run that uses its images
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # manifest of its images, its records
+    """What a generator has made. Raises ParameterError when it was not run, or was run for another
+    split.
+    """
     from skinrepro.runs import read_record
+
     if not run_id:
-        raise ParameterError(f'train = {parameters.get("train", "syn")!r} needs synthetic images: give the id of a generator run as `images`. Run generator '
-                             'first: skinrepro run wang2024 --section generator (sections of grid.toml that train on synthetic images find it themselves).')
-    made = find('wang2024', run_id)
-    if made.notebook.stem != 'generator': raise ParameterError(f'images = {run_id!r} is a run of {made.notebook.stem}, not of generator.')
-    differ = {k: (made.parameters[k], parameters[k]) for k in SPLIT_BY if k in parameters and made.parameters[k] != parameters[k]}
+        raise ParameterError(
+            f"train = {parameters.get('train', 'syn')!r} needs synthetic images: give the id of a"
+            " generator run as `images`. Run generator first: skinrepro run wang2024 --section"
+            " generator (sections of grid.toml that train on synthetic images find it themselves)."
+        )
+    made = find("wang2024", run_id)
+    if made.notebook.stem != "generator":
+        raise ParameterError(
+            f"images = {run_id!r} is a run of {made.notebook.stem}, not of generator."
+        )
+    differ = {
+        k: (made.parameters[k], parameters[k])
+        for k in SPLIT_BY
+        if k in parameters and made.parameters[k] != parameters[k]
+    }
     if differ:
-        raise ParameterError(f'images = {run_id!r} were made for another split: '
-                             + ', '.join(f'{k} = {a!r} there, {b!r} here' for k, (a, b) in differ.items()) + '.')
-    return read(made.folder/'manifest.parquet'), read_record(made.folder/'records.csv')
+        raise ParameterError(
+            f"images = {run_id!r} were made for another split: "
+            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
+            + "."
+        )
+    return read(made.folder / "manifest.parquet"), read_record(made.folder / "records.csv")
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #ac09ba05
 def training_set(
-    split:pd.DataFrame,          # real images, from `scenario_split`
-    train:str,                   # one of TRAIN_TYPES
-    study:Study,                 # the study they belong to
-    made:pd.DataFrame|None=None, # manifest of synthetic images, for 'syn' and 'real+syn'
-) -> pd.DataFrame:               # manifest with split train, val, test
-    "Real, synthetic or both kinds of images for training; the other parts stay real. Raises ValueError for parents outside the training part."
-    check_choice('train', train, TRAIN_TYPES)
-    if train == 'real': return split
-    if made is None: raise ValueError(f'train = {train!r} needs synthetic images.')
-    own = split[split.split == 'train']
+    split: pd.DataFrame,  # real images, from `scenario_split`
+    train: str,  # one of TRAIN_TYPES
+    study: Study,  # the study they belong to
+    made: pd.DataFrame | None = None,  # manifest of synthetic images, for 'syn' and 'real+syn'
+) -> pd.DataFrame:  # manifest with split train, val, test
+    """Real, synthetic or both kinds of images for training; the other parts stay real. Raises
+    ValueError for parents outside the training part.
+    """
+    check_choice("train", train, TRAIN_TYPES)
+    if train == "real":
+        return split
+    if made is None:
+        raise ValueError(f"train = {train!r} needs synthetic images.")
+    own = split[split.split == "train"]
     strange = made.parent_id[made.parent_id.notna() & ~made.parent_id.isin(own.image_id)]
     if len(strange):
-        raise ValueError(f'{len(strange)} synthetic image(s) were made from images that are not in the training part, first {strange.iloc[0]!r}. '
-                         'Generate again for this split (scenario, seed, val_fraction, flexible).')
-    made = make(made).assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy(), split='train').astype({'split': 'string', 'group': 'string'})
-    kept = split if train == 'real+syn' else split[split.split != 'train']
+        raise ValueError(
+            f"{len(strange)} synthetic image(s) were made from images that are not in the training"
+            f" part, first {strange.iloc[0]!r}. Generate again for this split (scenario, seed,"
+            " val_fraction, flexible)."
+        )
+    made = (
+        make(made)
+        .assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy(), split="train")
+        .astype({"split": "string", "group": "string"})
+    )
+    kept = split if train == "real+syn" else split[split.split != "train"]
     joined = validate(pd.concat([kept, made[kept.columns]], ignore_index=True), list(study.labels))
-    parts = [joined[joined.split == p] for p in ('train', 'val', 'test')]
+    parts = [joined[joined.split == p] for p in ("train", "val", "test")]
     for i, a in enumerate(parts):
-        for b in parts[i + 1:]: assert_disjoint(a, b, by=['image_id', 'md5', *study.together])
+        for b in parts[i + 1 :]:
+            assert_disjoint(a, b, by=["image_id", "md5", *study.together])
     return joined
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #6d28f969
-DARK_ITA, LIGHT_ITA = 10., 28. # degrees: the upper end of type V, the lower end of type III (Del Bino & Bernerd 2013)
+DARK_ITA, LIGHT_ITA = (
+    10.0,
+    28.0,
+)  # degrees: the upper end of type V, the lower end of type III (Del Bino & Bernerd 2013)
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #04327611
 def pixels(
-    files,         # paths
-    size:int=64,   # side in px
-) -> np.ndarray:   # (n, size, size, 3) uint8
+    files,  # paths
+    size: int = 64,  # side in px
+) -> np.ndarray:  # (n, size, size, 3) uint8
     "Images brought to one small size: shorter side, then the centre."
     from skinrepro.images import fit_image, load_image
-    return np.stack([fit_image(load_image(f), size, 'shorter') for f in files])
 
+    return np.stack([fit_image(load_image(f), size, "shorter") for f in files])
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #51c88d7c
 def skin_ita(
-    images:np.ndarray, # (n, h, w, 3) uint8
-) -> np.ndarray:       # (n,) degrees
+    images: np.ndarray,  # (n, h, w, 3) uint8
+) -> np.ndarray:  # (n,) degrees
     "ITA of the median colour."
     from skinrepro.phantom import ita
+
     return ita(np.median(images, axis=(1, 2)).astype(np.uint8))
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #0cd0db6e
 def structure_correlation(
-    a:np.ndarray, # (n, h, w, 3) uint8
-    b:np.ndarray, # the same shape
+    a: np.ndarray,  # (n, h, w, 3) uint8
+    b: np.ndarray,  # the same shape
 ) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
     "Pearson correlation of the lightness (L*) of each pair."
     from skinrepro.phantom import lab
+
     x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    norm = np.sqrt((x**2).sum(1)*(y**2).sum(1))
-    return np.divide((x*y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
+    norm = np.sqrt((x**2).sum(1) * (y**2).sum(1))
+    return np.divide((x * y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #54ab8f77
 def cost(
-    run, # runs.Run of this paper
-) -> tuple: # list of estimate.Work, bytes on disk
+    run,  # runs.Run of this paper
+) -> tuple:  # list of estimate.Work, bytes on disk
     "What a run consists of."
-    p, kind = run.parameters, run.notebook.stem; n = _train_size(p)
-    start = Work('start of a run', 1, _time_start)
-    if kind == 'weights':
-        works, tokens = [start], len(STUDIES[p['data']].labels)
-        if 'ti' in p['method']: works.append(_training('textual inversion', p, p['ti_steps']*p['ti_accumulate'], tokens*p['ti_batch']))
-        if 'lora' in p['method']: works.append(_training('LoRA', p, p['lora_steps']*(tokens if p['lora_per'] == 'condition' else 1), p['lora_batch']))
-        return [*works, _walking(p, 14*(20 if p['base'] == 'miniature' else 50)*2)], 2e6*tokens*(1 if p['base'] == 'miniature' else 4)
-    if kind == 'generator':
-        parents = n*p['parents'] if p['parents'] <= 1 else min(n, p['parents']); made = parents*p['per_image']
-        return [start, _walking(p, made*_walked(p))], made*(12e3 if p['size'] <= 64 else 30e3)
-    if kind in ('scenario', 'ablation'):
-        maker = find_maker(run); made = 0 if maker is None else round(n*min(1, maker['parents'])*maker['per_image'])
-        size = made if kind == 'ablation' else {'real': n, 'syn': made, 'real+syn': n + made}[p['train']]
-        seen = p['epochs']*(size + .35*(n*p['val_fraction'] + _test_size(p))) # prediction takes about a third of a training step
-        timed = lambda: _time_classifier(p['arch'], p['size'], p['batch_size'], p.get('recipe'))
-        return [start, Work(f'image of {p["arch"]} at {p["size"]} px', seen, timed)], 1e6
-    if kind == 'strength':
-        strengths = [float(x) for x in p['strengths'].split(',')]; per = min(n, p['parents'])*2 # prompt and control
-        steps = sum(_walked({**p, 'strength': x, 'pipeline': 'img2img'}) for x in strengths)*per*len(p['methods'].split(','))
-        judged = p['judge_images']*6*len(STUDIES[p['data']].labels)*p['judge_epochs']
-        judge = Work('image of the judge', judged, lambda: _time_classifier('resnet_small', 64, 64, None))
+    p, kind = run.parameters, run.notebook.stem
+    n = _train_size(p)
+    start = Work("start of a run", 1, _time_start)
+    if kind == "weights":
+        works, tokens = [start], len(STUDIES[p["data"]].labels)
+        if "ti" in p["method"]:
+            works.append(
+                _training(
+                    "textual inversion",
+                    p,
+                    p["ti_steps"] * p["ti_accumulate"],
+                    tokens * p["ti_batch"],
+                )
+            )
+        if "lora" in p["method"]:
+            works.append(
+                _training(
+                    "LoRA",
+                    p,
+                    p["lora_steps"] * (tokens if p["lora_per"] == "condition" else 1),
+                    p["lora_batch"],
+                )
+            )
+        return [
+            *works,
+            _walking(p, 14 * (20 if p["base"] == "miniature" else 50) * 2),
+        ], 2e6 * tokens * (1 if p["base"] == "miniature" else 4)
+    if kind == "generator":
+        parents = n * p["parents"] if p["parents"] <= 1 else min(n, p["parents"])
+        made = parents * p["per_image"]
+        return [start, _walking(p, made * _walked(p))], made * (12e3 if p["size"] <= 64 else 30e3)
+    if kind in ("scenario", "ablation"):
+        maker = find_maker(run)
+        made = 0 if maker is None else round(n * min(1, maker["parents"]) * maker["per_image"])
+        size = (
+            made
+            if kind == "ablation"
+            else {"real": n, "syn": made, "real+syn": n + made}[p["train"]]
+        )
+        seen = p["epochs"] * (
+            size + 0.35 * (n * p["val_fraction"] + _test_size(p))
+        )  # prediction takes about a third of a training step
+        timed = lambda: _time_classifier(p["arch"], p["size"], p["batch_size"], p.get("recipe"))
+        return [start, Work(f"image of {p['arch']} at {p['size']} px", seen, timed)], 1e6
+    if kind == "strength":
+        strengths = [float(x) for x in p["strengths"].split(",")]
+        per = min(n, p["parents"]) * 2  # prompt and control
+        steps = (
+            sum(_walked({**p, "strength": x, "pipeline": "img2img"}) for x in strengths)
+            * per
+            * len(p["methods"].split(","))
+        )
+        judged = p["judge_images"] * 6 * len(STUDIES[p["data"]].labels) * p["judge_epochs"]
+        judge = Work(
+            "image of the judge", judged, lambda: _time_classifier("resnet_small", 64, 64, None)
+        )
         return [start, _walking(p, steps), judge], 2e7
-    return [], 0.
+    return [], 0.0
 
-
-def find_maker(run): # parameters of the run whose images this one trains on, or None
-    made = run.made_from.get('images')
+# %% ../../nbs/papers/wang2024/protocol.ipynb #85d97922
+def find_maker(run):  # parameters of the run whose images this one trains on, or None
+    made = run.made_from.get("images")
     return made.parameters if made is not None else None
 
-
-def _train_size(p) -> float: # images that are trained on, before synthetic ones
-    study = STUDIES[p['data']]
-    if p['data'] == 'pad_ufes20':
-        light, dark = 330, 500 # where the photographs are not here
-        if has_data('pad_ufes20'):
-            m = _pad_ufes20(study, ''); m = m[m.label.isin(study.labels)]
+# %% ../../nbs/papers/wang2024/protocol.ipynb #c71b9102
+def _train_size(p) -> float:  # images that are trained on, before synthetic ones
+    study = STUDIES[p["data"]]
+    if p["data"] == "pad_ufes20":
+        light, dark = 330, 500  # where the photographs are not here
+        if has_data("pad_ufes20"):
+            m = _pad_ufes20(study, "")
+            m = m[m.label.isin(study.labels)]
             light, dark = (int(m.skin_type.isin(g).sum()) for g in (study.majority, study.minority))
     else:
-        c = selection(); light, dark = (c.n[c.skin_type.isin(g)].sum() for g in (study.majority, study.minority))
-    flexible = len(study.labels)*N_FLEXIBLE
-    return (light - flexible + dict(i=dark - flexible, ii=flexible, iii=0)[p['scenario']])*p.get('fraction', 1.)*(1 - p.get('val_fraction', 0.))
+        c = selection()
+        light, dark = (c.n[c.skin_type.isin(g)].sum() for g in (study.majority, study.minority))
+    flexible = len(study.labels) * N_FLEXIBLE
+    return (
+        (light - flexible + dict(i=dark - flexible, ii=flexible, iii=0)[p["scenario"]])
+        * p.get("fraction", 1.0)
+        * (1 - p.get("val_fraction", 0.0))
+    )
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #791c23c5
+def _test_size(p) -> float:
+    return 56 if p["scenario"] == "i" else 291
 
-def _test_size(p) -> float: return 56 if p['scenario'] == 'i' else 291
-def _walked(p) -> int: return p['steps'] if p['pipeline'] == 'txt2img' else max(1, int(p['steps']*p['strength']))
+# %% ../../nbs/papers/wang2024/protocol.ipynb #9a05f287
+def _walked(p) -> int:
+    return p["steps"] if p["pipeline"] == "txt2img" else max(1, int(p["steps"] * p["strength"]))
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #e42278ac
+def _training(what, p, steps, images):  # -> Work
+    return Work(
+        f"step of {what}, {p['base']}, {images} images, {p['precision']}",
+        steps,
+        lambda: _time_training(what, p["base"], images, p["precision"]),
+    )
 
-def _training(what, p, steps, images): # -> Work
-    return Work(f'step of {what}, {p["base"]}, {images} images, {p["precision"]}', steps, lambda: _time_training(what, p['base'], images, p['precision']))
+# %% ../../nbs/papers/wang2024/protocol.ipynb #915dbe89
+def _walking(p, steps):  # -> Work
+    return Work(
+        f"image and step of generation, {p['base']}, {p.get('precision', 'no')}",
+        steps,
+        lambda: _time_walking(p["base"], p.get("precision", "no")),
+    )
 
-
-def _walking(p, steps): # -> Work
-    return Work(f'image and step of generation, {p["base"]}, {p.get("precision", "no")}', steps, lambda: _time_walking(p['base'], p.get('precision', 'no')))
-
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #8fe80553
 def _time_start() -> float:
     import subprocess
     import sys
     import time
+
     begin = time.perf_counter()
-    imports = 'import skinrepro.generate, torch, diffusers, peft, matplotlib.pyplot, sklearn; from diffusers import UNet2DConditionModel'
-    subprocess.run([sys.executable, '-c', imports], check=True)
-    return time.perf_counter() - begin + 3 # the kernel itself, and the notebook's pictures
+    imports = (
+        "import skinrepro.generate, torch, diffusers, peft, matplotlib.pyplot, sklearn; from"
+        " diffusers import UNet2DConditionModel"
+    )
+    subprocess.run([sys.executable, "-c", imports], check=True)
+    return time.perf_counter() - begin + 3  # the kernel itself, and the notebook's pictures
 
-
+# %% ../../nbs/papers/wang2024/protocol.ipynb #56b2f6d9
 @lru_cache(2)
 def _timing_base(name, precision):
     import torch
 
     from skinrepro.core import device
     from skinrepro.latent import available, load_base
+
     dtype = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
-    return load_base(name, weights='pretrained' if available(name) else 'random', device=device(), dtype=dtype)
+    return load_base(
+        name, weights="pretrained" if available(name) else "random", device=device(), dtype=dtype
+    )
 
-
-def _time_training(what, name, images, precision) -> float: # seconds per step
+# %% ../../nbs/papers/wang2024/protocol.ipynb #844ac71b
+def _time_training(what, name, images, precision) -> float:  # seconds per step
     import time
 
     import torch
 
     from skinrepro.latent import Latents
     from skinrepro.personalise import lora, textual_inversion
-    base = _timing_base(name, precision); c, s = base.unet.config.in_channels, base.unet.config.sample_size
+
+    base = _timing_base(name, precision)
+    c, s = base.unet.config.in_channels, base.unet.config.sample_size
     x = torch.randn(images, 1, c, s, s, generator=torch.Generator().manual_seed(0))
-    latents = Latents(x, torch.zeros_like(x), 1., 'timing'); few = 3 if name == 'miniature' else 1
+    latents = Latents(x, torch.zeros_like(x), 1.0, "timing")
+    few = 3 if name == "miniature" else 1
+
     def run(steps):
-        begin = time.perf_counter(); own = base.copy(); options = dict(steps=steps, batch_size=images, precision=precision, progress=False, every=10**6)
-        if what == 'LoRA': lora(own, latents, ['An image of skin']*images, **options)
-        else: textual_inversion(own, latents, ['timing-class']*images, accumulate=1, **options)
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        begin = time.perf_counter()
+        own = base.copy()
+        options = dict(
+            steps=steps, batch_size=images, precision=precision, progress=False, every=10**6
+        )
+        if what == "LoRA":
+            lora(own, latents, ["An image of skin"] * images, **options)
+        else:
+            textual_inversion(own, latents, ["timing-class"] * images, accumulate=1, **options)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - begin
-    return max(1e-6, (run(1 + 3*few) - run(1))/(3*few)) if run(1) else 0. # the very first also warms up
 
+    return (
+        max(1e-6, (run(1 + 3 * few) - run(1)) / (3 * few)) if run(1) else 0.0
+    )  # the very first also warms up
 
-def _time_walking(name, precision) -> float: # seconds per image and step
+# %% ../../nbs/papers/wang2024/protocol.ipynb #500f1edb
+def _time_walking(name, precision) -> float:  # seconds per image and step
     import time
 
     import torch
 
     from skinrepro.generate import default_batch_size, prepared, remember_text, sample
     from skinrepro.latent import encode_prompts
-    base = _timing_base(name, precision); n = default_batch_size(base); c, s = base.unet.config.in_channels, base.unet.config.sample_size
-    unet = prepared(base.unet); remember = remember_text(unet); text = encode_prompts(base, ['', 'An image of skin'])
-    scheduler = base.pipeline().scheduler; noise = torch.randn(n, c, s, s).to(base.device, base.dtype)
-    index, guidance = torch.ones(n, dtype=torch.long, device=base.device), torch.full((n,), 4., device=base.device)
+
+    base = _timing_base(name, precision)
+    n = default_batch_size(base)
+    c, s = base.unet.config.in_channels, base.unet.config.sample_size
+    unet = prepared(base.unet)
+    remember = remember_text(unet)
+    text = encode_prompts(base, ["", "An image of skin"])
+    scheduler = base.pipeline().scheduler
+    noise = torch.randn(n, c, s, s).to(base.device, base.dtype)
+    index, guidance = (
+        torch.ones(n, dtype=torch.long, device=base.device),
+        torch.full((n,), 4.0, device=base.device),
+    )
+
     def run(steps):
         begin = time.perf_counter()
-        with torch.inference_mode(): sample(unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember)
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        with torch.inference_mode():
+            sample(
+                unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember
+            )
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - begin
-    few = 4 if name == 'miniature' else 2; run(1)
-    return run(few)/few/n
 
+    few = 4 if name == "miniature" else 2
+    run(1)
+    return run(few) / few / n
 
-def _time_classifier(arch, size, batch_size, recipe) -> float: # seconds per image
+# %% ../../nbs/papers/wang2024/protocol.ipynb #f5da7ff8
+def _time_classifier(arch, size, batch_size, recipe) -> float:  # seconds per image
     import time
 
     import torch
@@ -632,17 +1065,30 @@ def _time_classifier(arch, size, batch_size, recipe) -> float: # seconds per ima
 
     from skinrepro.classify import build
     from skinrepro.core import device
-    place = device(); how = RECIPES[recipe] if recipe else dict(head='linear', train_layers='all')
-    model = build(arch, 7, size, head=how['head']).to(place, memory_format=torch.channels_last).train()
-    if how['train_layers'] == 'head': # as build freezes the trunk, for which it wants weights
-        for q in list(model.parameters())[:-4]: q.requires_grad_(False)
+
+    place = device()
+    how = RECIPES[recipe] if recipe else dict(head="linear", train_layers="all")
+    model = (
+        build(arch, 7, size, head=how["head"]).to(place, memory_format=torch.channels_last).train()
+    )
+    if how["train_layers"] == "head":  # as build freezes the trunk, for which it wants weights
+        for q in list(model.parameters())[:-4]:
+            q.requires_grad_(False)
     opt = torch.optim.Adam([q for q in model.parameters() if q.requires_grad], 1e-3)
-    x = torch.randn(batch_size, 3, size, size, device=place).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(batch_size, 3, size, size, device=place).contiguous(
+        memory_format=torch.channels_last
+    )
     y = torch.zeros(batch_size, dtype=torch.long, device=place)
+
     def run(steps):
         begin = time.perf_counter()
-        for _ in range(steps): opt.zero_grad(); cross_entropy(model(x), y).backward(); opt.step()
-        if torch.cuda.is_available(): torch.cuda.synchronize()
+        for _ in range(steps):
+            opt.zero_grad()
+            cross_entropy(model(x), y).backward()
+            opt.step()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         return time.perf_counter() - begin
+
     run(2)
-    return run(5)/5/batch_size
+    return run(5) / 5 / batch_size

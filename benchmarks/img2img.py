@@ -334,11 +334,18 @@ def one_case(ask, adapter, dtype, stamp):
         rows = []
         for side in list(sides)[1:]:
             a, b = seconds[side], seconds["plain"]
-            rate = lambda v: {
-                k: round(q, 3) for k, q in zip(("_q25", "", "_q75"), quartiles(len(t) / v[:, 0]))
-            }
+
+            def rate(v):
+                return {
+                    k: round(q, 3)
+                    for k, q in zip(("_q25", "", "_q75"), quartiles(len(t) / v[:, 0]))
+                }
+
             low, ratio, high = quartiles(b[:, 0] / a[:, 0])
-            share = lambda v: work / np.median(v[:, 0])
+
+            def share(v):
+                return work / np.median(v[:, 0])
+
             rows.append(
                 dict(
                     model=name,

@@ -279,9 +279,13 @@ def one_data_set(name, files, size, folder, repeats, stamp):
         ours = our_epoch(store, kind, size)
         for workers in (0, 2):
             a, b = compare(ours, peer_epoch(files, kind, size, workers), len(files), repeats)
-            rate = lambda v: {
-                k: round(q) for k, q in zip(("_q25", "", "_q75"), quartiles(len(files) / v[:, 0]))
-            }
+
+            def rate(v):
+                return {
+                    k: round(q)
+                    for k, q in zip(("_q25", "", "_q75"), quartiles(len(files) / v[:, 0]))
+                }
+
             low, ratio, high = quartiles(b[:, 0] / a[:, 0])
             rows.append(
                 dict(

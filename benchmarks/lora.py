@@ -365,9 +365,10 @@ def compare(name, codec, base, files, precision, steps, repeats, compared, stamp
         ),
         None,
     )
-    rate = lambda v: {
-        k: round(q, 2) for k, q in zip(("_q25", "", "_q75"), quartiles(BATCH / v[:, 0]))
-    }
+
+    def rate(v):
+        return {k: round(q, 2) for k, q in zip(("_q25", "", "_q75"), quartiles(BATCH / v[:, 0]))}
+
     row = dict(
         base=base.weights,
         codec=codec,

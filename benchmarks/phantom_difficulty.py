@@ -163,7 +163,10 @@ def run(gap, difficulty, seed, name, purpose="eval", n_test=40, epochs=12, thin=
         tensors[k] = INPUT[name](torch.from_numpy(np.ascontiguousarray(x)).float() / 255), y
     net = train(*tensors["train"], seed, epochs)
     with torch.no_grad():
-        predict = lambda x: np.concatenate([net(b).argmax(1).numpy() for b in x.split(128)])
+
+        def predict(x):
+            return np.concatenate([net(b).argmax(1).numpy() for b in x.split(128)])
+
         accuracy = {
             k: float((predict(tensors[k][0]) == tensors[k][1]).mean()) for k in ("light", "dark")
         }

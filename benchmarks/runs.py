@@ -30,14 +30,16 @@ CODE = (
 
 
 def notebook(file):
-    cell = lambda i, source, tags: dict(
-        cell_type="code",
-        id=f"c{i}",
-        metadata=dict(tags=tags),
-        source=[source],
-        outputs=[],
-        execution_count=None,
-    )
+    def cell(i, source, tags):
+        return dict(
+            cell_type="code",
+            id=f"c{i}",
+            metadata=dict(tags=tags),
+            source=[source],
+            outputs=[],
+            execution_count=None,
+        )
+
     kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     file.write_text(
         json.dumps(

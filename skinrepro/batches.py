@@ -193,7 +193,9 @@ def augment(
     """
     import torch
 
-    new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=x.device)
+    def new(*shape, dtype=torch.float32):
+        return torch.empty(*shape, dtype=dtype, device=x.device)
+
     columns, rows, stretch, move = (
         torch.from_numpy(v).to(x.device) for v in _tables(draw, sizes, size)
     )

@@ -28,9 +28,12 @@ def pairs(
     not unique.
     """
     key = [*within, draw]
-    side = lambda asked, name: _side(records, asked, key, metric).rename(
-        columns=dict(value=name, run_id=f"run_{name}")
-    )
+
+    def side(asked, name):
+        return _side(records, asked, key, metric).rename(
+            columns=dict(value=name, run_id=f"run_{name}")
+        )
+
     a, b = side(better, "a"), side(worse, "b")
     return (
         a.merge(b.drop(columns="n"), on=key).sort_values(key, kind="stable").reset_index(drop=True)
@@ -337,11 +340,18 @@ def claims_layout(
     table: pd.DataFrame,  # from `evaluate`
 ) -> pd.DataFrame:  # text
     "What a reader wants to see of each claim."
-    signed = lambda v: "–" if v != v else f"{v:+.1f}"
-    size = lambda v: (
-        "none" if v != v else f"{v:.0f}"
-    )  # none: so small a test set cannot show any difference
-    interval = lambda r: "" if r.low != r.low else f" [{r.low:+.1f}, {r.high:+.1f}]"
+
+    def signed(v):
+        return "–" if v != v else f"{v:+.1f}"
+
+    def size(v):
+        return (
+            "none" if v != v else f"{v:.0f}"
+        )  # none: so small a test set cannot show any difference
+
+    def interval(r):
+        return "" if r.low != r.low else f" [{r.low:+.1f}, {r.high:+.1f}]"
+
     return pd.DataFrame(
         [
             {

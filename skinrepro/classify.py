@@ -56,11 +56,13 @@ def _vgg_small(n_classes):
     """
     from torch import nn
 
-    conv = lambda i, o: [
-        nn.Conv2d(i, o, 3, padding=1, bias=False),
-        nn.BatchNorm2d(o),
-        nn.ReLU(inplace=True),
-    ]
+    def conv(i, o):
+        return [
+            nn.Conv2d(i, o, 3, padding=1, bias=False),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+        ]
+
     body, last = [], 3
     for w in (16, 32, 64, 96):
         body += [*conv(last, w), *(conv(w, w) if w > 16 else []), nn.MaxPool2d(2)]
@@ -127,11 +129,14 @@ def _vit_small(n_classes, size):
         global_pool="avg",
         class_token=False,
     )
-    conv = lambda i, o: [
-        nn.Conv2d(i, o, 3, 2, 1, bias=False),
-        nn.BatchNorm2d(o),
-        nn.ReLU(inplace=True),
-    ]
+
+    def conv(i, o):
+        return [
+            nn.Conv2d(i, o, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(o),
+            nn.ReLU(inplace=True),
+        ]
+
     vit.patch_embed.proj = nn.Sequential(
         *conv(3, 24), *conv(24, 64), *conv(64, dim), nn.Conv2d(dim, dim, 1)
     )
@@ -313,11 +318,13 @@ def train_classifier(
             }
         return row
 
-    move = lambda t: t.to(
-        device,
-        non_blocking=True,
-        memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format,
-    )
+    def move(t):
+        return t.to(
+            device,
+            non_blocking=True,
+            memory_format=torch.channels_last if t.ndim == 4 else torch.preserve_format,
+        )
+
     log = fit(
         model,
         train,
@@ -332,11 +339,14 @@ def train_classifier(
         progress=progress,
         log_csv=Path(folder) / "log.csv" if folder else None,
     )
-    load = lambda part, e: (
-        kept[part, e]
-        if (part, e) in kept
-        else np.load(_probabilities_file(folder, part, e), allow_pickle=False)
-    )
+
+    def load(part, e):
+        return (
+            kept[part, e]
+            if (part, e) in kept
+            else np.load(_probabilities_file(folder, part, e), allow_pickle=False)
+        )
+
     return log, {part: np.stack([load(part, e) for e in range(epochs)]) for part in parts}
 
 # %% ../nbs/40_classify.ipynb #5e76c78f

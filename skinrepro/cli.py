@@ -682,9 +682,10 @@ def where_is(
     rows = [
         [x.strip() for x in l.strip("|").split("|")] for l in text.splitlines() if l.startswith("|")
     ][2:]
-    plain = lambda t: (
-        re.sub(r"[\s._-]", "", t.lower()).replace("figure", "fig").replace("tbl", "table")
-    )
+
+    def plain(t):
+        return re.sub(r"[\s._-]", "", t.lower()).replace("figure", "fig").replace("tbl", "table")
+
     found = [r for r in rows if plain(r[0]) == plain(artefact)]
     if not found:
         raise typer.BadParameter(

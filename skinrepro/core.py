@@ -36,9 +36,10 @@ class Paths:
 def paths() -> Paths:  # read anew at each call, so that a test may set the variables
     "Folders resolved from the package and the environment, never from the current directory."
     root = Path(__file__).resolve().parents[1] if "__file__" in globals() else _repository()
-    env = lambda name, default: (
-        Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
-    )
+
+    def env(name, default):
+        return Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
+
     return Paths(
         root=root,
         nbs=root / "nbs",
@@ -332,9 +333,12 @@ def provenance(
 @cache
 def commit() -> str:  # e.g. '1a2b3c4d5e6f' or '1a2b3c4d5e6f+'; '' outside a git checkout
     "Short git commit of the repository; '+' marks uncommitted changes of code."
-    git = lambda *a: subprocess.run(
-        ["git", "-C", str(paths().root), *a], capture_output=True, text=True, timeout=20
-    )
+
+    def git(*a):
+        return subprocess.run(
+            ["git", "-C", str(paths().root), *a], capture_output=True, text=True, timeout=20
+        )
+
     try:
         head = git("rev-parse", "--short=12", "HEAD")
     except (OSError, subprocess.TimeoutExpired):

@@ -399,7 +399,10 @@ def fetch_many(
     old = old[
         ~(old["name"].isin(todo) & (old.status == "ok"))
     ]  # a file that has been deleted since
-    save = lambda: _write_log(items, old, rows, lock, log)
+
+    def save():
+        return _write_log(items, old, rows, lock, log)
+
     save()  # also proves that the folder can be written, before anyone is asked
     queue, known, errors = (
         SiteQueue(items.url[todo].to_dict(), per_host, delay, give_up, stop),

@@ -395,7 +395,10 @@ def verify(
         for p in folder.iterdir()
         if p.suffix != ".jpg" or p.stem not in known
     }
-    look = lambda name: {"image_id": name, **_look(folder, name, known, others)}
+
+    def look(name):
+        return {"image_id": name, **_look(folder, name, known, others)}
+
     with ThreadPoolExecutor(jobs) as pool:
         rows = list(
             tqdm(pool.map(look, ann.md5hash), total=len(ann), unit="file", disable=not progress)

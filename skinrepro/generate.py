@@ -61,9 +61,10 @@ def check_specs(
         "cannot be a file name: use letters, digits and . _ + = @ -",
     )
     _refuse(s, s.image_id.duplicated(), "image_id", "occurs twice; image ids are unique")
-    number = lambda c: (
-        pd.to_numeric(s[c], errors="coerce") if c in s else pd.Series(np.nan, index=s.index)
-    )
+
+    def number(c):
+        return pd.to_numeric(s[c], errors="coerce") if c in s else pd.Series(np.nan, index=s.index)
+
     for c, low, high in (("steps", 1, 1000), ("seed", 0, 2**63 - 1)):
         v = number(c)
         _refuse(
@@ -137,7 +138,10 @@ def targets(
             f"Row {bad[0]}: skin type {skin_types[bad[0]]!r} is not in 1..6. Drop images whose type"
             " is unknown."
         )
-    draw = lambda seed: minority[np.random.default_rng(int(seed)).integers(len(minority))]
+
+    def draw(seed):
+        return minority[np.random.default_rng(int(seed)).integers(len(minority))]
+
     return np.array(
         [int(t) if t in minority else draw(s) for t, s in zip(skin_types, seeds, strict=True)]
     )
@@ -280,7 +284,9 @@ def start_noise(
     "The random numbers that an image starts from."
     import torch
 
-    draw = lambda *s: torch.randn((1, *s), generator=generator, dtype=dtype)[0]
+    def draw(*s):
+        return torch.randn((1, *s), generator=generator, dtype=dtype)[0]
+
     first, noise = draw(*shape) if posterior else None, draw(*shape)
     return first, noise + offset * draw(shape[0], 1, 1) if offset else noise
 
@@ -570,7 +576,10 @@ def generate(
     records = _records(s, _settings(base, unet, **options))
     if compile:
         unet.compile_repeated_blocks()
-        remember = lambda text, index: None  # replaced functions would be compiled anew each time
+
+        def remember(text, index):
+            return None  # replaced functions would be compiled anew each time
+
     with ThreadPoolExecutor(max(1, threads)) as pool:
         found = pool.map(_whole, files, [r["key"] for r in records])
         md5 = list(

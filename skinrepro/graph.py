@@ -187,7 +187,7 @@ def reached(
         symbols, imports, always, _ = p.module(module)
 
         def take(name):  # noqa: B023 - called in this turn only
-            out[f"{module}.{name}"], mentions = p.symbol(module, name)
+            out[f"{module}.{name}"], mentions = p.symbol(module, name)  # noqa: B023
             todo.extend((module, m) for m in mentions)  # noqa: B023
 
         if (module, "") not in seen:

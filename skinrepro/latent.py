@@ -208,7 +208,8 @@ def _patch_codec():
     from diffusers.models.modeling_outputs import AutoencoderKLOutput
     from torch import nn
 
-    conv = lambda a, b: nn.Conv2d(a, b, 3, padding=1)
+    def conv(a, b):
+        return nn.Conv2d(a, b, 3, padding=1)
 
     class PatchCodec(ModelMixin, ConfigMixin):
         """Images (n, 3, H, W) in [-1, 1] to latents (n, latent_channels, H/patch, W/patch) and
@@ -579,7 +580,10 @@ def _check_facts(b: BaseModel, parts: dict, where):
     "Raise BaseModelError listing each setting that is not the registry's."
     have = {name: _setting(parts[name.split(".")[0]], name.split(".")[1]) for name in b.facts}
     rows = [(name, b.facts[name], have[name]) for name in b.facts]
-    get = lambda part, key: _setting(parts[part], key)
+
+    def get(part, key):
+        return _setting(parts[part], key)
+
     rows += [
         (
             "unet.cross_attention_dim",
@@ -772,11 +776,14 @@ def _random_parts(b: BaseModel, device: str, dtype) -> dict:
             'weights="random" is for timing the full-size models:'
             f" {', '.join(k for k, v in BASES.items() if v.id)}."
         )
-    of = lambda part: {
-        k.split(".")[1]: v
-        for k, v in b.facts.items()
-        if k.startswith(part + ".") and not k.endswith("_class_name")
-    }
+
+    def of(part):
+        return {
+            k.split(".")[1]: v
+            for k, v in b.facts.items()
+            if k.startswith(part + ".") and not k.endswith("_class_name")
+        }
+
     blocks = dict(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
     )

@@ -146,9 +146,11 @@ def fit_codec(
     rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min(1, (s + 1) / 50) * max(0.02, 1 - s / max(1, steps))
     )
-    slope = lambda d: (
-        d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
-    )  # errors of edges are seen more than errors of level
+
+    def slope(d):
+        return (
+            d.diff(dim=-1).abs().mean() + d.diff(dim=-2).abs().mean()
+        )  # errors of edges are seen more than errors of level
 
     def loss(model, batch):
         with torch.no_grad():
@@ -438,9 +440,12 @@ def _latents(codec, images):  # (8 orientations, n, C, h, w) half precision
 
     turned = images.transpose(0, 2, 1, 3)
     with torch.no_grad():
-        encode = lambda a: torch.cat(
-            [codec.encoder(_signed(b)).half() for b in np.array_split(a, max(1, len(a) // 500))]
-        )
+
+        def encode(a):
+            return torch.cat(
+                [codec.encoder(_signed(b)).half() for b in np.array_split(a, max(1, len(a) // 500))]
+            )
+
         return torch.stack(
             [encode(a[:, ::i, ::j]) for a in (images, turned) for i in (1, -1) for j in (1, -1)]
         )

@@ -97,9 +97,9 @@ def draw_noise(
     """
     import torch
 
-    new = lambda *shape: torch.randn(
-        *shape, generator=generator, device=like.device, dtype=like.dtype
-    )
+    def new(*shape):
+        return torch.randn(*shape, generator=generator, device=like.device, dtype=like.dtype)
+
     noise = new(*like.shape)
     if offset:
         noise += offset * new(*like.shape[:2], 1, 1)
@@ -202,9 +202,11 @@ def _hidden(text_encoder, ids, slot, vectors):
     import torch
     from torch.nn.functional import embedding
 
-    put = lambda module, inputs, out: torch.where(
-        (slot >= 0)[..., None], embedding(slot.clamp(min=0), vectors).to(out.dtype), out
-    )
+    def put(module, inputs, out):
+        return torch.where(
+            (slot >= 0)[..., None], embedding(slot.clamp(min=0), vectors).to(out.dtype), out
+        )
+
     hook = text_encoder.get_input_embeddings().register_forward_hook(put)
     try:
         return text_encoder(ids)[0]
@@ -529,7 +531,9 @@ def _ready(latents, base):
     "Latents where the model is, in at least 32 bits."
     import torch
 
-    up = lambda t: t.to(torch.promote_types(t.dtype, torch.float32))
+    def up(t):
+        return t.to(torch.promote_types(t.dtype, torch.float32))
+
     return replace(
         latents.to(base.device),
         mean=up(latents.mean).to(base.device),
@@ -569,9 +573,10 @@ def _steps(
             f"steps = {steps}, every = {every}, sample_every = {sample_every}: count from 1 (0: no"
             " samples)."
         )
-    after = lambda model, step: (
-        sample(model, step + 1) if sample_every and (step + 1) % sample_every == 0 else None
-    )
+
+    def after(model, step):
+        return sample(model, step + 1) if sample_every and (step + 1) % sample_every == 0 else None
+
     return fit(
         model,
         lambda step: (batch(k) for k in range(step * accumulate, (step + 1) * accumulate)),
@@ -718,10 +723,12 @@ def lora(
             text[of_row[i]],
         )
 
-    loss = lambda model, batch: denoising_loss(unet, scheduler, *batch).mean()
-    sample = lambda model, step: _show(
-        replace(base, unet=unet), unique[:: -(-len(unique) // 4)], seed, folder, step
-    )
+    def loss(model, batch):
+        return denoising_loss(unet, scheduler, *batch).mean()
+
+    def sample(model, step):
+        return _show(replace(base, unet=unet), unique[:: -(-len(unique) // 4)], seed, folder, step)
+
     try:
         _add_adapter(unet, rank, alpha or rank, targets, seed)
         cast_training_params(unet, torch.promote_types(base.dtype, torch.float32))

@@ -73,9 +73,10 @@ def ita(
     return np.rad2deg(np.arctan2(c[..., 0] - 50, c[..., 2]))
 
 # %% ../nbs/12_phantom.ipynb #4fb29ed1
-_f32 = lambda *v: np.array(v, np.float32)[
-    :, None, None
-]  # (3,1,1): numpy promotes no float32 image by it
+def _f32(*v):
+    return np.array(v, np.float32)[:, None, None]  # (3,1,1): numpy promotes no float32 image by it
+
+
 SURFACE = 0.04  # Fresnel reflection of the skin's surface
 DERMIS = _f32(
     0.545, 0.370, 0.310
@@ -793,7 +794,10 @@ _SUBSURFACE = _f32(0.62, 0.88, 1.0)  # how much of the relief's shading each ban
 # %% ../nbs/12_phantom.ipynb #338c12c8
 def _develop(lesion: dict, skin: Scene, melanin: float, gap: float, lamp: tuple, bend: tuple):
     "Layers -> (3, H, W) linear light."
-    both = lambda k: lesion.get(k, 0.0) + skin.layers.get(k, 0.0)
+
+    def both(k):
+        return lesion.get(k, 0.0) + skin.layers.get(k, 0.0)
+
     dark = melanin / (melanin + 1.2)
     redness = np.maximum(lesion.get("blood", 0.0), 0) + lesion.get("deep", 0.0)
     pigment = (
@@ -945,7 +949,9 @@ def render(
 
 # %% ../nbs/12_phantom.ipynb #a0edcc79
 def _check(skin_type, seed, size, difficulty, gap, clutter):
-    whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+    def whole(x):
+        return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
     if not whole(skin_type) or skin_type not in ITA_RANGES:
         raise ValueError(
             f"skin_type must be a whole number 1..6, not {skin_type!r}. Drop images of unknown type"

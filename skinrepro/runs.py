@@ -224,14 +224,18 @@ class _Section:
 
     @property
     def combinations(self) -> list:
-        left_out = lambda p: any(
-            all(p[k] in _listed(v) for k, v in rule.items()) for rule in self.skip
-        )
+        def left_out(p):
+            return any(all(p[k] in _listed(v) for k, v in rule.items()) for rule in self.skip)
+
         return [p for p in expand(self.asked) if not left_out(p)]
 
 # %% ../nbs/01_runs.ipynb #fcfd05d6
-_listed = lambda v: v if isinstance(v, list) else [v]
-_refers = lambda v: isinstance(v, str) and v.startswith("@")
+def _listed(v):
+    return v if isinstance(v, list) else [v]
+
+
+def _refers(v):
+    return isinstance(v, str) and v.startswith("@")
 
 # %% ../nbs/01_runs.ipynb #ae2cba23
 def _section(
@@ -371,7 +375,10 @@ def asked_for(
     if not len(records):
         return pd.Series(dtype=bool)
     free = [f for f in free if f in records]
-    plain = lambda v: v.item() if hasattr(v, "item") else v
+
+    def plain(v):
+        return v.item() if hasattr(v, "item") else v
+
     have = [
         dict(zip(free, map(plain, t)))
         for t in records[free].drop_duplicates().itertuples(index=False)
@@ -536,9 +543,12 @@ def read_record(
     parameter may be ''). Raises ValueError for an unknown run.
     """
     numbers = {c: ["", "nan"] for c in ("value", "n", "low", "high")}
-    read = lambda f: pd.read_csv(
-        f, keep_default_na=False, na_values=numbers, dtype={"run_id": str, "commit": str}
-    )
+
+    def read(f):
+        return pd.read_csv(
+            f, keep_default_na=False, na_values=numbers, dtype={"run_id": str, "commit": str}
+        )
+
     t, beside = read(file), Path(file).with_name("runs.csv")
     if not beside.is_file():
         return t

@@ -462,7 +462,10 @@ def _poolable(mine: list[dict], cell: dict, pooled: str):
                 f"Run {r['run_id']} recorded {v:g} for {where}. Records hold fractions, 0 to 1;"
                 " percent is for print."
             )
-    runs = lambda rows: " ".join(r["run_id"] for r in rows)
+
+    def runs(rows):
+        return " ".join(r["run_id"] for r in rows)
+
     for column in UNMIXED:
         have = sorted({r.get(column, "") for r in mine})
         if len(have) > 1:
@@ -499,7 +502,10 @@ def cell_text(
         if row["unit"] == "percent"
         else max(int(row["decimals"]), 2)
     )
-    number = lambda v: "–" if pd.isna(v) else f"{v:.{digits}f}"
+
+    def number(v):
+        return "–" if pd.isna(v) else f"{v:.{digits}f}"
+
     if row["verdict"] == "not run":
         return f"{number(row['reported'])} → not run"
     sd = "" if pd.isna(row["sd"]) or row["unit"] in COUNTS else f" ± {number(row['sd'])}"
@@ -583,9 +589,12 @@ def markdown_table(
     shown: pd.DataFrame,  # text cells
 ) -> str:
     "A pipe table."
-    line = lambda cells: (
-        "| " + " | ".join(str(c).replace("|", r"\|").replace("\n", " ") for c in cells) + " |"
-    )
+
+    def line(cells):
+        return (
+            "| " + " | ".join(str(c).replace("|", r"\|").replace("\n", " ") for c in cells) + " |"
+        )
+
     return "\n".join(
         [
             line(shown.columns),
@@ -637,9 +646,10 @@ def latex_table(
     notes=(),  # plain text, a paragraph each
 ) -> str:
     "A booktabs table that shrinks to the line width."
-    line = lambda cells: (
-        re.sub(r"^(?=[\[*])", "{}", " & ".join(latex_escape(c) for c in cells)) + r" \\"
-    )
+
+    def line(cells):
+        return re.sub(r"^(?=[\[*])", "{}", " & ".join(latex_escape(c) for c in cells)) + r" \\"
+
     body = [line(shown.columns), r"\midrule", *(line(r) for r in shown.itertuples(index=False))]
     return "\n".join(
         [
@@ -748,9 +758,10 @@ def csv_text(
     table: pd.DataFrame,
 ) -> str:  # six decimals hide the last bits, which differ between machines
     "A table as csv text that is the same on every machine."
-    number = lambda v: f"{round(v, 6) + 0.0:.6f}".rstrip("0").rstrip(
-        "."
-    )  # + 0. turns -0.0 into 0.0
+
+    def number(v):
+        return f"{round(v, 6) + 0.0:.6f}".rstrip("0").rstrip(".")  # + 0. turns -0.0 into 0.0
+
     text = table.apply(
         lambda c: (
             c.map(lambda v: "" if pd.isna(v) else number(v))

@@ -94,7 +94,10 @@ def bootstrap_interval(
             f"{len(y)} image(s), no class with two: nothing to resample. Use stratified=False or"
             " more images."
         )
-    evaluate = lambda *draws, axis=-1: statistic(_counts(draws, fixed, n_classes))
+
+    def evaluate(*draws, axis=-1):
+        return statistic(_counts(draws, fixed, n_classes))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the degenerate case is answered by nan
         r = stats.bootstrap(
@@ -294,12 +297,17 @@ def minimum_detectable_effect(
         excess, top = lambda d: mcnemar_power(n, discordance, d, alpha) - power, discordance
     else:
         za, zb = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
-        var = lambda q: q * (1 - q)
-        excess = lambda d: (
-            d * n**0.5
-            - za * (2 * var(base + d / 2)) ** 0.5
-            - zb * (var(base) + var(base + d)) ** 0.5
-        )
+
+        def var(q):
+            return q * (1 - q)
+
+        def excess(d):
+            return (
+                d * n**0.5
+                - za * (2 * var(base + d / 2)) ** 0.5
+                - zb * (var(base) + var(base + d)) ** 0.5
+            )
+
         top = 1 - base
     return float(optimize.brentq(excess, 1e-9, top, xtol=1e-6)) if excess(top) > 0 else float("nan")
 

@@ -146,9 +146,10 @@ def test_transform_refuses_wrong_input():
 
 def test_evaluation_refuses_a_squashed_store(stores):
     train, evaluate = stores
-    one = lambda store: list(
-        batches(store, store.rows(store.ids[:2]), [0, 0], 2, eval_transform(32))
-    )
+
+    def one(store):
+        return list(batches(store, store.rows(store.ids[:2]), [0, 0], 2, eval_transform(32)))
+
     assert one(evaluate)[0][0].shape == (2, 3, 32, 32)
     with pytest.raises(ValueError, match="squashed"):
         one(train)

@@ -30,7 +30,10 @@ from skinrepro.download import (
 )
 
 QUICK = dict(delay=0, backoff=0.01, timeout=(2, 2), progress=False)
-md5 = lambda data: hashlib.md5(data).hexdigest()
+
+
+def md5(data):
+    return hashlib.md5(data).hexdigest()
 
 
 def jpeg(level, quality=90, fmt="JPEG"):

@@ -150,9 +150,13 @@ def test_saving_twice_stamps_once_and_the_last_data_counts(tmp_path):
 
 def test_the_stamp_is_inside_the_picture(tmp_path):
     "Red letters at the foot of the png, nowhere else; none for photographs."
-    red = lambda t: (
-        read_picture(save_figure(drawing(), tmp_path / "fig", t)[0]).astype(int) @ [1, 0, -1] > 150
-    ).any(1)
+
+    def red(t):
+        return (
+            read_picture(save_figure(drawing(), tmp_path / "fig", t)[0]).astype(int) @ [1, 0, -1]
+            > 150
+        ).any(1)
+
     on, off = red(NUMBERS), red(NUMBERS.assign(data="pad_ufes20"))
     assert on[-40:].any() and not on[:-40].any() and not off.any()
 

@@ -146,7 +146,10 @@ def test_skin_types_by_source(tmp_path):
 def test_published_counts_hold_without_the_data(monkeypatch):
     monkeypatch.delenv("SKINREPRO_DATA", raising=False)
     c = fitz.annotation_counts()
-    of = lambda s: c.groupby(fitz.skin_type(c, s), dropna=False).n.sum().tolist()
+
+    def of(s):
+        return c.groupby(fitz.skin_type(c, s), dropna=False).n.sum().tolist()
+
     assert of("scale") == [2947, 4808, 3308, 2781, 1533, 635, 565] and of("centaur")[-1] == 1073
     assert (
         c.n.sum(),
@@ -173,9 +176,10 @@ def test_published_counts_hold_without_the_data(monkeypatch):
 
 def test_groups_of_both_label_sources():
     c = fitz.annotation_counts()
-    group = lambda s: ((fitz.skin_type(c, s) + 1) // 2).fillna(
-        0
-    )  # 0 unknown, 1 I-II, 2 III-IV, 3 V-VI
+
+    def group(s):
+        return ((fitz.skin_type(c, s) + 1) // 2).fillna(0)  # 0 unknown, 1 I-II, 2 III-IV, 3 V-VI
+
     crossed = c.n.groupby([group("scale"), group("centaur")]).sum().unstack().to_numpy().tolist()
     assert crossed == [
         [291, 162, 67, 45],

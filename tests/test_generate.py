@@ -250,7 +250,10 @@ def test_latents_equal_the_stock_pipeline_to_float_precision(tmp_path, base):
 
 def test_batch_size_and_order_of_rows_change_nothing(tmp_path, base):
     t = mixture(tmp_path)
-    by_id = lambda m: pixels(m.sort_values("image_id"))
+
+    def by_id(m):
+        return pixels(m.sort_values("image_id"))
+
     one = by_id(run(base, t, tmp_path / "a", batch_size=1))
     for k, size in enumerate((3, 64)):
         other = by_id(run(base, t.iloc[::-1], tmp_path / f"b{k}", batch_size=size))
@@ -536,9 +539,10 @@ def refuses_before_any_work(base, specs, folder, error, match, monkeypatch, **op
 
 def test_bad_tables_are_refused_before_any_work(tmp_path, base, monkeypatch):
     t = table(tmp_path, 3)
-    check = lambda specs, error, match: refuses_before_any_work(
-        base, specs, tmp_path / "out", error, match, monkeypatch
-    )
+
+    def check(specs, error, match):
+        return refuses_before_any_work(base, specs, tmp_path / "out", error, match, monkeypatch)
+
     gone = t.copy()
     gone.loc[2, "path"] = str(tmp_path / "gone.jpg")
     check(

@@ -55,9 +55,11 @@ def build(folder, n=12, size=24, **options):
 def png(
     w, h, bits, colour, body=b""
 ):  # a PNG written by hand, so that its header may promise anything
-    chunk = lambda kind, data: (
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-    )
+    def chunk(kind, data):
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
     head = struct.pack(">IIBBBBB", w, h, bits, colour, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n"

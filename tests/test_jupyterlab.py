@@ -164,9 +164,11 @@ class Page:
     def __init__(self, port):
         import websocket
 
-        pages = lambda: [
-            t for t in json.loads(_quiet(port, "/json/list") or "[]") if t["type"] == "page"
-        ]
+        def pages():
+            return [
+                t for t in json.loads(_quiet(port, "/json/list") or "[]") if t["type"] == "page"
+            ]
+
         address = until(pages, "the browser opens a page")[0]["webSocketDebuggerUrl"]
         self.socket = websocket.create_connection(
             address, timeout=60, suppress_origin=True, http_no_proxy=["127.0.0.1"]
@@ -274,12 +276,16 @@ STATE = """(() => {
           done: cells.filter(c => /^\\[\\d+\\]:$/.test(text(c))).length,
           images: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')].map(i => [i.src, i.complete, i.naturalWidth])};
 })()"""
-MENU = lambda name: (
-    f"[...document.querySelectorAll('.lm-MenuBar-item')].find(e => e.innerText.trim() === '{name}')"
-)
-ENTRY = lambda command: (
-    f"""document.querySelector('.lm-Menu-item[data-command="{command}"]:not(.lm-mod-disabled)')"""
-)
+
+
+def MENU(name):
+    return f"[...document.querySelectorAll('.lm-MenuBar-item')].find(e => e.innerText.trim() === '{name}')"
+
+
+def ENTRY(command):
+    return f"""document.querySelector('.lm-Menu-item[data-command="{command}"]:not(.lm-mod-disabled)')"""
+
+
 AGREE = "document.querySelector('.jp-Dialog button.jp-mod-accept')"
 
 

@@ -390,7 +390,10 @@ def hub(monkeypatch, model):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    hub = lambda: None
+
+    def hub():
+        return None
+
     hub.answers, hub.asked, hub.constants = answers, asked, constants
     return hub
 
@@ -894,7 +897,10 @@ def test_crops_belong_to_the_image_and_the_seed(coded):
     import torch
 
     x = pictures(4, 32, 60)
-    get = lambda a, **k: encode_images(coded, a, size=16, crops=3, **k).mean
+
+    def get(a, **k):
+        return encode_images(coded, a, size=16, crops=3, **k).mean
+
     first = get(x)
     assert first.shape == (4, 3, 4, 8, 8)
     assert torch.allclose(get(x[::-1].copy()).flip(0), first, atol=1e-5) and torch.allclose(
@@ -929,13 +935,19 @@ def test_cache(coded, tmp_path):
 
     x = pictures()
     file = tmp_path / "new folder" / "latents.safetensors"
-    get = lambda a=x, **k: encode_images(coded, a, size=16, cache=file, **k)
+
+    def get(a=x, **k):
+        return encode_images(coded, a, size=16, cache=file, **k)
+
     first = get()
     assert sum(coded.asked) == 6
     assert (
         torch.equal(get().mean, first.mean) and get().hash == first.hash and sum(coded.asked) == 6
     )
-    again = lambda: (coded.asked.clear(), get(), sum(coded.asked))[2]
+
+    def again():
+        return (coded.asked.clear(), get(), sum(coded.asked))[2]
+
     good = file.read_bytes()
     for bad in (
         good[: len(good) // 2],

@@ -130,7 +130,10 @@ def toy(seed=0, dtype=torch.float32, offset=0.3):
 
 def made_latents(n=12, dtype=torch.float32):
     g = torch.Generator().manual_seed(1)
-    new = lambda: torch.randn(n, 2, 4, 4, 4, generator=g, dtype=dtype)
+
+    def new():
+        return torch.randn(n, 2, 4, 4, 4, generator=g, dtype=dtype)
+
     return Latents(mean=new(), std=new().abs() * 0.1, scaling_factor=1.0, hash=f"made {n}")
 
 
@@ -353,13 +356,16 @@ def test_a_plain_diffusers_process_makes_the_same_image(tmp_path):
     textual_inversion(base, made_latents(), CONCEPTS, folder=tmp_path, **WORDS_FAST)
     # alpha other than rank, so that a loader that forgets it is noticed
     lora(base, made_latents(), [prompt] * 12, folder=tmp_path, alpha=6, **LORA_FAST | dict(lr=1e-2))
-    draw = lambda b: b.pipeline()(
-        prompt,
-        num_inference_steps=3,
-        guidance_scale=2.0,
-        generator=torch.Generator().manual_seed(0),
-        output_type="np",
-    ).images[0]
+
+    def draw(b):
+        return b.pipeline()(
+            prompt,
+            num_inference_steps=3,
+            guidance_scale=2.0,
+            generator=torch.Generator().manual_seed(0),
+            output_type="np",
+        ).images[0]
+
     want = draw(base)
     assert np.array_equal(draw(personalised(toy(), tmp_path, tmp_path)), want)
     subprocess.run(

@@ -201,14 +201,17 @@ from pathlib import Path
 if seed == 0: os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)
 Path('records.csv').write_text('run_id')
 """
-    cell = lambda source, tags: dict(
-        cell_type="code",
-        id=f"c{len(tags)}",
-        metadata=dict(tags=tags),
-        source=[source],
-        outputs=[],
-        execution_count=None,
-    )
+
+    def cell(source, tags):
+        return dict(
+            cell_type="code",
+            id=f"c{len(tags)}",
+            metadata=dict(tags=tags),
+            source=[source],
+            outputs=[],
+            execution_count=None,
+        )
+
     kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     nb = dict(
         cells=[cell("seed = 0", ["parameters"]), cell(code, [])],
@@ -294,14 +297,17 @@ def toy_paper(tmp_path, grid):
     "Two notebooks: `make` writes a file, `use` reads it through the id that it is given."
     folder = tmp_path / "paper2032"
     folder.mkdir(exist_ok=True)
-    cell = lambda source, tags: dict(
-        cell_type="code",
-        id=f"c{len(tags)}",
-        metadata=dict(tags=tags),
-        source=[source],
-        outputs=[],
-        execution_count=None,
-    )
+
+    def cell(source, tags):
+        return dict(
+            cell_type="code",
+            id=f"c{len(tags)}",
+            metadata=dict(tags=tags),
+            source=[source],
+            outputs=[],
+            execution_count=None,
+        )
+
     head = "import json\nfrom pathlib import Path\n"
     record = (
         "Path('run.json').write_text(json.dumps(dict(paper='paper2032', notebook=NAME,"

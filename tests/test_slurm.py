@@ -124,7 +124,9 @@ def cluster(folder):  # -> environment in which SLURM's commands speak to it
             subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         )
 
-    log = lambda: "\n".join(f.read_text(errors="replace")[-1500:] for f in folder.glob("*.log"))
+    def log():
+        return "\n".join(f.read_text(errors="replace")[-1500:] for f in folder.glob("*.log"))
+
     try:
         m = folder / "munge"
         daemon(
@@ -144,12 +146,15 @@ def cluster(folder):  # -> environment in which SLURM's commands speak to it
         )
         daemon("slurmctld", "-D", "-f", str(conf))
         daemon("slurmd", "-D", "-f", str(conf), "-N", host)
-        idle = lambda: (
-            "idle"
-            in subprocess.run(
-                ["sinfo", "-h", "-o", "%T"], env=env, capture_output=True, text=True
-            ).stdout
-        )
+
+        def idle():
+            return (
+                "idle"
+                in subprocess.run(
+                    ["sinfo", "-h", "-o", "%T"], env=env, capture_output=True, text=True
+                ).stdout
+            )
+
         wait_for(idle, 60, log)
         yield env
     finally:

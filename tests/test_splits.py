@@ -97,7 +97,10 @@ def test_released_list_is_the_stratified_reading(fitz):
     )
     parts = splits.listed_parts(fitz, released)
     s = splits.flexible_split(fitz, how="stratified", seed=0)
-    count = lambda part: part.groupby(["label", "skin_type"]).size()
+
+    def count(part):
+        return part.groupby(["label", "skin_type"]).size()
+
     pd.testing.assert_series_equal(count(parts["flexible_dark"]), count(s.flexible_minority))
     pd.testing.assert_series_equal(count(parts["nonflexible_light"]), count(s.nonflexible_majority))
     # and it can be used as it is: the light images that the list leaves out are the flexible ones

@@ -216,9 +216,12 @@ def test_the_rule_of_one_run_reaches_the_table():
 
 def test_counts_are_equal_or_differ():
     cell = wang("table2").query('metric == "train_size"').iloc[[0]]
-    verdict = lambda values: compare(
-        pd.DataFrame(runs(cell.iloc[0].to_dict(), values)), cell, BY, SETTING
-    ).verdict.item()
+
+    def verdict(values):
+        return compare(
+            pd.DataFrame(runs(cell.iloc[0].to_dict(), values)), cell, BY, SETTING
+        ).verdict.item()
+
     assert verdict([1519, 1519]) == "equal" and verdict([1519]) == "equal"
     assert verdict([1519, 1518]) == "differs" and verdict([1520, 1518]) == "differs"
 

@@ -16,12 +16,16 @@ from skinrepro.papers import lopezperez2025 as paper
 from skinrepro.vae import Features, build_vae, measure, negative_elbo, perceptual_loss, train_vae
 from skinrepro.workflow import execute
 
-needs = lambda name: pytest.mark.skipif(
-    not has_data(name),
-    reason=(
-        f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
-    ),
-)
+
+def needs(name):
+    return pytest.mark.skipif(
+        not has_data(name),
+        reason=(
+            f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
+        ),
+    )
+
+
 HERE = ROOT / "nbs" / "papers" / "lopezperez2025"
 
 
@@ -33,15 +37,22 @@ def store(tmp_path, monkeypatch):
 
 def by_hand(width, latent, multipliers=(1, 2, 4, 8), blocks=1):
     "Parameters of the architecture as it is described, counted without building it."
-    conv = lambda a, b, k: a * b * k * k + b
-    norm = lambda c: 2 * c
-    residual = lambda a, b, short: (
-        conv(a, b // 2, 3)
-        + norm(b // 2)
-        + conv(b // 2, b, 3)
-        + norm(b)
-        + (conv(a, b, 3) if short else 0)
-    )
+
+    def conv(a, b, k):
+        return a * b * k * k + b
+
+    def norm(c):
+        return 2 * c
+
+    def residual(a, b, short):
+        return (
+            conv(a, b // 2, 3)
+            + norm(b // 2)
+            + conv(b // 2, b, 3)
+            + norm(b)
+            + (conv(a, b, 3) if short else 0)
+        )
+
     w = [width * m for m in (*multipliers, 2 * multipliers[-1])]
     encoder = (
         conv(3, w[0], 3)
@@ -59,7 +70,9 @@ def by_hand(width, latent, multipliers=(1, 2, 4, 8), blocks=1):
 
 
 def test_parameter_count_is_that_of_the_description():
-    count = lambda m: sum(p.numel() for p in m.parameters())
+    def count(m):
+        return sum(p.numel() for p in m.parameters())
+
     assert count(build_vae()) == by_hand(64, 64) and count(
         build_vae(8, 6, (1, 2, 4), 2)
     ) == by_hand(6, 8, (1, 2, 4), 2)

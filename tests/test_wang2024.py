@@ -30,12 +30,16 @@ from skinrepro.papers.wang2024 import (
 from skinrepro.tables import read_reported
 from skinrepro.workflow import execute
 
-needs = lambda name: pytest.mark.skipif(
-    not has_data(name),
-    reason=(
-        f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
-    ),
-)
+
+def needs(name):
+    return pytest.mark.skipif(
+        not has_data(name),
+        reason=(
+            f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
+        ),
+    )
+
+
 PRINTED = {
     (r.condition, r.fst): int(r.value)
     for r in (
@@ -91,7 +95,10 @@ def test_sizes_for_every_official_seed(reading):
 def test_released_list_is_the_stratified_reading():
     m = annotated()
     released, drawn = (scenario_split(m, FITZ, "ii", 0, how) for how in ("released", "stratified"))
-    sizes = lambda s: s.groupby(["split", "group", "label", "skin_type"]).size().to_dict()
+
+    def sizes(s):
+        return s.groupby(["split", "group", "label", "skin_type"]).size().to_dict()
+
     assert sizes(released) == sizes(drawn)
     dark = released[(released.split == "train") & (released.group == "dark")]
     assert len(dark) == 56 and set(dark.groupby(["label", "skin_type"]).size()) == {4}
@@ -351,7 +358,10 @@ def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):
 # --------------------------------------------------------------------------------------------------------------------------------
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
-of = lambda grid, section: [r for r in grid if r.section == section]
+
+
+def of(grid, section):
+    return [r for r in grid if r.section == section]
 
 
 def test_the_paper_profile_has_the_settings_of_the_paper():
@@ -421,18 +431,24 @@ def test_records_made_from_foreign_images_stay_out():
     """
     grid = of(runs.read_grid(WANG, "mini", "synthetic"), "synthetic")
     r = grid[0]
-    with_images = lambda seed, maker: runs.run_id(
-        "wang2024", "scenario", r.parameters | dict(seed=seed, images=maker)
-    )
+
+    def with_images(seed, maker):
+        return runs.run_id("wang2024", "scenario", r.parameters | dict(seed=seed, images=maker))
+
     first = r.made_from["images"]
-    learned = lambda seed: runs.run_id(
-        "wang2024", "weights", first.made_from["learned"].parameters | dict(seed=seed)
-    )
-    maker = lambda seed, weights, **other: runs.run_id(
-        "wang2024",
-        "generator",
-        first.parameters | dict(seed=seed, learned=learned(weights), **other),
-    )
+
+    def learned(seed):
+        return runs.run_id(
+            "wang2024", "weights", first.made_from["learned"].parameters | dict(seed=seed)
+        )
+
+    def maker(seed, weights, **other):
+        return runs.run_id(
+            "wang2024",
+            "generator",
+            first.parameters | dict(seed=seed, learned=learned(weights), **other),
+        )
+
     made = [maker(7, 7), maker(0, 0), maker(7, 7, strength=0.9), maker(7, 0)]
     rows = pd.DataFrame(dict(seed=7, missing="error", run_id=[with_images(7, i) for i in made]))
     assert runs.asked_for(rows, grid).tolist() == [True, False, False, False]

@@ -13,7 +13,10 @@ from skinrepro.papers.wang2024 import read_weights
 from skinrepro.workflow import execute
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
-of = lambda grid, section: [r for r in grid if r.section == section]
+
+
+def of(grid, section):
+    return [r for r in grid if r.section == section]
 
 
 @pytest.fixture(scope="module")

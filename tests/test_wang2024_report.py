@@ -20,9 +20,10 @@ WANG = ROOT / "nbs" / "papers" / "wang2024"
 def numbers_of(run, rng):
     "Made-up numbers of the shape that the run's notebook records."
     p, kind = run.parameters, run.notebook.stem
-    row = lambda metric, value, n, group="all", **more: (
-        dict(metric=metric, group=group, value=value, n=n) | more
-    )
+
+    def row(metric, value, n, group="all", **more):
+        return dict(metric=metric, group=group, value=value, n=n) | more
+
     if kind in ("scenario", "ablation"):
         gain = {"real": 0, "syn": 0.06, "real+syn": 0.12}[p.get("train", "syn")] + 0.1 * (
             p["scenario"] == "ii"

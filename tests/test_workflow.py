@@ -33,14 +33,16 @@ def store(tmp_path, monkeypatch):
 
 
 def notebook(file, parameters, code):
-    cell = lambda i, source, tags: dict(
-        cell_type="code",
-        id=f"c{i}",
-        metadata=dict(tags=tags),
-        source=[source],
-        outputs=[],
-        execution_count=None,
-    )
+    def cell(i, source, tags):
+        return dict(
+            cell_type="code",
+            id=f"c{i}",
+            metadata=dict(tags=tags),
+            source=[source],
+            outputs=[],
+            execution_count=None,
+        )
+
     kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     file.write_text(
         json.dumps(
@@ -357,7 +359,10 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
     )
     outcomes = execute(grid, cores=4, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
-    read = lambda r, f: (r.folder / f).read_text()
+
+    def read(r, f):
+        return (r.folder / f).read_text()
+
     used = {(r.section, r.parameters["seed"]): read(r, "gpu") for r in grid}
     assert (
         used["b", 0] == ""

@@ -71,9 +71,10 @@ def test_killed_while_generating_gives_the_records_of_an_undisturbed_run(store, 
         "it was finished before it could be killed: make more images"
     )
     assert {o.status for o in execute(grid, progress=False)} == {"done", "ran"}
-    timed = lambda t: (
-        t[~t.metric.str.contains("second")].drop(columns=["seconds"]).reset_index(drop=True)
-    )
+
+    def timed(t):
+        return t[~t.metric.str.contains("second")].drop(columns=["seconds"]).reset_index(drop=True)
+
     pd.testing.assert_frame_equal(
         timed(pd.concat([pd.read_csv(r.folder / "records.csv") for r in grid])), timed(whole)
     )
@@ -92,13 +93,19 @@ def test_processes_of_one_run_share_its_work(store, monkeypatch, undisturbed):
     outcomes = execute(grid, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, outcomes
     two = pd.concat([pd.read_csv(r.folder / "records.csv") for r in grid])
-    same = lambda t: (
-        t[~t.metric.str.contains("second")]
-        .drop(columns=["seconds", "value", "tokens", "loras"], errors="ignore")
-        .reset_index(drop=True)
-    )
+
+    def same(t):
+        return (
+            t[~t.metric.str.contains("second")]
+            .drop(columns=["seconds", "value", "tokens", "loras"], errors="ignore")
+            .reset_index(drop=True)
+        )
+
     pd.testing.assert_frame_equal(same(one), same(two))
-    numbers = lambda t: t.value[~t.metric.str.contains("second")].to_numpy()
+
+    def numbers(t):
+        return t.value[~t.metric.str.contains("second")].to_numpy()
+
     assert abs(numbers(one) - numbers(two)).max() < 0.05 * abs(numbers(one)).max()
     pictures = [
         {f.name: load_image(f).astype(int) for f in at.rglob("*-syn*.png")}

@@ -472,12 +472,15 @@ def paired_phantoms(
 
     names = list(CONDITIONS)
     label = [names[i % len(names)] for i in range(n)]
-    at = lambda types: np.stack(
-        [
-            render(c, types[i // len(names) % 2], 77_000_000 + 10_000 * seed + i, size)
-            for i, c in enumerate(label)
-        ]
-    )
+
+    def at(types):
+        return np.stack(
+            [
+                render(c, types[i // len(names) % 2], 77_000_000 + 10_000 * seed + i, size)
+                for i, c in enumerate(label)
+            ]
+        )
+
     return at(LIGHT), at(DARK), label
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3a42d865
@@ -705,7 +708,10 @@ def orderings(
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c997d4da
 def _verdict(o, found, margin) -> dict:
     "Effect that decides, and the verdict."
-    words = lambda pair: f"{pair[0][0]} {pair[0][1]} - {pair[1][0]} {pair[1][1]}"
+
+    def words(pair):
+        return f"{pair[0][0]} {pair[0][1]} - {pair[1][0]} {pair[1][1]}"
+
     single = any(np.isnan(d.low) for _, d in found)
     if o.same:
         pair, d = max(found, key=lambda f: abs(f[1].mean))

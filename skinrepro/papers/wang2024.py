@@ -895,7 +895,10 @@ def cost(
         seen = p["epochs"] * (
             size + 0.35 * (n * p["val_fraction"] + _test_size(p))
         )  # prediction takes about a third of a training step
-        timed = lambda: _time_classifier(p["arch"], p["size"], p["batch_size"], p.get("recipe"))
+
+        def timed():
+            return _time_classifier(p["arch"], p["size"], p["batch_size"], p.get("recipe"))
+
         return [start, Work(f"image of {p['arch']} at {p['size']} px", seen, timed)], 1e6
     if kind == "strength":
         strengths = [float(x) for x in p["strengths"].split(",")]

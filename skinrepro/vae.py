@@ -12,7 +12,7 @@ from functools import cache
 import pandas as pd
 
 from .core import check_choice
-from .loop import fit
+from .loop import Training, fit
 
 # %% ../nbs/23_vae.ipynb #d51a23fd
 @cache
@@ -333,14 +333,10 @@ def train_vae(
         of_epoch,
         loss,
         optimizer,
-        epochs,
-        None,
-        None,
-        folder,
-        device,
-        precision,
-        clip,
-        progress,
+        Training(epochs, precision=precision, clip=clip),
+        folder=folder,
+        device=device,
+        progress=progress,
         log_csv=None if folder is None else f"{folder}/log.csv",
         title="VAE",
     )

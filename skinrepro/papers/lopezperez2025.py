@@ -417,7 +417,7 @@ def _phantom_network(
     from skinrepro.classify import build
     from skinrepro.core import atomic_path
     from skinrepro.graph import code_hash
-    from skinrepro.loop import fit
+    from skinrepro.loop import Training, fit
     from skinrepro.phantom import CONDITIONS, render
 
     file = (
@@ -450,9 +450,8 @@ def _phantom_network(
                 batches,
                 lambda m, b: cross_entropy(m(b[0]), b[1]),
                 torch.optim.Adam(network.parameters(), 1e-3),
-                steps,
+                Training(steps, every=steps),
                 unit="step",
-                every=steps,
                 progress=progress,
                 title="features",
             )

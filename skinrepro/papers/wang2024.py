@@ -831,7 +831,7 @@ def skin_ita(
     images: np.ndarray,  # (n, h, w, 3) uint8
 ) -> np.ndarray:  # (n,) degrees
     "ITA of the median colour."
-    from skinrepro.phantom import ita
+    from skinrepro.colour import ita
 
     return ita(np.median(images, axis=(1, 2)).astype(np.uint8))
 
@@ -841,7 +841,7 @@ def structure_correlation(
     b: np.ndarray,  # the same shape
 ) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
     "Pearson correlation of the lightness (L*) of each pair."
-    from skinrepro.phantom import lab
+    from skinrepro.colour import lab
 
     x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)

@@ -39,6 +39,7 @@ def structure_correlation(
 ) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
     "Pearson correlation of the lightness (L*) of each pair."
     x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
+    flat = (np.ptp(x, axis=1) == 0) | (np.ptp(y, axis=1) == 0)  # their mean is off by a rounding
     x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
     norm = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return np.divide((x * y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
+    return np.divide((x * y).sum(1), norm, out=np.full(len(x), np.nan), where=(norm > 0) & ~flat)

@@ -7,8 +7,7 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
            'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation',
-           'cost', 'find_maker']
+           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
@@ -825,28 +824,6 @@ def pixels(
     from skinrepro.images import fit_image, load_image
 
     return np.stack([fit_image(load_image(f), size, "shorter") for f in files])
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #51c88d7c
-def skin_ita(
-    images: np.ndarray,  # (n, h, w, 3) uint8
-) -> np.ndarray:  # (n,) degrees
-    "ITA of the median colour."
-    from skinrepro.colour import ita
-
-    return ita(np.median(images, axis=(1, 2)).astype(np.uint8))
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #0cd0db6e
-def structure_correlation(
-    a: np.ndarray,  # (n, h, w, 3) uint8
-    b: np.ndarray,  # the same shape
-) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
-    "Pearson correlation of the lightness (L*) of each pair."
-    from skinrepro.colour import lab
-
-    x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    norm = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return np.divide((x * y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #54ab8f77
 def cost(

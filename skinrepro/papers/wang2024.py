@@ -639,28 +639,16 @@ def make_images(
     folder,  # images go there
     tokens=None,  # from `learn_tokens`
     loras: dict | None = None,  # from `learn_lora`
-    **options,  # of generate.generate: size, format, batch_size, progress
+    files=None,  # generate.Files: size and format
+    **how,  # of generate.generate: batch_size, progress
 ) -> pd.DataFrame:  # manifest in the order of `wanted`
-    "Generate with the personalised base model, one LoRA after the other where there are several."
-    from skinrepro.generate import generate
-    from skinrepro.personalise import personalised
+    "Generate with the personalised base model; a row's label says which LoRA it has."
+    from skinrepro.generate import generate_by
+    from skinrepro.latent_drawer import personalised_drawers
 
-    loras = loras or dict.fromkeys(wanted.label.unique())
-    parts = []
-    for weights in dict.fromkeys(loras[l] for l in wanted.label.unique()):
-        labels = [l for l in loras if loras[l] == weights]
-        own = personalised(base, embeddings=tokens, lora=weights) if tokens or weights else base
-        parts.append(
-            generate(
-                own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options
-            )
-        )
-    return (
-        pd.concat(parts)
-        .set_index("image_id", drop=False)
-        .loc[wanted.image_id]
-        .reset_index(drop=True)
-    )
+    lora_of = [loras[label] if loras else None for label in wanted.label]
+    drawers = personalised_drawers(base, embeddings=tokens)
+    return generate_by(wanted, folder, lora_of, drawers, files, **how)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
 SPLIT_BY = (
@@ -1029,8 +1017,8 @@ def _time_walking(name, precision) -> float:  # seconds per image and step
 
     import torch
 
-    from skinrepro.generate import default_batch_size, prepared, remember_text, sample
     from skinrepro.latent import encode_prompts
+    from skinrepro.latent_drawer import default_batch_size, guided, prepared, remember_text, sample
 
     base = _timing_base(name, precision)
     n = default_batch_size(base)
@@ -1048,9 +1036,8 @@ def _time_walking(name, precision) -> float:  # seconds per image and step
     def run(steps):
         begin = time.perf_counter()
         with torch.inference_mode():
-            sample(
-                unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember
-            )
+            predict = guided(unet, text, index, guidance, remember)
+            sample(predict, scheduler, noise, steps)
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - begin

@@ -317,8 +317,8 @@ def generation_rate(
     "Time a few steps of a full batch under guidance."
     import torch
 
-    from skinrepro.generate import default_batch_size, prepared, remember_text, sample
     from skinrepro.latent import encode_prompts
+    from skinrepro.latent_drawer import default_batch_size, guided, prepared, remember_text, sample
 
     model = _timing_base(base, precision)
     n = default_batch_size(model)
@@ -333,7 +333,7 @@ def generation_rate(
 
     @torch.inference_mode()
     def run(steps):
-        sample(unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember)
+        sample(guided(unet, text, index, guidance, remember), scheduler, noise, steps)
 
     few = 4 if base == "miniature" else 2
     run(1)  # warms up

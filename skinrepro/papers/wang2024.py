@@ -7,8 +7,7 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
            'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation',
-           'cost', 'find_maker']
+           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
@@ -638,28 +637,16 @@ def make_images(
     folder,  # images go there
     tokens=None,  # from `learn_tokens`
     loras: dict | None = None,  # from `learn_lora`
-    **options,  # of generate.generate: size, format, batch_size, progress
+    files=None,  # generate.Files: size and format
+    **how,  # of generate.generate: batch_size, progress
 ) -> pd.DataFrame:  # manifest in the order of `wanted`
-    "Generate with the personalised base model, one LoRA after the other where there are several."
-    from skinrepro.generate import generate
-    from skinrepro.personalise import personalised
+    "Generate with the personalised base model; a row's label says which LoRA it has."
+    from skinrepro.generate import generate_by
+    from skinrepro.latent_drawer import personalised_drawers
 
-    loras = loras or dict.fromkeys(wanted.label.unique())
-    parts = []
-    for weights in dict.fromkeys(loras[l] for l in wanted.label.unique()):
-        labels = [l for l in loras if loras[l] == weights]
-        own = personalised(base, embeddings=tokens, lora=weights) if tokens or weights else base
-        parts.append(
-            generate(
-                own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options
-            )
-        )
-    return (
-        pd.concat(parts)
-        .set_index("image_id", drop=False)
-        .loc[wanted.image_id]
-        .reset_index(drop=True)
-    )
+    lora_of = [loras[label] if loras else None for label in wanted.label]
+    drawers = personalised_drawers(base, embeddings=tokens)
+    return generate_by(wanted, folder, lora_of, drawers, files, **how)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
 SPLIT_BY = (
@@ -824,28 +811,6 @@ def pixels(
     from skinrepro.images import fit_image, load_image
 
     return np.stack([fit_image(load_image(f), size, "shorter") for f in files])
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #51c88d7c
-def skin_ita(
-    images: np.ndarray,  # (n, h, w, 3) uint8
-) -> np.ndarray:  # (n,) degrees
-    "ITA of the median colour."
-    from skinrepro.phantom import ita
-
-    return ita(np.median(images, axis=(1, 2)).astype(np.uint8))
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #0cd0db6e
-def structure_correlation(
-    a: np.ndarray,  # (n, h, w, 3) uint8
-    b: np.ndarray,  # the same shape
-) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
-    "Pearson correlation of the lightness (L*) of each pair."
-    from skinrepro.phantom import lab
-
-    x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    norm = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return np.divide((x * y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #54ab8f77
 def cost(

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['REDUCTIONS', 'IMAGENET', 'build_vae', 'negative_elbo', 'Features', 'vgg19_features', 'vgg19_trunk', 'perceptual_loss',
-           'memory_format', 'train_vae', 'srgb_to_lab', 'measure', 'lpips_distance', 'reconstruct']
+           'memory_format', 'train_vae', 'measure', 'lpips_distance', 'reconstruct']
 
 # %% ../nbs/23_vae.ipynb #95248292
 from functools import cache
 
 import pandas as pd
 
+from .colour import srgb_to_lab
 from .core import check_choice
-from .loop import fit
+from .loop import Training, fit
 
 # %% ../nbs/23_vae.ipynb #d51a23fd
 @cache
@@ -333,42 +334,12 @@ def train_vae(
         of_epoch,
         loss,
         optimizer,
-        epochs,
-        None,
-        None,
-        folder,
-        device,
-        precision,
-        clip,
-        progress,
+        Training(epochs, precision=precision, clip=clip),
+        folder=folder,
+        device=device,
+        progress=progress,
         log_csv=None if folder is None else f"{folder}/log.csv",
         title="VAE",
-    )
-
-# %% ../nbs/23_vae.ipynb #6929a075
-def srgb_to_lab(
-    x,  # (b, 3, h, w) tensor, sRGB in [0, 1]
-):  # (b, 3, h, w): L* 0..100, a*, b*, for the D65 white
-    "CIELAB (CIE 15:2004) of sRGB (IEC 61966-2-1)."
-    import torch
-
-    linear = torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
-    m = torch.tensor(
-        [
-            [0.4124564, 0.3575761, 0.1804375],
-            [0.2126729, 0.7151522, 0.0721750],
-            [0.0193339, 0.1191920, 0.9503041],
-        ],
-        device=x.device,
-        dtype=x.dtype,
-    )
-    xyz = torch.einsum("ij,bjhw->bihw", m, linear) / torch.tensor(
-        [0.95047, 1.0, 1.08883], device=x.device, dtype=x.dtype
-    ).view(1, 3, 1, 1)
-    d = 6 / 29
-    f = torch.where(xyz > d**3, xyz.clamp(min=d**3) ** (1 / 3), xyz / (3 * d * d) + 4 / 29)
-    return torch.stack(
-        [116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1
     )
 
 # %% ../nbs/23_vae.ipynb #f1c38eb1

@@ -10,6 +10,7 @@ import torch
 from conftest import ROOT
 
 from skinrepro import runs
+from skinrepro.colour import ITA_CLASSES, ita_class
 from skinrepro.core import has_data
 from skinrepro.loop import TrainingError
 from skinrepro.papers import lopezperez2025 as paper
@@ -202,8 +203,8 @@ def test_the_angle_is_checked_against_recorded_skin_types():
         " photographs"
     )
     assert known.mean() > 0.95 and -0.35 < r < 0.15
-    classes = pd.Series(paper.ita_class(angle[known])).value_counts()
-    assert set(classes.index) <= set(paper.ITA_CLASSES)
+    classes = pd.Series(ita_class(angle[known])).value_counts()
+    assert set(classes.index) <= set(ITA_CLASSES)
 
 
 SMALL = dict(fraction=0.03, size=32, epochs=1, pairs=10)

@@ -216,7 +216,9 @@ def _image_key(image) -> str:
 def _describe(network: FeatureNetwork, pixels, purpose, device) -> np.ndarray:
     "One batch of (n, s, s, 3) uint8 pixels to (n, d) float32."
     x = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (network.mean, network.std))
+    mean, std = (
+        torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (network.mean, network.std)
+    )
     x = (x - mean) / std
     if purpose == "fidelity":
         return _map(network, x, purpose).mean((2, 3)).cpu().numpy()

@@ -25,7 +25,7 @@ from .batches import normalisation
 from .core import atomic_path, check_choice, hash_text, paths
 from .graph import code_hash
 from .images import fit_image
-from .loop import fit
+from .loop import Training, fit
 from .networks import PACKAGES, build, input_statistics, state_hash
 from .phantom import CONDITIONS, render
 
@@ -138,9 +138,8 @@ def _phantom_network(steps: int, progress: bool):
                 _phantom_batches(),
                 lambda m, b: cross_entropy(m(b[0]), b[1]),
                 torch.optim.Adam(network.parameters(), 1e-3),
-                steps,
+                Training(steps, every=steps),
                 unit="step",
-                every=steps,
                 progress=progress,
                 title="features",
             )

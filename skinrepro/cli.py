@@ -184,6 +184,7 @@ def fetch_data(
     checksums. A rerun fetches only what is missing.
     """
     from skinrepro import fitzpatrick17k as fitz
+    from skinrepro.photographs import fetch_images
     from skinrepro.sources import FITZPATRICK17K, PHANTOM
 
     source = _source(name)
@@ -208,7 +209,7 @@ def fetch_data(
         )
     if label:
         ann = ann[ann.label.isin(label)]
-    got = fitz.fetch_images(ann, dest / "images", jobs=jobs, again=again)
+    got = fetch_images(ann, dest / "images", jobs=jobs, again=again)
     _print_counts(got.status)
     typer.echo(
         f"Photographs: {dest / 'images'}, log of every request: {dest / 'images' / 'fetch_log.csv'}. For"
@@ -254,9 +255,9 @@ def verify_data(
     """Take stock of a data set: open every photograph, count what is whole, altered, missing or
     broken, write the inventory and its hash.
     """
-    from skinrepro import fitzpatrick17k as fitz
     from skinrepro import sources
     from skinrepro.core import atomic_path
+    from skinrepro.photographs import inventory, inventory_hash
 
     source = _source(name)
     if source == sources.PHANTOM:
@@ -264,19 +265,7 @@ def verify_data(
         return
     folder = sources.source_folder(source, _folder(name, folder))
     out = out or folder / "inventory.csv"
-    if source == sources.FITZPATRICK17K:
-        images = (
-            folder / "images" if (folder / "images").is_dir() else folder
-        )  # photographs may lie beside the table
-        found = fitz.verify(
-            fitz.read_annotations(folder / "fitzpatrick17k.csv"), images, progress=True
-        )
-    else:
-        read = {
-            sources.PAD_UFES20: sources.read_pad_ufes20,
-            sources.HAM10000: sources.read_ham10000,
-        }[source]
-        found = sources.inventory(read, folder, progress=True)
+    found = inventory(name, folder, progress=True)
     try:
         with atomic_path(out) as tmp:
             found.to_csv(tmp, index=False, lineterminator="\n")
@@ -284,7 +273,7 @@ def verify_data(
         raise OSError(f"{e} Or name another file with --out.") from e
     typer.echo(source.credit)
     _print_counts(found.status)
-    typer.echo(f"Inventory {fitz.inventory_hash(found)} of {len(found)} photographs: {out}")
+    typer.echo(f"Inventory {inventory_hash(found)} of {len(found)} photographs: {out}")
     bad = found[found.status != "ok"]
     for r in bad.head(5).itertuples():
         typer.echo(f"  {r.image_id}: {r.status}{f', {r.detail}' if r.detail else ''}")

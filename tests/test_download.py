@@ -333,8 +333,8 @@ def test_the_whole_site_waits_when_one_file_is_told_to(serve, tmp_path):
     late = [t - site.starts[0] > 0.9 for t in site.starts]
     assert (
         sum(late) >= 3
-        # the repeated request, and the two links that had not started (without the pause: at .4 and .6
-        # s)
+        # the repeated request, and the two links that had not started (without the pause: at .4 and
+        # .6 s)
     )
 
 

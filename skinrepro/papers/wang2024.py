@@ -360,6 +360,10 @@ def parents_of(
     check_choice("target", target, TARGETS)
     if target == "source":
         train = train[train.skin_type.isin(study.majority)]
+    if not parents > 0:
+        raise ValueError(
+            f"parents = {parents} is neither a share in (0, 1] nor a number of images."
+        )
     return proportional(train, parents, seed, by=["label", "skin_type"])
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55

@@ -22,8 +22,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 
+from skinrepro.colour import ita
 from skinrepro.core import atomic_path, paths, seed_all
-from skinrepro.phantom import CONDITIONS, ita, render
+from skinrepro.phantom import CONDITIONS, render
 
 NAMES = list(CONDITIONS)
 DARK = 10  # degrees: ITA below it is "brown" or "dark" (Del Bino and Bernerd 2013)
@@ -59,8 +60,8 @@ def train_judge(n=12000, epochs=12, seed=0):
     import torch
     import torch.nn.functional as F
 
-    from skinrepro.classify import build
     from skinrepro.loop import fit
+    from skinrepro.networks import build
 
     seed_all(seed)
     x, y, _ = phantoms(n, 9, (0.2, 1.0))
@@ -114,12 +115,13 @@ def read(manifest):
 
 def make(base, specs, folder):
     from skinrepro.generate import generate
+    from skinrepro.latent_drawer import LatentDrawer
 
-    return read(generate(base, specs, folder, batch_size=32, progress=False))
+    return read(generate(specs, folder, LatentDrawer(base), batch_size=32, progress=False))
 
 
 def structure(a, b):  # (n,) correlation of the lightness inside each pair, tone removed
-    from skinrepro.phantom import lab
+    from skinrepro.colour import lab
 
     u, v = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
     u, v = u - u.mean(1, keepdims=True), v - v.mean(1, keepdims=True)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DEEP_BLOOD', 'SCREENING', 'COATS', 'NO_LESION',
-           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'lab', 'ita', 'reflectance', 'melanin_for', 'srgb',
-           'Canvas', 'Scene', 'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis',
-           'nematode_infection', 'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis',
-           'lichen_planus', 'no_lesion', 'generic', 'recipe', 'render', 'sheet', 'seed_of', 'phantom_manifest',
-           'write_phantoms']
+           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene',
+           'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis', 'nematode_infection',
+           'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion',
+           'generic', 'recipe', 'render', 'sheet', 'seed_of', 'phantom_manifest', 'write_phantoms']
 
 # %% ../nbs/12_phantom.ipynb #df43bc8c
 import io
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .colour import ita
 from .core import atomic_path, hash_text
 from .manifest import make, validate
 
@@ -35,42 +35,6 @@ ITA_RANGES = {
     5: (-30.0, 10.0),
     6: (-90.0, -30.0),
 }
-
-_XYZ = np.array(
-    [
-        [0.4124564, 0.3575761, 0.1804375],
-        [0.2126729, 0.7151522, 0.0721750],
-        [0.0193339, 0.1191920, 0.9503041],
-    ],
-    np.float32,
-)
-_D65 = np.array([0.95047, 1.0, 1.08883], np.float32)
-
-# %% ../nbs/12_phantom.ipynb #e30fed83
-def lab(
-    rgb: np.ndarray,  # (..., 3) sRGB, uint8 0..255 or float 0..1
-) -> np.ndarray:  # (..., 3) float32 CIELAB (D65, 2 degrees): L* 0..100, a*, b*
-    "sRGB -> CIELAB (IEC 61966-2-1, CIE 15)."
-    v = np.asarray(rgb)
-    v = v.astype(np.float32) / np.float32(255 if v.dtype == np.uint8 else 1)
-    linear = np.where(v > 0.04045, ((v + 0.055) / 1.055) ** 2.4, v / 12.92)
-    t = linear @ _XYZ.T / _D65
-    f = np.where(t > (6 / 29) ** 3, np.cbrt(t), t / (3 * (6 / 29) ** 2) + 4 / 29)
-    return np.stack(
-        [116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], -1
-    ).astype(np.float32)
-
-# %% ../nbs/12_phantom.ipynb #2605355f
-def ita(
-    # (..., 3) sRGB of skin, uint8 or float 0..1; of a photograph pass a median colour, or take the
-    # median of the result
-    rgb: np.ndarray,
-) -> np.ndarray:  # (...) degrees in -180..180; high is light
-    """Individual typology angle arctan((L*-50)/b*) (Chardin et al. 1991; Del Bino & Bernerd 2013).
-    Not by itself a Fitzpatrick type.
-    """
-    c = lab(rgb)
-    return np.rad2deg(np.arctan2(c[..., 0] - 50, c[..., 2]))
 
 # %% ../nbs/12_phantom.ipynb #4fb29ed1
 def _f32(*v):

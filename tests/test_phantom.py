@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from skinrepro import phantom
+from skinrepro.colour import lab
 from skinrepro.phantom import (
     CONDITIONS,
     PARTITIONS,
@@ -210,10 +211,7 @@ def test_gap_takes_more_contrast_from_dark_skin_than_from_light():
             for s in range(6)
         ]
         return np.mean(
-            [
-                np.linalg.norm(phantom.lab(x)[m > 0.8].mean(0) - phantom.lab(x)[m < 0.05].mean(0))
-                for x, m in pairs
-            ]
+            [np.linalg.norm(lab(x)[m > 0.8].mean(0) - lab(x)[m < 0.05].mean(0)) for x, m in pairs]
         )
 
     kept = {t: contrast(t, 1.0) / contrast(t, 0.0) for t in (1, 6)}

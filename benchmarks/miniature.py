@@ -115,8 +115,9 @@ def read(manifest):
 
 def make(base, specs, folder):
     from skinrepro.generate import generate
+    from skinrepro.latent_drawer import LatentDrawer
 
-    return read(generate(base, specs, folder, batch_size=32, progress=False))
+    return read(generate(specs, folder, LatentDrawer(base), batch_size=32, progress=False))
 
 
 def structure(a, b):  # (n,) correlation of the lightness inside each pair, tone removed

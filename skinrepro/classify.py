@@ -24,7 +24,7 @@ from skinrepro.batches import (
     weighted_sampler,
 )
 from .core import atomic_path, check_choice, seed_all
-from .loop import checkpoints, fit
+from .loop import Training, checkpoints, fit
 
 # %% ../nbs/40_classify.ipynb #7ddfcdc3
 @dataclass(frozen=True)
@@ -330,12 +330,11 @@ def train_classifier(
         train,
         lambda m, b: cross_entropy(m(move(b[0])), move(b[1])),
         opt,
-        epochs,
-        schedule,
-        after_epoch,
-        folder,
-        device,
-        precision,
+        Training(epochs, precision=precision),
+        scheduler=schedule,
+        after_epoch=after_epoch,
+        folder=folder,
+        device=device,
         progress=progress,
         log_csv=Path(folder) / "log.csv" if folder else None,
     )

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .core import atomic_path
 from .fitzpatrick17k import annotation_counts
-from .loop import fit
+from .loop import Training, fit
 from .phantom import NO_LESION, render
 
 # %% ../nbs/31_miniature.ipynb #fcbfff91
@@ -166,10 +166,8 @@ def fit_codec(
         lambda _: [train[torch.randint(0, len(train), (16,))]],
         loss,
         optimizer,
-        steps,
-        rate,
-        clip=1.0,
-        every=max(1, steps),
+        Training(steps, clip=1.0, every=steps),
+        scheduler=rate,
         unit="step",
         progress=False,
     )
@@ -379,13 +377,10 @@ def train(
         batches,
         loss,
         optimizer,
-        steps,
-        rate,
+        Training(steps, clip=1.0, ema=ema, every=every),
+        scheduler=rate,
         folder=folder / "checkpoints",
         device=device,
-        clip=1.0,
-        ema=ema,
-        every=every,
         unit="step",
         progress=progress,
     )

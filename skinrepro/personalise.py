@@ -18,7 +18,7 @@ import pandas as pd
 
 from .core import atomic_path, hash_text
 from .latent import encode_prompts
-from .loop import TrainingError, checkpoints, fit
+from .loop import Training, TrainingError, checkpoints, fit
 
 # %% ../nbs/25_personalise.ipynb #37187c25
 def denoising_loss(
@@ -582,20 +582,21 @@ def _steps(
         lambda step: (batch(k) for k in range(step * accumulate, (step + 1) * accumulate)),
         loss,
         optimizer,
-        steps,
-        None,
-        after,
-        folder,
-        base.device,
-        precision,
-        clip,
-        progress,
-        accumulate,
-        ema,
-        math.gcd(every, sample_every),
-        "step",
-        None if folder is None else Path(folder) / "log.csv",
-        title,
+        Training(
+            steps,
+            accumulate=accumulate,
+            clip=clip,
+            precision=precision,
+            ema=ema,
+            every=math.gcd(every, sample_every),
+        ),
+        after_epoch=after,
+        folder=folder,
+        device=base.device,
+        progress=progress,
+        unit="step",
+        log_csv=None if folder is None else Path(folder) / "log.csv",
+        title=title,
     )
 
 # %% ../nbs/25_personalise.ipynb #5e9e31e2

@@ -13,7 +13,7 @@ import pandas as pd
 
 from .colour import srgb_to_lab
 from .core import check_choice
-from .loop import fit
+from .loop import Training, fit
 
 # %% ../nbs/23_vae.ipynb #d51a23fd
 @cache
@@ -334,14 +334,10 @@ def train_vae(
         of_epoch,
         loss,
         optimizer,
-        epochs,
-        None,
-        None,
-        folder,
-        device,
-        precision,
-        clip,
-        progress,
+        Training(epochs, precision=precision, clip=clip),
+        folder=folder,
+        device=device,
+        progress=progress,
         log_csv=None if folder is None else f"{folder}/log.csv",
         title="VAE",
     )

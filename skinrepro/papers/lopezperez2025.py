@@ -374,7 +374,7 @@ def _phantom_network(
     from skinrepro.classify import build
     from skinrepro.core import atomic_path
     from skinrepro.graph import code_hash
-    from skinrepro.loop import fit
+    from skinrepro.loop import Training, fit
     from skinrepro.phantom import CONDITIONS, render
 
     file = (
@@ -407,9 +407,8 @@ def _phantom_network(
                 batches,
                 lambda m, b: cross_entropy(m(b[0]), b[1]),
                 torch.optim.Adam(network.parameters(), 1e-3),
-                steps,
+                Training(steps, every=steps),
                 unit="step",
-                every=steps,
                 progress=progress,
                 title="features",
             )
@@ -444,86 +443,20 @@ def paired_phantoms(
 def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
-    """What a run consists of. Rates of VGG-19 are measured with random weights: speed does not
-    depend on their values.
-    """
-    from skinrepro.estimate import Work
+    "What a run consists of."
+    from skinrepro.estimate import VAESize, start_work, vae_work
 
     p = run.parameters
-    seen = p["epochs"] * round(N_TRAIN * p["fraction"]) + 0.35 * 2 * (
-        round(N_TEST * p["fraction"]) + (p["pairs"] if p["data"] == "phantom" else 0)
+    tested = round(N_TEST * p["fraction"]) + (p["pairs"] if p["data"] == "phantom" else 0)
+    seen = p["epochs"] * round(N_TRAIN * p["fraction"]) + 0.35 * 2 * tested
+    shape = VAESize(
+        multipliers=tuple(int(k) for k in p["multipliers"].split(",")),
+        **{k: p[k] for k in VAESize.__dataclass_fields__ if k != "multipliers"},
     )
-    kind = (
-        f"image of the VAE at {p['size']} px, {p['width']} x ({p['multipliers']}) channels, batch"
-        f" {p['batch_size']}"
+    start = start_work(
+        "skinrepro.vae, torch, timm, matplotlib.pyplot, sklearn", "start of a run of the VAE"
     )
-    kind += f", features {p['features']}, {p['precision']}"
-    return [
-        Work("start of a run of the VAE", 1, _time_start),
-        Work(kind, seen, lambda: _time_training(p)),
-    ], 1.5e6
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #b63b97bc
-def _time_start() -> float:
-    import subprocess
-    import sys
-    import time
-
-    begin = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-c", "import skinrepro.vae, torch, timm, matplotlib.pyplot, sklearn"],
-        check=True,
-    )
-    return time.perf_counter() - begin + 4  # the kernel itself, and the notebook's pictures
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #a11d8ea6
-def _time_training(p) -> float:  # seconds per image
-    import time
-
-    import torch
-
-    from skinrepro.classify import build
-    from skinrepro.core import device
-    from skinrepro.vae import Features, build_vae, train_vae, vgg19_trunk
-
-    place = device()
-    steps = 12 if p["size"] <= 64 or place != "cpu" else 2
-    network = dict(
-        none=lambda: None, vgg19=vgg19_trunk, phantom=lambda: build("vgg_small", 10, 64)
-    )[p["features"]]()
-    features = None if network is None else Features(network, "random")
-    model = build_vae(
-        p["latent_channels"],
-        p["width"],
-        tuple(int(k) for k in p["multipliers"].split(",")),
-        p["bottleneck_blocks"],
-    )
-    x = (
-        torch.rand(
-            p["batch_size"], 3, p["size"], p["size"], generator=torch.Generator().manual_seed(0)
-        )
-        * 2
-        - 1
-    )
-
-    def run(n):
-        begin = time.perf_counter()
-        train_vae(
-            model,
-            lambda epoch: [(x,)] * n,
-            features,
-            1,
-            0.0,
-            device=place,
-            precision=p["precision"],
-            progress=False,
-        )
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    run(1)
-    return max(1e-6, (run(1 + steps) - run(1)) / steps / p["batch_size"])
+    return [start, vae_work(shape, seen)], 1.5e6
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c859f5aa
 RULE = Rule(

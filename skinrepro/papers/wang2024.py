@@ -13,7 +13,6 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,7 @@ from skinrepro.core import (
     ranks,
     wait_for_everyone,
 )
-from ..estimate import Work
+from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..graph import code_hash
 from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
@@ -638,28 +637,16 @@ def make_images(
     folder,  # images go there
     tokens=None,  # from `learn_tokens`
     loras: dict | None = None,  # from `learn_lora`
-    **options,  # of generate.generate: size, format, batch_size, progress
+    files=None,  # generate.Files: size and format
+    **how,  # of generate.generate: batch_size, progress
 ) -> pd.DataFrame:  # manifest in the order of `wanted`
-    "Generate with the personalised base model, one LoRA after the other where there are several."
-    from skinrepro.generate import generate
-    from skinrepro.personalise import personalised
+    "Generate with the personalised base model; a row's label says which LoRA it has."
+    from skinrepro.generate import generate_by
+    from skinrepro.latent_drawer import personalised_drawers
 
-    loras = loras or dict.fromkeys(wanted.label.unique())
-    parts = []
-    for weights in dict.fromkeys(loras[l] for l in wanted.label.unique()):
-        labels = [l for l in loras if loras[l] == weights]
-        own = personalised(base, embeddings=tokens, lora=weights) if tokens or weights else base
-        parts.append(
-            generate(
-                own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options
-            )
-        )
-    return (
-        pd.concat(parts)
-        .set_index("image_id", drop=False)
-        .loc[wanted.image_id]
-        .reset_index(drop=True)
-    )
+    lora_of = [loras[label] if loras else None for label in wanted.label]
+    drawers = personalised_drawers(base, embeddings=tokens)
+    return generate_by(wanted, folder, lora_of, drawers, files, **how)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
 SPLIT_BY = (
@@ -831,66 +818,61 @@ def cost(
 ) -> tuple:  # list of estimate.Work, bytes on disk
     "What a run consists of."
     p, kind = run.parameters, run.notebook.stem
+    of_kind = dict(
+        weights=_cost_of_weights,
+        generator=_cost_of_images,
+        scenario=_cost_of_classifier,
+        ablation=_cost_of_classifier,
+        strength=_cost_of_strengths,
+    )
+    if kind not in of_kind:
+        return [], 0.0
+    works, size = of_kind[kind](p, run)
+    return [start_work(), *works], size
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #bb54405c
+def _cost_of_weights(p, run):
+    tokens, base = len(STUDIES[p["data"]].labels), p["base"]
+    works = []
+    if "ti" in p["method"]:
+        steps, images = p["ti_steps"] * p["ti_accumulate"], tokens * p["ti_batch"]
+        works.append(training_work("textual inversion", base, images, p["precision"], steps))
+    if "lora" in p["method"]:
+        steps = p["lora_steps"] * (tokens if p["lora_per"] == "condition" else 1)
+        works.append(training_work("LoRA", base, p["lora_batch"], p["precision"], steps))
+    shown = 14 * (20 if base == "miniature" else 50) * 2
+    size = 2e6 * tokens * (1 if base == "miniature" else 4)
+    return [*works, _walking(p, shown)], size
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #959aba67
+def _cost_of_images(p, run):
     n = _train_size(p)
-    start = Work("start of a run", 1, _time_start)
-    if kind == "weights":
-        works, tokens = [start], len(STUDIES[p["data"]].labels)
-        if "ti" in p["method"]:
-            works.append(
-                _training(
-                    "textual inversion",
-                    p,
-                    p["ti_steps"] * p["ti_accumulate"],
-                    tokens * p["ti_batch"],
-                )
-            )
-        if "lora" in p["method"]:
-            works.append(
-                _training(
-                    "LoRA",
-                    p,
-                    p["lora_steps"] * (tokens if p["lora_per"] == "condition" else 1),
-                    p["lora_batch"],
-                )
-            )
-        return [
-            *works,
-            _walking(p, 14 * (20 if p["base"] == "miniature" else 50) * 2),
-        ], 2e6 * tokens * (1 if p["base"] == "miniature" else 4)
-    if kind == "generator":
-        parents = n * p["parents"] if p["parents"] <= 1 else min(n, p["parents"])
-        made = parents * p["per_image"]
-        return [start, _walking(p, made * _walked(p))], made * (12e3 if p["size"] <= 64 else 30e3)
-    if kind in ("scenario", "ablation"):
-        maker = find_maker(run)
-        made = 0 if maker is None else round(n * min(1, maker["parents"]) * maker["per_image"])
-        size = (
-            made
-            if kind == "ablation"
-            else {"real": n, "syn": made, "real+syn": n + made}[p["train"]]
-        )
-        seen = p["epochs"] * (
-            size + 0.35 * (n * p["val_fraction"] + _test_size(p))
-        )  # prediction takes about a third of a training step
+    parents = n * p["parents"] if p["parents"] <= 1 else min(n, p["parents"])
+    made = parents * p["per_image"]
+    return [_walking(p, made * _walked(p))], made * (12e3 if p["size"] <= 64 else 30e3)
 
-        def timed():
-            return _time_classifier(p["arch"], p["size"], p["batch_size"], p.get("recipe"))
+# %% ../../nbs/papers/wang2024/protocol.ipynb #68f6646e
+def _cost_of_classifier(p, run):
+    n, maker = _train_size(p), find_maker(run)
+    made = 0 if maker is None else round(n * min(1, maker["parents"]) * maker["per_image"])
+    size = made
+    if run.notebook.stem == "scenario":
+        size = {"real": n, "syn": made, "real+syn": n + made}[p["train"]]
+    looked_at = 0.35 * (n * p["val_fraction"] + _test_size(p))  # about a third of a training step
+    how = RECIPES[p["recipe"]] if p.get("recipe") else dict(head="linear", train_layers="all")
+    seen = p["epochs"] * (size + looked_at)
+    work = classifier_work(
+        p["arch"], p["size"], p["batch_size"], seen, how["head"], how["train_layers"]
+    )
+    return [work], 1e6
 
-        return [start, Work(f"image of {p['arch']} at {p['size']} px", seen, timed)], 1e6
-    if kind == "strength":
-        strengths = [float(x) for x in p["strengths"].split(",")]
-        per = min(n, p["parents"]) * 2  # prompt and control
-        steps = (
-            sum(_walked({**p, "strength": x, "pipeline": "img2img"}) for x in strengths)
-            * per
-            * len(p["methods"].split(","))
-        )
-        judged = p["judge_images"] * 6 * len(STUDIES[p["data"]].labels) * p["judge_epochs"]
-        judge = Work(
-            "image of the judge", judged, lambda: _time_classifier("resnet_small", 64, 64, None)
-        )
-        return [start, _walking(p, steps), judge], 2e7
-    return [], 0.0
+# %% ../../nbs/papers/wang2024/protocol.ipynb #d191e437
+def _cost_of_strengths(p, run):
+    strengths = [float(x) for x in p["strengths"].split(",")]
+    walks = min(_train_size(p), p["parents"]) * 2 * len(p["methods"].split(","))  # with controls
+    steps = sum(_walked({**p, "strength": x, "pipeline": "img2img"}) for x in strengths) * walks
+    judged = p["judge_images"] * 6 * len(STUDIES[p["data"]].labels) * p["judge_epochs"]
+    return [_walking(p, steps), classifier_work("resnet_small", 64, 64, judged)], 2e7
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #85d97922
 def find_maker(run):  # parameters of the run whose images this one trains on, or None
@@ -924,151 +906,6 @@ def _test_size(p) -> float:
 def _walked(p) -> int:
     return p["steps"] if p["pipeline"] == "txt2img" else max(1, int(p["steps"] * p["strength"]))
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #e42278ac
-def _training(what, p, steps, images):  # -> Work
-    return Work(
-        f"step of {what}, {p['base']}, {images} images, {p['precision']}",
-        steps,
-        lambda: _time_training(what, p["base"], images, p["precision"]),
-    )
-
 # %% ../../nbs/papers/wang2024/protocol.ipynb #915dbe89
 def _walking(p, steps):  # -> Work
-    return Work(
-        f"image and step of generation, {p['base']}, {p.get('precision', 'no')}",
-        steps,
-        lambda: _time_walking(p["base"], p.get("precision", "no")),
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #8fe80553
-def _time_start() -> float:
-    import subprocess
-    import sys
-    import time
-
-    begin = time.perf_counter()
-    imports = (
-        "import skinrepro.generate, torch, diffusers, peft, matplotlib.pyplot, sklearn; from"
-        " diffusers import UNet2DConditionModel"
-    )
-    subprocess.run([sys.executable, "-c", imports], check=True)
-    return time.perf_counter() - begin + 3  # the kernel itself, and the notebook's pictures
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #56b2f6d9
-@lru_cache(2)
-def _timing_base(name, precision):
-    import torch
-
-    from skinrepro.core import device
-    from skinrepro.latent import available, load_base
-
-    dtype = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
-    return load_base(
-        name, weights="pretrained" if available(name) else "random", device=device(), dtype=dtype
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #844ac71b
-def _time_training(what, name, images, precision) -> float:  # seconds per step
-    import time
-
-    import torch
-
-    from skinrepro.latent import Latents
-    from skinrepro.personalise import lora, textual_inversion
-
-    base = _timing_base(name, precision)
-    c, s = base.unet.config.in_channels, base.unet.config.sample_size
-    x = torch.randn(images, 1, c, s, s, generator=torch.Generator().manual_seed(0))
-    latents = Latents(x, torch.zeros_like(x), 1.0, "timing")
-    few = 3 if name == "miniature" else 1
-
-    def run(steps):
-        begin = time.perf_counter()
-        own = base.copy()
-        options = dict(
-            steps=steps, batch_size=images, precision=precision, progress=False, every=10**6
-        )
-        if what == "LoRA":
-            lora(own, latents, ["An image of skin"] * images, **options)
-        else:
-            textual_inversion(own, latents, ["timing-class"] * images, accumulate=1, **options)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    return (
-        max(1e-6, (run(1 + 3 * few) - run(1)) / (3 * few)) if run(1) else 0.0
-    )  # the very first also warms up
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #500f1edb
-def _time_walking(name, precision) -> float:  # seconds per image and step
-    import time
-
-    import torch
-
-    from skinrepro.generate import default_batch_size, prepared, remember_text, sample
-    from skinrepro.latent import encode_prompts
-
-    base = _timing_base(name, precision)
-    n = default_batch_size(base)
-    c, s = base.unet.config.in_channels, base.unet.config.sample_size
-    unet = prepared(base.unet)
-    remember = remember_text(unet)
-    text = encode_prompts(base, ["", "An image of skin"])
-    scheduler = base.pipeline().scheduler
-    noise = torch.randn(n, c, s, s).to(base.device, base.dtype)
-    index, guidance = (
-        torch.ones(n, dtype=torch.long, device=base.device),
-        torch.full((n,), 4.0, device=base.device),
-    )
-
-    def run(steps):
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            sample(
-                unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember
-            )
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    few = 4 if name == "miniature" else 2
-    run(1)
-    return run(few) / few / n
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #f5da7ff8
-def _time_classifier(arch, size, batch_size, recipe) -> float:  # seconds per image
-    import time
-
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from skinrepro.classify import build
-    from skinrepro.core import device
-
-    place = device()
-    how = RECIPES[recipe] if recipe else dict(head="linear", train_layers="all")
-    model = (
-        build(arch, 7, size, head=how["head"]).to(place, memory_format=torch.channels_last).train()
-    )
-    if how["train_layers"] == "head":  # as build freezes the trunk, for which it wants weights
-        for q in list(model.parameters())[:-4]:
-            q.requires_grad_(False)
-    opt = torch.optim.Adam([q for q in model.parameters() if q.requires_grad], 1e-3)
-    x = torch.randn(batch_size, 3, size, size, device=place).contiguous(
-        memory_format=torch.channels_last
-    )
-    y = torch.zeros(batch_size, dtype=torch.long, device=place)
-
-    def run(steps):
-        begin = time.perf_counter()
-        for _ in range(steps):
-            opt.zero_grad()
-            cross_entropy(model(x), y).backward()
-            opt.step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    run(2)
-    return run(5) / 5 / batch_size
+    return generation_work(p["base"], p.get("precision", "no"), steps)

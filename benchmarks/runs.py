@@ -122,7 +122,7 @@ def main():
                     " --no-progress-bar; done"
                 )
                 ours = (
-                    "import sys\nfrom pathlib import Path\nfrom skinrepro.runs import"
+                    "import sys\nfrom pathlib import Path\nfrom skinrepro.grid import"
                     " read_grid\nfrom skinrepro.workflow import execute\ndone ="
                     f" execute(read_grid(Path({str(folder)!r})), cores={a.cores},"
                     ' progress=False)\nsys.exit(any(o.status != "ran" for o in done))'

@@ -324,7 +324,7 @@ _set = Annotated[
 # %% ../nbs/79_cli.ipynb #90febfb3
 def _runs(paper, profile, section, data, set_) -> list:
     "Runs of a grid, as the options narrow it."
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     return read_grid(
         _folder_of(paper),

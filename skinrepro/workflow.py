@@ -125,7 +125,7 @@ def everything(
     profile: str = "mini",  # mini or paper
 ) -> dict:  # plan of all papers
     "The graph of every paper: whatever folder has a grid takes part."
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     return plan(
         [

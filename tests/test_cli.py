@@ -320,7 +320,7 @@ def test_a_missing_data_set_is_said_before_anything_starts(tmp_path, monkeypatch
 
 def test_a_stale_lock_is_explained_and_cleared_on_request(tmp_path, monkeypatch):
     from skinrepro.core import paths
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
     from skinrepro.workflow import execute
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
@@ -354,7 +354,7 @@ def test_where_names_notebook_heading_and_files():
 
 def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
     from skinrepro.core import paths
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
     first, second, *_ = read_grid(paths().papers / "wang2024", "mini", "scenario")
@@ -382,7 +382,7 @@ def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
 
     from skinrepro.core import paths
     from skinrepro.estimate import estimate
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))

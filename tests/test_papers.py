@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from skinrepro.core import PROFILES
-from skinrepro.runs import RESERVED, RESOURCES, declared, read_grid
+from skinrepro.grid import RESERVED, read_grid
+from skinrepro.runs import RESOURCES, declared
 
 PAPERS = sorted(
     p for p in (ROOT / "nbs" / "papers").iterdir() if p.is_dir() and not p.name.startswith(".")

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from skinrepro import runs, workflow
+from skinrepro import workflow
+from skinrepro.grid import read_grid
 from skinrepro.workflow import execute
 
 WRITE = """
@@ -99,7 +100,7 @@ FINISHED = """
 import json
 from skinrepro.core import paths
 from skinrepro.graph import inputs_of
-from skinrepro.runs import read_grid
+from skinrepro.grid import read_grid
 grid = read_grid(paths().papers/'wang2024'); known = {}
 for r in grid:
     r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id')
@@ -108,7 +109,7 @@ for r in grid:
 STATES = """
 import json
 from skinrepro.core import paths
-from skinrepro.runs import read_grid
+from skinrepro.grid import read_grid
 from skinrepro.workflow import states
 print(json.dumps([[s.run.section, s.run.parameters.get('train', ''), s.status, s.detail] for s in states(read_grid(paths().papers/'wang2024'))]))
 """
@@ -178,7 +179,7 @@ def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
             ' seed, "stop"'
         ),
     )
-    grid = runs.read_grid(folder, seed=0)
+    grid = read_grid(folder, seed=0)
     (first,) = execute(grid, progress=False)
     assert (
         first.status == "failed"
@@ -227,8 +228,8 @@ def wait_for(what, seconds=120):
 
 def run_of(folder, **narrowed):
     return (
-        "from pathlib import Path\nfrom skinrepro import runs, workflow\n"
-        f"workflow.execute(runs.read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
+        "from pathlib import Path\nfrom skinrepro import workflow\nfrom skinrepro.grid import read_grid\n"
+        f"workflow.execute(read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
     )
 
 
@@ -240,7 +241,7 @@ def test_killed_between_two_runs(tmp_path, store):
         b='if not Path("second").exists(): Path("second").write_text(""); time.sleep(60)',
     )
     child = start(run_of(folder))
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     wait_for(lambda: grid[0].done and (grid[1].folder / "second").exists())
     kill(child)
     wait_for(
@@ -261,7 +262,7 @@ def test_killed_while_writing(tmp_path, store):
         " Path('tried').write_text('')\n    if first: os.kill(os.getpid(), 9)\n   "
         " tmp.write_text('whole')"
     )
-    grid = runs.read_grid(toy(tmp_path, "[a]\n", a=body))
+    grid = read_grid(toy(tmp_path, "[a]\n", a=body))
     (failed,) = execute(grid, progress=False)
     assert (
         failed.status == "failed"
@@ -278,7 +279,7 @@ def test_a_failed_run_is_tried_again_and_the_rest_is_kept(tmp_path, store):
         "[a]\nseed = [0, 1]\n",
         a='assert seed or Path(os.environ["SKINREPRO_RUNS"], "fixed").exists(), "not yet"',
     )
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     assert [o.status for o in execute(grid, progress=False)] == ["failed", "ran"]
     (store / "fixed").write_text("")
     assert [o.status for o in execute(grid, progress=False)] == ["ran", "done"]
@@ -327,7 +328,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
             'from skinrepro.core import atomic_path\nwith atomic_path("big") as tmp:'
             " tmp.write_bytes(bytes(8*2**20*seed))"
         )
-        grid = runs.read_grid(toy(tmp_path, "[a]\nseed = [0, 1]\n", a=body))
+        grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1]\n", a=body))
         good, full = execute(grid, progress=False)
         assert (
             good.status == "ran"
@@ -348,7 +349,7 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
         ' Path("at").write_text(str(time.time()));'
         ' time.sleep(1)\nPath("to").write_text(str(time.time()))'
     )
-    grid = runs.read_grid(
+    grid = read_grid(
         toy(
             tmp_path,
             "[a]\ngpus = 1\nseed = [0, 1, 2]\n[b]\n[c]\ngpus = 2\n",
@@ -384,7 +385,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path, store, monkeypatch):
         "from skinrepro.core import ranks, wait_for_everyone\nassert ranks()[1] == 2\nassert not"
         ' ranks()[0], "rank 1 has bad luck"\nwait_for_everyone()'
     )
-    (failed,) = execute(runs.read_grid(toy(tmp_path, "[a]\ngpus = 2\n", a=body)), progress=False)
+    (failed,) = execute(read_grid(toy(tmp_path, "[a]\ngpus = 2\n", a=body)), progress=False)
     assert failed.status == "failed" and "bad luck" in failed.error, failed
 
 
@@ -426,7 +427,7 @@ def test_a_fifth_paper_takes_part_without_another_edit(tmp_path):
         f"smith2031/{i}/.done"
         for i in within(
             at,
-            "from skinrepro.core import paths; from skinrepro.runs import read_grid\n"
+            "from skinrepro.core import paths; from skinrepro.grid import read_grid\n"
             'print(*(r.id for r in read_grid(paths().papers/"smith2031")))',
             **env,
         ).split()

@@ -6,35 +6,31 @@
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES',
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
-           'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
+           'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'make_images', 'write_weights', 'read_weights',
+           'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .. import __version__
 from skinrepro.core import (
     atomic_path,
     check_choice,
     data_folder,
     has_data,
     hash_text,
-    locked,
     paths,
     ranks,
-    wait_for_everyone,
 )
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..graph import code_hash
-from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
-from ..runs import ParameterError, find
+from ..records import read_record
+from ..runs import ParameterError, made_for, made_once
 from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
@@ -452,54 +448,10 @@ AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says
 )
 TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #42f8763f
-def kept_weights(
-    kind: str,  # 'ti' or 'lora'
-    asked: dict,  # all that the result depends on, plain values
-    train: Callable,  # folder -> log (DataFrame); leaves the weights in the folder
-) -> Path:  # folder with the weights, steps.csv and asked.json, named by what was asked
-    """Train once and share: runs that ask the same wait for each other, and a killed training goes
-    on from its checkpoint.
-    """
-    import shutil
-    import time
-
-    asked = asked | dict(
-        version=__version__,
-        code=code_hash(f"skinrepro.papers.wang2024.learn_{dict(ti='tokens', lora='lora')[kind]}"),
-    )
-    folder = (
-        paths().runs
-        / "wang2024"
-        / "weights"
-        / f"{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
-        there = (folder / "asked.json").is_file()
-        wait_for_everyone()  # written last
-        if not there:
-            start = time.time()
-            log = train(folder)
-            with atomic_path(folder / "steps.csv") as tmp:
-                log.to_csv(tmp, index=False)
-            with atomic_path(folder / "asked.json") as tmp:
-                tmp.write_text(
-                    json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1)
-                )
-            wait_for_everyone()
-            for scratch in [folder / "training", *checkpoints(folder)]:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #7a346ed4
-def training_log(
-    folder,  # from `learn_tokens` or `learn_lora`
-) -> tuple[pd.DataFrame, float]:  # the log, and the seconds that the training took when it was done
-    return (
-        pd.read_csv(Path(folder) / "steps.csv"),
-        json.loads((Path(folder) / "asked.json").read_text())["seconds"],
-    )
+# %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
+def _weights() -> Path:
+    "Where learned weights lie, made once for all runs that ask the same."
+    return paths().runs / "wang2024" / "weights"
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #9c90052d
 def learn_tokens(
@@ -551,7 +503,8 @@ def learn_tokens(
             f.replace(folder / f.name)
         return pd.concat(log)
 
-    return kept_weights("ti", asked, train_tokens)
+    code = code_hash("skinrepro.papers.wang2024.learn_tokens")
+    return made_once(_weights(), "ti", asked, train_tokens, code)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #5282fa37
 def learn_lora(
@@ -623,7 +576,9 @@ def learn_lora(
                 progress=progress,
             )
 
-        return kept_weights("lora", asked | dict(images=content_hash(rows)), train_lora)
+        code = code_hash("skinrepro.papers.wang2024.learn_lora")
+        own = asked | dict(images=content_hash(rows))
+        return made_once(_weights(), "lora", own, train_lora, code)
 
     labels = sorted(train.label.unique())
     if per != "condition":
@@ -685,33 +640,17 @@ def read_weights(
     """
     if not run_id and method == "vanilla":
         return None, None
-    if not run_id:
-        raise ParameterError(
-            f"method = {method!r} needs learned weights: give the id of a run of weights as"
-            " `learned`. Run it first: skinrepro run wang2024 --section weights (the sections of"
-            " grid.toml that need it find it themselves)."
-        )
-    made = find("wang2024", run_id)
-    if made.notebook.stem != "weights":
-        raise ParameterError(
-            f"learned = {run_id!r} is a run of {made.notebook.stem}, not of weights."
-        )
-    asked = dict(parameters, method=method)
-    differ = {
-        k: (made.parameters[k], asked[k])
-        for k in ("method", "base", *SPLIT_BY)
-        if k in asked and made.parameters[k] != asked[k]
-    }
-    if differ:
-        raise ParameterError(
-            f"learned = {run_id!r} has learned something else: "
-            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
-            + "."
-        )
-    names, folder = (
-        json.loads((made.folder / "weights.json").read_text()),
-        paths().runs / "wang2024" / "weights",
+    made = made_for(
+        "wang2024",
+        run_id,
+        "weights",
+        dict(parameters, method=method),
+        ("method", "base", *SPLIT_BY),
+        given="learned",
+        needed=f"method = {method!r} needs learned weights",
+        differs="has learned something else",
     )
+    names, folder = json.loads((made.folder / "weights.json").read_text()), _weights()
     lost = [
         n
         for n in [names["tokens"], *(names["loras"] or {}).values()]
@@ -734,30 +673,16 @@ def images_of(
     """What a generator has made. Raises ParameterError when it was not run, or was run for another
     split.
     """
-    from skinrepro.runs import read_record
-
-    if not run_id:
-        raise ParameterError(
-            f"train = {parameters.get('train', 'syn')!r} needs synthetic images: give the id of a"
-            " generator run as `images`. Run generator first: skinrepro run wang2024 --section"
-            " generator (sections of grid.toml that train on synthetic images find it themselves)."
-        )
-    made = find("wang2024", run_id)
-    if made.notebook.stem != "generator":
-        raise ParameterError(
-            f"images = {run_id!r} is a run of {made.notebook.stem}, not of generator."
-        )
-    differ = {
-        k: (made.parameters[k], parameters[k])
-        for k in SPLIT_BY
-        if k in parameters and made.parameters[k] != parameters[k]
-    }
-    if differ:
-        raise ParameterError(
-            f"images = {run_id!r} were made for another split: "
-            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
-            + "."
-        )
+    made = made_for(
+        "wang2024",
+        run_id,
+        "generator",
+        parameters,
+        SPLIT_BY,
+        given="images",
+        needed=f"train = {parameters.get('train', 'syn')!r} needs synthetic images",
+        differs="were made for another split",
+    )
     return read(made.folder / "manifest.parquet"), read_record(made.folder / "records.csv")
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ac09ba05

@@ -240,14 +240,11 @@ def _clock(work) -> float:  # seconds of a call, with all that it has left to th
 # %% ../nbs/71_estimate.ipynb #74fd7238
 @lru_cache(2)
 def _timing_base(name, precision):
-    import torch
-
     from skinrepro.core import device
-    from skinrepro.latent import available, load_base
+    from skinrepro.latent import available, dtype_of, load_base
 
-    dtype = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
     weights = "pretrained" if available(name) else "random"
-    return load_base(name, weights=weights, device=device(), dtype=dtype)
+    return load_base(name, weights=weights, device=device(), dtype=dtype_of(precision))
 
 # %% ../nbs/71_estimate.ipynb #7a9a6f1b
 def training_work(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'VERMILION', 'GREY', 'VERDICT_COLOURS', 'style', 'read_picture',
-           'save_figure', 'forest', 'gallery', 'canvas', 'box', 'arrow', 'picture']
+           'save_figure', 'forest', 'gallery', 'label_grid', 'canvas', 'box', 'arrow', 'picture']
 
 # %% ../nbs/61_figures.ipynb #ae0445a6
 from collections.abc import Mapping
@@ -241,8 +241,8 @@ def _effect(ax, y: float, r: Mapping, limit: float):
 
 # %% ../nbs/61_figures.ipynb #4aec44f3
 def gallery(
-    # one row = one picture: row, column, path; optional: caption (under the picture), parent (bool:
-    # not made by a generator)
+    # one row = one picture: row, column, path (or the picture itself, an array); optional: caption
+    # (under the picture), parent (bool: not made by a generator)
     pictures: pd.DataFrame,
     title: str = "",
     size: float = 0.82,  # inch per picture
@@ -279,7 +279,7 @@ def gallery(
 def _check_pictures(pictures: pd.DataFrame):
     "Every picture is there, and no two are in one place."
     for r in pictures.itertuples():
-        if not Path(r.path).is_file():
+        if not (isinstance(r.path, np.ndarray) or Path(r.path).is_file()):
             raise FileNotFoundError(
                 f"No image {r.path} for {r.row}, {r.column}. Run its generator again."
             )
@@ -302,13 +302,31 @@ def _name_lines(axes, rows: list, columns: list):
 # %% ../nbs/61_figures.ipynb #4ad39fd5
 def _place(ax, r: Mapping, pixels: int):
     "One picture with a frame: blue for a photograph or phantom, none for a synthetic image."
-    ax.imshow(read_picture(r["path"], pixels), interpolation="nearest")
+    shown = r["path"] if isinstance(r["path"], np.ndarray) else read_picture(r["path"], pixels)
+    ax.imshow(shown, interpolation="nearest")
     if r.get("parent") is True:
         for s in ax.spines.values():
             s.set(visible=True, color=BLUE, linewidth=1.6)
     caption = r.get("caption", "")
     if isinstance(caption, str) and caption:
         ax.set_xlabel(caption, size=5.5, labelpad=1.5)
+
+# %% ../nbs/61_figures.ipynb #11a2170c
+def label_grid(
+    rows: Mapping,  # name of a row -> its images: label, path, perhaps caption; the first are shown
+    labels,  # columns, in their order
+    title: str = "",
+    names: Mapping | None = None,  # label -> what stands above its column, where it is not itself
+):  # matplotlib figure
+    "One image of each label in every row. Raises as `gallery`."
+    columns = {label: (names or {}).get(label, label).replace(" ", "\n") for label in labels}
+    shown = [
+        of_row.assign(row=name, column=of_row.label.map(columns)).drop_duplicates("column")
+        for name, of_row in rows.items()
+    ]
+    pictures = pd.concat(shown, ignore_index=True).dropna(subset="column")
+    order = list(columns.values())
+    return gallery(pictures.sort_values("column", key=lambda c: c.map(order.index)), title)
 
 # %% ../nbs/61_figures.ipynb #9bd61534
 def canvas(

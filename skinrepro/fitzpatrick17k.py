@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMIT', 'CSV_URL', 'CSV_SHA256', 'COLUMNS', 'UNKNOWN', 'SKIN_TYPE_SOURCES', 'COUNTED', 'TWINS', 'read_annotations',
-           'skin_type', 'tabulate', 'annotation_counts', 'write_counts', 'to_manifest', 'read_twins', 'twin_clusters',
-           'add_twins', 'fetch_annotations', 'image_folder', 'located', 'read_fitzpatrick17k']
+           'skin_type', 'tabulate', 'annotation_counts', 'selected_counts', 'write_counts', 'to_manifest', 'read_twins',
+           'twin_clusters', 'add_twins', 'fetch_annotations', 'image_folder', 'located', 'read_fitzpatrick17k']
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #3237c496
 import io
@@ -170,6 +170,20 @@ def annotation_counts() -> (
     return pd.read_csv(
         io.StringIO(_COUNTS.read_text(encoding="utf-8")), comment="#", keep_default_na=False
     )
+
+# %% ../nbs/11_fitzpatrick17k.ipynb #ff1d34fd
+def selected_counts(
+    labels=None,  # of the selection; None takes all
+    skin_types=(1, 2, 3, 4, 5, 6),
+    label_source: str = "scale",  # one of SKIN_TYPE_SOURCES
+) -> pd.DataFrame:  # label, skin_type, n
+    "How many photographs of each label and skin type a selection has."
+    c = annotation_counts()
+    c = c.assign(skin_type=skin_type(c, label_source))
+    c = c[c.skin_type.isin(skin_types)]
+    if labels is not None:
+        c = c[c.label.isin(labels)]
+    return c.groupby(["label", "skin_type"], as_index=False).n.sum()
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #8efb2061
 def write_counts(

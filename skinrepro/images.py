@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['REFUSE_PIXELS', 'REDUCE_PIXELS', 'FITS', 'FILTERS', 'ImageError', 'NotAnImage', 'load_image', 'describe', 'fit_image',
-           'file_md5s', 'ImageStore', 'join_stores', 'decoder_version', 'cache_images']
+           'pixels', 'file_md5s', 'ImageStore', 'join_stores', 'decoder_version', 'cache_images', 'measure_images']
 
 # %% ../nbs/15_images.ipynb #9dc348dc
 import errno
@@ -12,6 +12,7 @@ import hashlib
 import io
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -188,6 +189,14 @@ def fit_image(
     return np.asarray(
         image.resize((size, size), getattr(Image.Resampling, resample.upper()), box=box)
     )
+
+# %% ../nbs/15_images.ipynb #b857808a
+def pixels(
+    files,  # paths
+    size: int = 64,  # side in px
+) -> np.ndarray:  # (n, size, size, 3) uint8
+    "Images brought to one small size: shorter side, then the centre. Raises as `load_image`."
+    return np.stack([fit_image(load_image(f), size, "shorter") for f in files])
 
 # %% ../nbs/15_images.ipynb #196e324f
 def file_md5s(
@@ -553,3 +562,14 @@ def _decode_all(
             + ("\n  ..." if len(errors) > 20 else "")
         )
     return sizes
+
+# %% ../nbs/15_images.ipynb #8f76e3ad
+def measure_images(
+    manifest: pd.DataFrame,  # as `cache_images` takes it
+    measure: Callable,  # (size, size, 3) uint8 -> number
+    size: int = 64,  # side to which an image is brought first
+) -> pd.Series:  # index of the manifest
+    "A number of each image. Raises as `cache_images`."
+    store = cache_images(manifest, size, "shorter", progress=False)
+    values = [measure(image) for image in store.take(store.rows(manifest.image_id))]
+    return pd.Series(values, manifest.index)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_specs', 'walked', 'prepared', 'remember_text', 'start_noise', 'guided', 'sample', 'plan', 'LatentDrawer',
-           'default_batch_size', 'personalised_drawers']
+           'default_batch_size', 'personalised_drawers', 'draw_personalised']
 
 # %% ../nbs/32_latent_drawer.ipynb #f7d20a85
 import copy
@@ -21,7 +21,15 @@ import pandas as pd
 import torch
 
 from .core import check_choice, hash_text, paths
-from .generate import Drawer, GenerationError, refuse, require_columns, whole_numbers
+from skinrepro.generate import (
+    Drawer,
+    Files,
+    GenerationError,
+    generate_by,
+    refuse,
+    require_columns,
+    whole_numbers,
+)
 from .images import FITS, file_md5s, fit_image, load_image
 from .latent import Base, encode_prompts, module_hash, prompt_ids, refuse_random
 from .personalise import personalised
@@ -438,3 +446,18 @@ def personalised_drawers(
         return LatentDrawer(own, **options)
 
     return drawer_of
+
+# %% ../nbs/32_latent_drawer.ipynb #d3d935f5
+def draw_personalised(
+    base: Base,  # left as it is
+    table: pd.DataFrame,  # see `check_specs`
+    folder,  # images go there
+    embeddings=None,  # learned words of all, see personalise.personalised
+    loras: dict | None = None,  # label -> folder of the LoRA that its images have
+    files: Files | None = None,
+    **how,  # batch_size, threads, progress of `generate.generate`
+) -> pd.DataFrame:  # manifest in the order of `table`
+    "Images of a personalised model; a row's label says which LoRA it has."
+    lora_of = [loras[label] if loras else None for label in table.label]
+    drawers = personalised_drawers(base, embeddings=embeddings)
+    return generate_by(table, folder, lora_of, drawers, files, **how)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'check_codes', 'top1', 'confusion', 'accuracy', 'precision', 'recall', 'f1', 'performance', 'by_group',
-           'score', 'recall_gap']
+           'score', 'recall_gap', 'shares', 'total_variation', 'mean_rows']
 
 # %% ../nbs/50_metrics.ipynb #f208552f
 from collections.abc import Callable
@@ -207,3 +207,43 @@ def recall_gap(
         raise ValueError(f"group is missing for {int(g.isna().sum())} images; drop them first.")
     found = pd.Series(p == y)[y == of].groupby(g[y == of]).mean()
     return float(found.max() - found.min()) if len(found) > 1 else float("nan")
+
+# %% ../nbs/50_metrics.ipynb #c9e383b7
+def shares(
+    counts: pd.DataFrame,  # one row for each combination, or several
+    labels: str,  # column of the labels
+    groups: str = "group",  # column of the groups; rows without one are left out
+    n: str = "n",  # column of the counts
+) -> pd.DataFrame:  # label, and a column for each group that adds up to 1
+    "How common each label is in each group."
+    t = counts.dropna(subset=groups).pivot_table(
+        index=labels, columns=groups, values=n, aggfunc="sum", fill_value=0
+    )
+    return (t / t.sum()).rename_axis(index="label", columns=None).reset_index()
+
+# %% ../nbs/50_metrics.ipynb #9d1daf59
+def total_variation(
+    p,  # (k,) shares of the labels in a group
+    q,  # (k,) in another
+) -> float:  # 0: equal; 1: nothing in common
+    "Half of the sum of the differences of two distributions."
+    return float(np.abs(np.asarray(p) - np.asarray(q)).sum() / 2)
+
+# %% ../nbs/50_metrics.ipynb #acdb62bc
+def mean_rows(
+    table: pd.DataFrame,  # row = image; each column a metric, NaN where an image has no number
+    *groupings,  # (n,) names of groups; an image without one is in none
+    **keys,  # further columns and their values
+) -> pd.DataFrame:  # metric, group, value, n, and the keys; 'all' first, then the groups
+    "Mean of each metric over all images and over each group."
+    parts = {"all": table}
+    for names in groupings:
+        names = pd.Series(np.asarray(names, object), table.index)
+        parts |= dict(list(table.groupby(names)))
+    rows = [
+        dict(metric=k, group=group, value=t[k].mean(), n=int(t[k].count()))
+        for group, t in parts.items()
+        for k in table.columns
+        if t[k].notna().any()
+    ]
+    return pd.DataFrame(rows).assign(**keys)

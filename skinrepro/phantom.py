@@ -7,7 +7,7 @@ __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DE
            'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene',
            'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis', 'nematode_infection',
            'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion',
-           'generic', 'recipe', 'render', 'sheet', 'seed_of', 'phantom_manifest', 'write_phantoms']
+           'generic', 'recipe', 'render', 'sheet', 'paired_phantoms', 'seed_of', 'phantom_manifest', 'write_phantoms']
 
 # %% ../nbs/12_phantom.ipynb #df43bc8c
 import io
@@ -980,6 +980,27 @@ def sheet(
         0.5, 0.008, "phantom: procedural, not patients", ha="center", fontsize=9, color="crimson"
     )
     return fig
+
+# %% ../nbs/12_phantom.ipynb #fbe90cb6
+def paired_phantoms(
+    n: int = 120,  # pairs
+    size: int = 64,  # side in px
+    seed: int = 0,
+    light: tuple = (1, 2),  # skin types of one picture of a pair, in turn
+    dark: tuple = (5, 6),  # of the other
+) -> tuple:  # (n, size, size, 3) uint8 on light skin, the same on dark skin, labels
+    "The same scenes on light and on dark skin, condition by condition."
+    names = list(CONDITIONS)
+    label = [names[i % len(names)] for i in range(n)]
+
+    def at(types):
+        drawn = [
+            render(c, types[i // len(names) % len(types)], 77_000_000 + 10_000 * seed + i, size)
+            for i, c in enumerate(label)
+        ]
+        return np.stack(drawn)
+
+    return at(light), at(dark), label
 
 # %% ../nbs/12_phantom.ipynb #22e57aeb
 def seed_of(

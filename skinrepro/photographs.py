@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'INVENTORY', 'READERS', 'inspect_images', 'read_inventory', 'inventory_hash', 'summary', 'verify',
-           'fetch_images', 'listed', 'inventory', 'photographs', 'rendered']
+           'fetch_images', 'listed', 'inventory', 'photographs', 'rendered', 'study_images']
 
 # %% ../nbs/17_photographs.ipynb #cd559d73
 import hashlib
@@ -18,7 +18,7 @@ from . import fitzpatrick17k
 from .core import atomic_path, check_choice, hash_text, paths
 from .download import fetch_many, inspect_image, mark_copies
 from .images import ImageError, decoder_version, describe
-from .manifest import validate
+from .manifest import Study, validate
 from .phantom import phantom_manifest, write_phantoms
 from skinrepro.sources import (
     SOURCES,
@@ -360,3 +360,38 @@ def rendered(
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         return write_phantoms(m, folder, size, partitions, jobs, **options)
+
+# %% ../nbs/17_photographs.ipynb #c853f0a0
+def study_images(
+    study: Study,
+    counts: pd.DataFrame,  # label, skin_type, n of its phantoms, should it be about phantoms
+    name: str,  # start of their image ids
+    keep: Callable = lambda m: m,  # manifest with groups -> its rows that are wanted
+    *,
+    size: int = 64,  # side in px at which phantoms are rendered
+    label_source: str = "scale",  # of the skin type, where a data set has several
+    missing: str = "error",  # 'error', or 'drop': go on with photographs that are there and whole
+    partitions: dict | None = None,  # label -> partition, for phantoms of labels without a recipe
+    jobs: int = 2,  # processes for phantoms that are not there yet
+    # manifest -> group of each row, missing for none; of a study without skin types
+    group: Callable | None = None,
+) -> tuple[pd.DataFrame, str]:
+    """Manifest with absolute paths and groups, and the hash of the inventory of real photographs
+    ('' for phantoms). Raises FileNotFoundError or ValueError with the remedy.
+    """
+    check_choice("missing", missing, ["error", "drop"])
+    labels = list(study.labels) or None
+
+    def wanted(m):
+        m = study.grouped(m if labels is None else m[m.label.isin(labels)])
+        return keep(m[m.group.notna()])
+
+    if study.data == "phantom":
+        m, hashed = rendered(counts, name, size, wanted, partitions, jobs), ""
+    elif study.groups:
+        m, hashed = photographs(study.data, labels, label_source, wanted, missing)
+    else:
+        m, hashed = photographs(study.data, labels, label_source, missing=missing)
+        m = m.assign(group=group(m))
+        m = keep(m[m.group.notna()]).reset_index(drop=True)
+    return validate(m, labels), hashed

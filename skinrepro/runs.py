@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESOURCES', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'begin', 'finish',
-           'find', 'made_for', 'made_once', 'how_made', 'import_papermill', 'execute_notebook']
+           'in_short', 'find', 'made_for', 'made_once', 'how_made', 'hand_on', 'handed_on', 'import_papermill',
+           'execute_notebook']
 
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
@@ -228,6 +229,14 @@ def finish(
         out.to_csv(tmp, index=False)
     return out
 
+# %% ../nbs/01_runs.ipynb #b6c1806d
+def in_short(
+    record: pd.DataFrame,  # from `finish`
+) -> str:
+    "One line about a finished run."
+    first = record.iloc[0]
+    return f"{first.run_id}: {len(record)} numbers, {first.seconds} s on {first.device}"
+
 # %% ../nbs/01_runs.ipynb #9e36eea0
 def find(
     paper: str,  # paper key
@@ -325,6 +334,44 @@ def how_made(
     "Log of something that was made once."
     asked = json.loads((Path(folder) / "asked.json").read_text(encoding="utf-8"))
     return pd.read_csv(Path(folder) / "steps.csv"), asked["seconds"]
+
+# %% ../nbs/01_runs.ipynb #e59b1aeb
+def hand_on(
+    file,  # in the folder of the run
+    **things,  # name -> folder from `made_once`, several of them by name, or None
+):
+    "Note what a run has had made, for other runs."
+    names = {
+        k: {i: f.name for i, f in thing.items()} or None
+        if isinstance(thing, dict)
+        else thing.name
+        if thing
+        else None
+        for k, thing in things.items()
+    }
+    with atomic_path(file) as tmp:
+        tmp.write_text(json.dumps(names, indent=1))
+
+# %% ../nbs/01_runs.ipynb #de2142e3
+def handed_on(
+    made: Run,  # finished
+    file: str,  # name of the note in its folder
+    home: Path,  # as `made_once` was given it
+) -> dict:  # as `hand_on` was given it, the folders below `home`
+    "What a run has had made. Raises ParameterError with the remedy when some of it is gone."
+    names = json.loads((made.folder / file).read_text(encoding="utf-8"))
+    single = [n for n in names.values() if isinstance(n, str)]
+    several = [n for group in names.values() if isinstance(group, dict) for n in group.values()]
+    lost = [n for n in single + several if not (home / n / "asked.json").is_file()]
+    if lost:
+        raise ParameterError(
+            f"{home / lost[0]} is gone. Delete {made.folder} and run it again: skinrepro run"
+            f" {made.paper} --section {made.notebook.stem}"
+        )
+    return {
+        k: {i: home / f for i, f in n.items()} if isinstance(n, dict) else n and home / n
+        for k, n in names.items()
+    }
 
 # %% ../nbs/01_runs.ipynb #c3b09268
 def import_papermill():

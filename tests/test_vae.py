@@ -13,10 +13,12 @@ from skinrepro import runs
 from skinrepro.colour import ITA_CLASSES, ita_class
 from skinrepro.core import has_data
 from skinrepro.grid import read_grid
+from skinrepro.images import measure_images
 from skinrepro.loop import TrainingError
 from skinrepro.papers import lopezperez2025 as paper
 from skinrepro.photographs import photographs
 from skinrepro.records import read_records
+from skinrepro.tone import skin_angle
 from skinrepro.vae import Features, build_vae, measure, negative_elbo, perceptual_loss, train_vae
 from skinrepro.workflow import execute
 
@@ -197,7 +199,7 @@ def test_the_angle_is_checked_against_recorded_skin_types():
     from scipy.stats import spearmanr
 
     m, _ = photographs("pad_ufes20", select=lambda m: m[m.skin_type.notna()])
-    angle = paper.measured_ita(m)
+    angle = measure_images(m, skin_angle)
     known = angle.notna()
     r = spearmanr(angle[known], m.skin_type[known].astype(int)).statistic
     print(

@@ -388,9 +388,9 @@ def device_name() -> (
         return torch.cuda.get_device_name()
     try:
         model = next(
-            l.split(":", 1)[1].strip()
-            for l in Path("/proc/cpuinfo").read_text().splitlines()
-            if l.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
         )
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()

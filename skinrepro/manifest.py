@@ -69,6 +69,24 @@ def _skin_types(values: pd.Series) -> pd.Series:  # Int64, NA where unknown
     return numbers.astype("Int64")
 
 # %% ../nbs/10_manifest.ipynb #d4d0c5c0
+def _rules(m: pd.DataFrame):
+    "Yields (the rows that a rule is about, which of them break it, column, what is wrong)."
+    for c in REQUIRED:
+        empty = m[c].isna() | (m[c].astype("string").str.strip() == "")
+        yield m, empty, c, "is missing; every image needs one"
+    yield m, m.image_id.duplicated(), "image_id", "occurs twice; image ids are unique"
+    odd = m.skin_type.notna() & ~m.skin_type.isin(range(1, 7))
+    yield m, odd, "skin_type", "is not in 1..6; use a missing value for unknown"
+    yield m, ~m.source.isin(SOURCES), "source", f"is not one of {SOURCES}"
+    odd = m.md5.notna() & ~m.md5.str.fullmatch(r"[0-9a-f]{32}").fillna(False)
+    yield m, odd, "md5", "is not 32 lower-case hexadecimal digits"
+    real = m[(m.source == "real") & m.md5.notna()]
+    twice = "occurs twice: the same file under two ids. Keep one of them"
+    yield real, real.md5.duplicated(), "md5", twice
+    orphan = (m.source == "synthetic") & m.parent_id.isna() & m.path.isna()
+    yield m, orphan, "parent_id", "is missing for a synthetic image"
+
+# %% ../nbs/10_manifest.ipynb #a6b161d9
 def validate(
     m: pd.DataFrame,  # manifest
     labels: list | None = None,  # the paper's label list; None accepts any
@@ -86,53 +104,14 @@ def validate(
             "The manifest has no rows: nothing was selected. Check the label list, skin types and"
             " data folder."
         )
-    for c in REQUIRED:
-        _refuse(
-            m,
-            m[c].isna() | (m[c].astype("string").str.strip() == ""),
-            c,
-            "is missing; every image needs one",
-        )
-    _refuse(
-        m, m.image_id.duplicated(keep="first"), "image_id", "occurs twice; image ids are unique"
-    )
-    _refuse(
-        m,
-        m.skin_type.notna() & ~m.skin_type.isin(range(1, 7)),
-        "skin_type",
-        "is not in 1..6; use a missing value for unknown",
-    )
-    _refuse(m, ~m.source.isin(SOURCES), "source", f"is not one of {SOURCES}")
-    _refuse(
-        m,
-        m.md5.notna() & ~m.md5.str.fullmatch(r"[0-9a-f]{32}").fillna(False),
-        "md5",
-        "is not 32 lower-case hexadecimal digits",
-    )
-    real = m[(m.source == "real") & m.md5.notna()]
-    _refuse(
-        real,
-        real.md5.duplicated(keep="first"),
-        "md5",
-        "occurs twice: the same file under two ids. Keep one of them",
-    )
-    _refuse(
-        m,
-        (m.source == "synthetic") & m.parent_id.isna() & m.path.isna(),
-        "parent_id",
-        "is missing for a synthetic image",
-    )
+    for rows, bad, column, why in _rules(m):
+        _refuse(rows, bad, column, why)
     if labels is not None:
         _refuse(m, ~m.label.isin(labels), "label", f"is not in the label list {list(labels)}")
     if files:
         absent = ~m.path.map(lambda p: (Path(root or ".") / p).is_file()).astype(bool)
-        _refuse(
-            m,
-            absent,
-            "path",
-            "does not exist",
-            f" (looked in {Path(root).resolve()})" if root else "",
-        )
+        where = f" (looked in {Path(root).resolve()})" if root else ""
+        _refuse(m, absent, "path", "does not exist", where)
     return m
 
 # %% ../nbs/10_manifest.ipynb #b3660d6a
@@ -211,4 +190,4 @@ def label_codes(
 ):  # (n,) int64 numpy array, codes 0..k-1
     "Codes of the labels by the paper's list. Raises ManifestError for a label outside it."
     validate(m, labels=labels)
-    return m.label.map({l: i for i, l in enumerate(labels)}).to_numpy(dtype="int64")
+    return m.label.map({label: i for i, label in enumerate(labels)}).to_numpy(dtype="int64")

@@ -27,10 +27,10 @@ def inspect_image(
     # MD5 sums of the other files of the data set (a set or dict): those bytes are certainly the
     # wrong image
     others=(),
-) -> tuple[
-    str, str, str
-]:  # status (ok, re-encoded, wrong, corrupt), MD5 of `data`, explanation ('' if ok)
-    "Judge bytes that should be a certain image. Decoding happens only where the MD5 differs."
+) -> tuple[str, str, str]:  # status, MD5 of `data`, explanation ('' if ok)
+    """Judge bytes that should be a certain image: ok, re-encoded, wrong or corrupt. Decoding
+    happens only where the MD5 differs.
+    """
     found = hashlib.md5(data).hexdigest()
     if found == md5:
         return "ok", found, ""
@@ -48,9 +48,7 @@ def inspect_image(
         return "wrong", found, _not_an_image(data)
     except Image.DecompressionBombError as e:
         return "wrong", found, str(e)
-    except (
-        Exception
-    ) as e:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, ...
+    except Exception as e:  # decoders of damaged files raise nearly everything
         return "corrupt", found, f"does not decode: {e}"
     return "re-encoded", found, f"{about}, {len(data)} bytes, another MD5"
 
@@ -67,11 +65,9 @@ def _not_an_image(data):
 def mark_copies(
     table: pd.DataFrame,  # columns status, md5, and a text column named by `where`
     where: str = "message",  # column that explains
-) -> (
-    pd.DataFrame
-):  # a copy, where `re-encoded` became `duplicate` if several rows have the same bytes
-    """Images that are not the data set's and occur under several names: placeholders, or copies of
-    one file.
+) -> pd.DataFrame:  # a copy
+    """`re-encoded` becomes `duplicate` where several rows have the same bytes: images that are not
+    the data set's and occur under several names, placeholders or copies of one file.
     """
     t = table.copy()
     same = t.status.isin(["re-encoded", "duplicate"])

@@ -60,8 +60,8 @@ def train_judge(n=12000, epochs=12, seed=0):
     import torch
     import torch.nn.functional as F
 
-    from skinrepro.classify import build
     from skinrepro.loop import fit
+    from skinrepro.networks import build
 
     seed_all(seed)
     x, y, _ = phantoms(n, 9, (0.2, 1.0))

@@ -44,7 +44,7 @@ def stores(tmp_path):  # of twelve pictures, for a network of 32 pixels
     return cache_pair(m, 32, root=tmp_path, folder=tmp_path / "cache", progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # transforms
 @pytest.mark.parametrize("size", [32, 64, 96, 224])
 def test_evaluation_equals_torchvision(tmp_path, size):
@@ -160,7 +160,7 @@ def test_normalisation_of_an_unknown_model():
         normalisation("vgg99")
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # sampling, batches
 def test_sampler_weights_are_one_over_class_count():
     codes = np.repeat([0, 1, 3], [600, 350, 50])  # class 2 is absent

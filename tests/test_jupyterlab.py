@@ -279,11 +279,13 @@ STATE = """(() => {
 
 
 def MENU(name):
-    return f"[...document.querySelectorAll('.lm-MenuBar-item')].find(e => e.innerText.trim() === '{name}')"
+    items = "[...document.querySelectorAll('.lm-MenuBar-item')]"
+    return f"{items}.find(e => e.innerText.trim() === '{name}')"
 
 
 def ENTRY(command):
-    return f"""document.querySelector('.lm-Menu-item[data-command="{command}"]:not(.lm-mod-disabled)')"""
+    item = f'.lm-Menu-item[data-command="{command}"]:not(.lm-mod-disabled)'
+    return f"document.querySelector('{item}')"
 
 
 AGREE = "document.querySelector('.jp-Dialog button.jp-mod-accept')"

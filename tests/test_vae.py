@@ -133,7 +133,7 @@ def test_measuring_is_deterministic_and_says_when_there_is_nothing():
 
 
 # The paper
-# -------------------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_lpips_is_optional_and_its_absence_is_explained(monkeypatch):

@@ -338,7 +338,7 @@ def image_batches(
     return of
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #d4a7124f
-FEATURES = ("vgg19", "phantom", "none")
+FEATURES = ("vgg19", "phantom", "none", "efficientnet_lite0")
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c2ea9576
 def perceptual_features(
@@ -348,74 +348,19 @@ def perceptual_features(
     steps: int = 300,  # of the training of the small network
     progress: bool = False,
 ):  # vae.Features, or None for 'none'
-    """The network of the perceptual loss. Raises RuntimeError with the remedy when VGG's weights
-    are not there.
+    """The network of the perceptual loss. Raises RuntimeError with the remedy when its weights are
+    not there.
     """
-    from skinrepro.vae import Features, vgg19_features
+    from skinrepro.features import feature_network, perceptual_trunk
+    from skinrepro.vae import Features
 
     check_choice("features", name, FEATURES)
     if name == "none":
         return None
-    if name == "vgg19":
-        return vgg19_features(weights, normalise)
-    return Features(
-        _phantom_network(steps, progress), f"vgg_small trained on phantoms ({steps} steps)"
-    )
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #f74174a2
-def _phantom_network(
-    steps: int, progress: bool
-):  # a classifier of ten phantom conditions, kept in the cache
-    import torch
-    from filelock import FileLock
-    from safetensors.torch import load_file, save_file
-    from torch.nn.functional import cross_entropy
-
-    from skinrepro.classify import build
-    from skinrepro.core import atomic_path
-    from skinrepro.graph import code_hash
-    from skinrepro.loop import Training, fit
-    from skinrepro.phantom import CONDITIONS, render
-
-    file = (
-        paths().cache
-        / "features"
-        / f"phantom-{steps}-{code_hash('skinrepro.classify.build', 'skinrepro.phantom.render')}.safetensors"
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    network = build("vgg_small", len(CONDITIONS), 64, seed=0)
-    with FileLock(f"{file}.lock"):
-        if not file.is_file():
-            names = list(CONDITIONS)
-            rng = np.random.default_rng([20250121, 1])
-
-            def batches(step):
-                k = rng.integers(len(names), size=32)
-                x = np.stack(
-                    [
-                        render(names[c], 1 + int(rng.integers(6)), int(rng.integers(2**31)), 64)
-                        for c in k
-                    ]
-                )
-                yield (
-                    torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1,
-                    torch.from_numpy(k),
-                )
-
-            fit(
-                network,
-                batches,
-                lambda m, b: cross_entropy(m(b[0]), b[1]),
-                torch.optim.Adam(network.parameters(), 1e-3),
-                Training(steps, every=steps),
-                unit="step",
-                progress=progress,
-                title="features",
-            )
-            with atomic_path(file) as tmp:
-                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp)
-    network.load_state_dict(load_file(file))
-    return network
+    network = feature_network(name, weights, steps, progress=progress)
+    as_trained = name == "efficientnet_lite0" or (name == "vgg19" and normalise)
+    statistics = (network.mean, network.std) if as_trained else None
+    return Features(perceptual_trunk(network), network.weights, statistics)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #f489131c
 def paired_phantoms(

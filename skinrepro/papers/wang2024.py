@@ -296,9 +296,11 @@ def _released(m, study, seed):
     )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #b325dff2
-RECIPES = {  # recipe -> arguments of classify.build
+RECIPES = {  # recipe -> arguments of networks.build
     "scratch": dict(pretrained=False, head="linear", train_layers="all"),
-    "released": dict(pretrained=True, head="mlp", train_layers="head"),
+    "released": dict(  # the script puts the whole model into training mode
+        pretrained=True, head="mlp", train_layers="head", frozen_statistics="updated"
+    ),
     "finetune": dict(pretrained=True, head="linear", train_layers="all"),
 }
 TRAIN_TYPES = ("real", "syn", "real+syn")

@@ -330,11 +330,8 @@ def test_the_whole_site_waits_when_one_file_is_told_to(serve, tmp_path):
         == ["ok"] * 4
     )
     late = [t - site.starts[0] > 0.9 for t in site.starts]
-    assert (
-        sum(late) >= 3
-        # the repeated request, and the two links that had not started (without the pause: at .4 and .6
-        # s)
-    )
+    # the repeated request, and the two links that had not started (without the pause: at .4, .6 s)
+    assert sum(late) >= 3
 
 
 def test_a_long_retry_after_is_not_waited_for(serve):
@@ -478,7 +475,8 @@ def test_a_wrong_file_in_the_folder_is_replaced_only_by_the_right_one(serve, tmp
 
 CLIENT = """
 import signal, sys, pandas as pd
-signal.signal(signal.SIGINT, signal.default_int_handler) # a shell that starts tests in the background has it ignored
+# a shell that starts tests in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from skinrepro.download import fetch_many
 fetch_many(pd.read_csv(sys.argv[1]), sys.argv[2], jobs=4, per_host=4, delay=0, progress=False)
 """

@@ -28,8 +28,9 @@ from skinrepro.download import (
     read_log,
     retrieve,
 )
+from skinrepro.images import describe
 
-QUICK = dict(delay=0, backoff=0.01, timeout=(2, 2), progress=False)
+QUICK = dict(delay=0, backoff=0.01, timeout=(2, 2), progress=False, decode=describe)
 
 
 def md5(data):
@@ -610,4 +611,4 @@ def test_fetch_file_names_the_remedy(serve, tmp_path):
     ],
 )
 def test_inspect_image(data, status):
-    assert inspect_image(data, md5(jpeg(5)))[0] == status
+    assert inspect_image(data, md5(jpeg(5)), decode=describe)[0] == status

@@ -274,7 +274,8 @@ STATE = """(() => {
   const text = c => (c.querySelector('.jp-InputPrompt')?.innerText || '').trim();
   return {cells: cells.length, waiting: cells.filter(c => text(c) === '[*]:').length,
           done: cells.filter(c => /^\\[\\d+\\]:$/.test(text(c))).length,
-          images: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')].map(i => [i.src, i.complete, i.naturalWidth])};
+          images: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')]
+            .map(i => [i.src, i.complete, i.naturalWidth])};
 })()"""
 
 

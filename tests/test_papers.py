@@ -125,7 +125,7 @@ class TestPaper:
 
 
 def code_lines(paper):
-    "Lines of code of a paper's notebooks, without blank ones and indentation, in order."
+    "Lines of code of each notebook of a paper, without blank ones and indentation."
     for path in sorted(paper.glob("*.ipynb")):
         source = "\n".join("".join(c["source"]) for c in cells(path, "code"))
         yield path, [line.strip() for line in source.splitlines() if line.strip()]

@@ -15,6 +15,7 @@ from skinrepro.core import has_data
 from skinrepro.grid import read_grid
 from skinrepro.loop import TrainingError
 from skinrepro.papers import lopezperez2025 as paper
+from skinrepro.photographs import photographs
 from skinrepro.records import read_records
 from skinrepro.vae import Features, build_vae, measure, negative_elbo, perceptual_loss, train_vae
 from skinrepro.workflow import execute
@@ -133,7 +134,7 @@ def test_measuring_is_deterministic_and_says_when_there_is_nothing():
 
 
 # The paper
-# -------------------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_lpips_is_optional_and_its_absence_is_explained(monkeypatch):
@@ -195,8 +196,7 @@ def test_the_angle_is_checked_against_recorded_skin_types():
     """
     from scipy.stats import spearmanr
 
-    m = paper._pad_ufes20("error")
-    m = m[m.skin_type.notna()].reset_index(drop=True)
+    m, _ = photographs("pad_ufes20", select=lambda m: m[m.skin_type.notna()])
     angle = paper.measured_ita(m)
     known = angle.notna()
     r = spearmanr(angle[known], m.skin_type[known].astype(int)).statistic

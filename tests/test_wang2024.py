@@ -37,7 +37,8 @@ def needs(name):
     return pytest.mark.skipif(
         not has_data(name),
         reason=(
-            f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
+            f"needs {name}: set SKINREPRO_DATA to a folder that holds it"
+            f" (`skinrepro data list {name}`)"
         ),
     )
 
@@ -357,7 +358,7 @@ def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):
 
 
 # The generator
-# --------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
 

@@ -29,9 +29,17 @@ from skinrepro.core import (
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..graph import code_hash
 from ..manifest import content_hash, make, read, validate
+from ..photographs import listed, photographs, rendered
 from ..records import read_record
 from ..runs import ParameterError, made_for, made_once
-from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
+from skinrepro.splits import (
+    assert_disjoint,
+    flexible_parts,
+    flexible_split,
+    holdout,
+    mix,
+    proportional,
+)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
 CONDITIONS = [
@@ -119,26 +127,17 @@ def load(
     check_choice("missing", missing, ["error", "drop"])
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1].")
-    m = {"phantom": _phantoms, "fitzpatrick17k": _fitzpatrick17k, "pad_ufes20": _pad_ufes20}[data](
-        study, label_source
-    )
-    m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
-    m = validate(
-        _thin(m.assign(group=study.group_of(m.skin_type)), fraction).reset_index(drop=True),
-        list(study.labels),
-    )
+
+    def wanted(m):
+        m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
+        return _thin(m.assign(group=study.group_of(m.skin_type)), fraction)
+
     if data == "phantom":
-        from filelock import FileLock
-
-        from skinrepro.phantom import write_phantoms
-
-        paths().data.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths().data / ".lock"):  # runs that start together render once
-            return (
-                write_phantoms(m, paths().data, size, jobs=jobs).assign(group=m.group.to_numpy()),
-                "",
-            )
-    return _whole(m, data, missing)
+        counts, inventory = selection(label_source), ""
+        m = rendered(counts, "wang2024", size, wanted, jobs=jobs)
+    else:
+        m, inventory = photographs(data, study.labels, label_source, wanted, missing)
+    return validate(m, list(study.labels)), inventory
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #fb8082fc
 def selection(
@@ -155,67 +154,6 @@ def selection(
         c[c.label.isin(CONDITIONS) & c.skin_type.isin(MAJORITY + MINORITY)]
         .groupby(["label", "skin_type"], as_index=False)
         .n.sum()
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #4e8059f3
-def _phantoms(study, label_source):
-    from skinrepro.phantom import phantom_manifest
-
-    return phantom_manifest(selection(label_source), name="wang2024")
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #035ed067
-def _fitzpatrick17k(study, label_source):
-    from skinrepro.fitzpatrick17k import (
-        add_twins,
-        read_annotations,
-        read_twins,
-        to_manifest,
-        twin_clusters,
-    )
-
-    folder = data_folder("fitzpatrick17k")
-    m = to_manifest(read_annotations(), label_source, labels=list(study.labels))
-    twins = folder / "twins_wang2024.csv"
-    if twins.is_file():
-        m = add_twins(m, twin_clusters(read_twins(twins)))
-    return m.assign(path=[str(folder / "images" / p) for p in m.path])
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #2dac78b6
-def _pad_ufes20(study, label_source):
-    from skinrepro.sources import read_pad_ufes20
-
-    return read_pad_ufes20(missing="drop", md5=False)  # what is absent is counted by `_whole`
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #189bdc43
-def _whole(m, data, missing):
-    "The photographs that are there and whole, and the hash of the inventory."
-    from skinrepro.fitzpatrick17k import inventory_hash, read_annotations, verify
-    from skinrepro.sources import inspect_images
-
-    if data == "fitzpatrick17k":  # the only one whose table says which bytes a photograph has
-        ann = read_annotations()
-        images = data_folder(data) / "images"
-        if not images.is_dir():
-            raise FileNotFoundError(
-                f"No folder {images} with the photographs <md5hash>.jpg. `skinrepro data fetch"
-                f" {data}` gets what can be had."
-            )
-        found = verify(ann[ann.md5hash.isin(m.image_id)], images)
-    else:
-        found = inspect_images(m)
-    found = found.set_index("image_id").loc[m.image_id]
-    bad = found[found.status != "ok"]
-    if len(bad) == len(m) or (len(bad) and missing == "error"):
-        kinds = ", ".join(f"{n} {s}" for s, n in bad.status.value_counts().items())
-        example = m.path[m.image_id == bad.index[0]].iloc[0]
-        raise FileNotFoundError(
-            f"{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used"
-            f" ({kinds}), e.g. {example}. `skinrepro data fetch {data}` gets what can be had,"
-            f' `skinrepro data verify {data}` lists the rest; missing="drop" goes on without them.'
-        )
-    ok = found.status.eq("ok").to_numpy()
-    return m[ok].assign(md5=found.md5[ok].to_numpy()).reset_index(drop=True), inventory_hash(
-        found.reset_index()
     )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #e67a0698
@@ -422,14 +360,7 @@ def parents_of(
         raise ValueError(
             f"parents = {parents} is neither a share in (0, 1] nor a number of images."
         )
-    n = min(len(train), round(len(train) * parents) if parents <= 1 else round(parents))
-    if n == len(train):
-        return train
-    lot = np.random.default_rng([seed, 20240602]).permutation(len(train))  # within a stratum
-    order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
-    return train.iloc[
-        np.sort(order[((np.arange(max(1, n)) + 0.5) * len(train) / max(1, n)).astype(int)])
-    ]  # evenly spaced over the strata: each gets its share
+    return proportional(train, parents, seed, by=["label", "skin_type"])
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
 AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says so
@@ -702,26 +633,10 @@ def training_set(
         return split
     if made is None:
         raise ValueError(f"train = {train!r} needs synthetic images.")
-    own = split[split.split == "train"]
-    strange = made.parent_id[made.parent_id.notna() & ~made.parent_id.isin(own.image_id)]
-    if len(strange):
-        raise ValueError(
-            f"{len(strange)} synthetic image(s) were made from images that are not in the training"
-            f" part, first {strange.iloc[0]!r}. Generate again for this split (scenario, seed,"
-            " val_fraction, flexible)."
-        )
-    made = (
-        make(made)
-        .assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy(), split="train")
-        .astype({"split": "string", "group": "string"})
-    )
-    kept = split if train == "real+syn" else split[split.split != "train"]
-    joined = validate(pd.concat([kept, made[kept.columns]], ignore_index=True), list(study.labels))
-    parts = [joined[joined.split == p] for p in ("train", "val", "test")]
-    for i, a in enumerate(parts):
-        for b in parts[i + 1 :]:
-            assert_disjoint(a, b, by=["image_id", "md5", *study.together])
-    return joined
+    made = make(made)
+    made = made.assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy())
+    by = ["image_id", "md5", *study.together]
+    return validate(mix(split, made, train == "real+syn", by), list(study.labels))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #6d28f969
 DARK_ITA, LIGHT_ITA = (
@@ -812,8 +727,7 @@ def _train_size(p) -> float:  # images that are trained on, before synthetic one
     if p["data"] == "pad_ufes20":
         light, dark = 330, 500  # where the photographs are not here
         if has_data("pad_ufes20"):
-            m = _pad_ufes20(study, "")
-            m = m[m.label.isin(study.labels)]
+            m = listed("pad_ufes20", study.labels)
             light, dark = (int(m.skin_type.isin(g).sum()) for g in (study.majority, study.minority))
     else:
         c = selection()

@@ -517,7 +517,9 @@ def learn_tokens(
     progress: bool = True,
 ) -> Path:  # folder with a file for each token, as load_textual_inversion reads it
     "Textual inversion of every condition (section 2; settings of the official code)."
+    from skinrepro.images import load_image
     from skinrepro.latent import encode_images
+    from skinrepro.loop import Training
     from skinrepro.personalise import textual_inversion
 
     check_choice("ti_data", data, TI_DATA)
@@ -529,6 +531,8 @@ def learn_tokens(
         seed=seed,
         precision=precision,
     )
+    scaled = how | dict(lr=lr * (batch_size * accumulate))
+    settings = Training(**scaled, weight_decay=1e-2, every=100)
     asked = dict(how, data=data, base=base.weights_hash, images=content_hash(train))
 
     def train_tokens(folder):
@@ -536,16 +540,19 @@ def learn_tokens(
         latents = encode_images(
             base,
             train.path.tolist(),
+            load_image,
             squash=True,
             flips=True,
             cache=scratch / "latents.safetensors",
             progress=progress,
         )
         if data == "condition":
-            return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
+            return textual_inversion(
+                own, latents, tokens, settings, folder=folder, progress=progress
+            )
         log = [
             textual_inversion(
-                own, latents, [t] * len(train), **how, folder=scratch / t, progress=progress
+                own, latents, [t] * len(train), settings, folder=scratch / t, progress=progress
             ).assign(token=t)
             for t in sorted(set(tokens))
         ]
@@ -577,7 +584,9 @@ def learn_lora(
     str, Path
 ]:  # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
     "LoRA of rank 8 in the UNet's attention layers (section 2; settings of the official code)."
+    from skinrepro.images import load_image
     from skinrepro.latent import encode_images
+    from skinrepro.loop import Training
     from skinrepro.personalise import lora, personalised
 
     check_choice("lora_per", per, LORA_PER)
@@ -604,6 +613,7 @@ def learn_lora(
             latents = encode_images(
                 base,
                 rows.path.tolist(),
+                load_image,
                 crops=crops,
                 cache=folder / "training" / "latents.safetensors",
                 seed=seed,
@@ -617,9 +627,8 @@ def learn_lora(
                 own,
                 latents,
                 [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)],
+                Training(**how, clip=1.0, weight_decay=1e-2, every=100),
                 rank=8,
-                clip=1.0,
-                **how,
                 weights=None if share is None else share.to_numpy(),
                 folder=folder,
                 progress=progress,
@@ -997,6 +1006,7 @@ def _time_training(what, name, images, precision) -> float:  # seconds per step
     import torch
 
     from skinrepro.latent import Latents
+    from skinrepro.loop import Training
     from skinrepro.personalise import lora, textual_inversion
 
     base = _timing_base(name, precision)
@@ -1008,13 +1018,13 @@ def _time_training(what, name, images, precision) -> float:  # seconds per step
     def run(steps):
         begin = time.perf_counter()
         own = base.copy()
-        options = dict(
-            steps=steps, batch_size=images, precision=precision, progress=False, every=10**6
-        )
+        settings = Training(steps, images, precision=precision, clip=1.0, every=10**6)
         if what == "LoRA":
-            lora(own, latents, ["An image of skin"] * images, **options)
+            lora(own, latents, ["An image of skin"] * images, settings, progress=False)
         else:
-            textual_inversion(own, latents, ["timing-class"] * images, accumulate=1, **options)
+            textual_inversion(
+                own, latents, ["timing-class"] * images, settings, progress=False
+            )
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - begin

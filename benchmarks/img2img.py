@@ -50,9 +50,10 @@ import torch
 from PIL import Image
 
 from skinrepro.core import atomic_path, commit
-from skinrepro.generate import default_batch_size, generate, walked
+from skinrepro.generate import Files, generate
 from skinrepro.images import load_image
 from skinrepro.latent import load_base
+from skinrepro.latent_drawer import LatentDrawer, default_batch_size, walked
 
 RESULTS = Path(__file__).resolve().parent / "results" / "img2img.csv"
 CONDITIONS = ["basal cell carcinoma", "folliculitis", "psoriasis", "squamous cell carcinoma"]
@@ -144,9 +145,8 @@ def plain(base, t, folder, size, suffix=".jpg", at_once=PER_PARENT):
 
 
 def ours(base, t, folder, size, suffix=".jpg", **options):
-    generate(
-        base, t, folder, size=size, format=suffix[1:], progress=False, timing_only=True, **options
-    )
+    drawer = LatentDrawer(base, timing_only=True, **options)  # made anew: its cost is part of it
+    generate(t, folder, drawer, Files(size, suffix[1:]), progress=False)
 
 
 def pictures(t, folder):

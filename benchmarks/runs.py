@@ -1,12 +1,14 @@
-"""What does a run cost besides its work? `skinrepro run` against papermill called once for each run
-in a shell loop, the same notebooks, a fresh kernel each.
+"""What does a run cost besides its work? `skinrepro run` against papermill called by xargs, as
+many processes at a time (`xargs -P`), the same notebooks, a fresh kernel each.
 
-python benchmarks/runs.py               # 100 small runs on 2 cores; writes
-benchmarks/results/runs.csv (6 minutes) python benchmarks/runs.py --runs 12     # quicker
+python benchmarks/runs.py                # 40 small runs on 2 cores; writes results/runs.csv
+python benchmarks/runs.py --runs 12      # quicker
+python benchmarks/runs.py --repeats 3    # both sides in turns, the order changes: on a busy machine
 
 The notebook imports pandas, computes next to nothing, and writes a record. Both sides run it with
 one thread. Memory is the largest sum of the proportional memory (PSS) of all processes of a side,
-sampled four times a second; threads the largest number of running threads at a sample.
+sampled four times a second; threads the largest number of running threads at a sample. `load` is
+the load average of the machine when a side started.
 """
 
 import argparse
@@ -95,66 +97,72 @@ def _state(pid, thread):
     return Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def sides(folder, base, n, cores):
+    "Name -> command: the same notebook n times, with a seed each."
+    ours = (
+        "import sys\nfrom pathlib import Path\nfrom skinrepro.grid import read_grid\nfrom"
+        f" skinrepro.workflow import execute\ndone = execute(read_grid(Path({str(folder)!r})),"
+        f' cores={cores}, progress=False)\nsys.exit(any(o.status != "ran" for o in done))'
+    )
+    papermill = (
+        f"mkdir -p {base}/loop/{{}} && {shlex.quote(sys.executable)} -m papermill"
+        f" {folder}/toy.ipynb {base}/loop/{{}}/out.ipynb -p seed {{}} --cwd {base}/loop/{{}}"
+        " -k python3 --no-progress-bar"
+    )
+    each = f"seq 0 {n - 1} | xargs -P {cores} -I{{}} sh -c {shlex.quote(papermill)}"
+    return {
+        f"papermill, xargs -P {cores}": ["bash", "-c", f"set -o pipefail; {each}"],
+        "skinrepro run": [sys.executable, "-c", ours],
+    }
+
+
+def compared(n, cores, turn):
+    "Rows of one turn: both sides, each in the same empty folder."
+    rows = []
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    with tempfile.TemporaryDirectory() as d:
+        folder = Path(d) / "toy2030"
+        folder.mkdir()
+        notebook(folder / "toy.ipynb")
+        (folder / "grid.toml").write_text(f"[toy]\nseed = {list(range(n))}\n")
+        env = {**os.environ, **threads, "SKINREPRO_RUNS": f"{d}/runs"}
+        both = list(sides(folder, d, n, cores).items())
+        for side, command in both[:: -1 if turn % 2 else 1]:
+            load = os.getloadavg()[0]
+            seconds, memory, busy = measured(command, env)
+            rows.append(
+                dict(
+                    runs=n,
+                    cores=cores,
+                    turn=turn,
+                    side=side,
+                    seconds=round(seconds, 2),
+                    seconds_per_run=round(seconds / n, 3),
+                    peak_mb=round(memory),
+                    most_running_threads=busy,
+                    load=round(load, 1),
+                )
+            )
+            print(rows[-1], flush=True)
+        records = [len(list(Path(d).glob(f"{w}/*/records.csv"))) for w in ("loop", "runs/toy2030")]
+        assert records == [n, n], records
+    return rows
+
+
 def main():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("--runs", type=int, default=100)
+    p.add_argument("--runs", type=int, default=40)
     p.add_argument("--cores", type=int, default=2)
     p.add_argument("--repeats", type=int, default=1)
     a = p.parse_args()
-    rows = []
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    for n in dict.fromkeys((1, a.runs)):
-        for _ in range(a.repeats):
-            with tempfile.TemporaryDirectory() as d:
-                folder = Path(d) / "toy2030"
-                folder.mkdir()
-                notebook(folder / "toy.ipynb")
-                (folder / "grid.toml").write_text(f"[toy]\nseed = {list(range(n))}\n")
-                papermill = (
-                    f"{shlex.quote(sys.executable)} -m papermill"
-                    f" {shlex.quote(str(folder))}/toy.ipynb"
-                )
-                loop = (
-                    f"set -e; for i in $(seq 0 {n - 1}); do mkdir -p {d}/loop/$i; {papermill}"
-                    f" {d}/loop/$i/out.ipynb -p seed $i --cwd {d}/loop/$i -k python3"
-                    " --no-progress-bar; done"
-                )
-                ours = (
-                    "import sys\nfrom pathlib import Path\nfrom skinrepro.runs import"
-                    " read_grid\nfrom skinrepro.workflow import execute\ndone ="
-                    f" execute(read_grid(Path({str(folder)!r})), cores={a.cores},"
-                    ' progress=False)\nsys.exit(any(o.status != "ran" for o in done))'
-                )
-                env = {**os.environ, **threads, "SKINREPRO_RUNS": f"{d}/runs"}
-                for side, command in (
-                    ("papermill in a shell loop", ["bash", "-c", loop]),
-                    ("skinrepro run", [sys.executable, "-c", ours]),
-                ):
-                    seconds, memory, busy = measured(command, env)
-                    rows.append(
-                        dict(
-                            runs=n,
-                            cores=a.cores,
-                            side=side,
-                            seconds=round(seconds, 2),
-                            seconds_per_run=round(seconds / n, 3),
-                            peak_mb=round(memory),
-                            most_running_threads=busy,
-                        )
-                    )
-                    print(rows[-1], flush=True)
-                assert (
-                    len(list(Path(d).glob("loop/*/records.csv")))
-                    == len(list(Path(d).glob("runs/toy2030/*/records.csv")))
-                    == n
-                )
+    rows = [r for turn in range(a.repeats) for r in compared(a.runs, a.cores, turn)]
     t = pd.DataFrame(rows)
-    t["ratio"] = (t.groupby("runs").seconds.transform("first") / t.seconds).round(2)
+    peer = t[t.side != "skinrepro run"].set_index("turn").seconds
+    t["ratio"] = (t.turn.map(peer) / t.seconds).round(2)
     print(t.to_string(index=False))
-    out = Path(__file__).parent / "results" / "runs.csv"
-    t.to_csv(out, index=False)
+    t.to_csv(Path(__file__).parent / "results" / "runs.csv", index=False)
 
 
 if __name__ == "__main__":

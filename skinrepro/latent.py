@@ -24,6 +24,7 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
+from PIL import Image, ImageOps
 from diffusers import ModelMixin  # noqa: F401 (a pipeline looks for it beside the codec's class)
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -970,8 +971,6 @@ def toy_latents(
 
 # %% ../nbs/24_latent.ipynb #24df2fbb
 def _readers(images, read) -> list:  # (SHA-256, function that gives a Pillow image) per image
-    from PIL import Image
-
     if isinstance(images, np.ndarray):
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(
@@ -1001,8 +1000,6 @@ def _variants(
     """All variants of one image. Source: torchvision's Resize(size) and CenterCrop or RandomCrop,
     as in the diffusers scripts.
     """
-    from PIL import Image, ImageOps
-
     if squash:
         out = [image.resize((size, size), Image.Resampling.BICUBIC)]
     else:

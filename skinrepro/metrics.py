@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'check_codes', 'top1', 'confusion', 'accuracy', 'precision', 'recall', 'f1', 'performance', 'by_group',
-           'recall_gap']
+           'score', 'recall_gap']
 
 # %% ../nbs/50_metrics.ipynb #f208552f
 from collections.abc import Callable
@@ -161,6 +161,34 @@ def by_group(
         for name, v in measure(y[mask], p[mask], n_classes).items()
     ]
     return pd.DataFrame(rows)
+
+# %% ../nbs/50_metrics.ipynb #cb7eb3d3
+def score(
+    predictions: pd.DataFrame,  # label, p_0..p_k-1, and what is in `by`; one row per image and rule
+    labels,  # the paper's class list: its order is the codes
+    group,  # column of predictions, or a value for each image, in the order of its rows
+    table: Callable = by_group,  # (y, p, group, n_classes) -> rows, e.g. with intervals
+    by: tuple = (
+        "select_on",
+        "epoch",
+    ),  # columns with one value per rule; the first tells rules apart
+) -> (
+    pd.DataFrame
+):  # metric, group, value, n, n_classes_present, ..., and `by`; one row = one number
+    "Numbers of a run from its predictions. Raises ValueError for a label outside the list."
+    code = {label: i for i, label in enumerate(labels)}
+    strange = sorted(set(predictions.label) - set(code))
+    if strange:
+        raise ValueError(f"The predictions have labels {strange[:3]}; the list is {list(code)}.")
+    by = [c for c in by if c in predictions]
+    rules = predictions.groupby(by[0], sort=False) if by else [("", predictions)]
+    out = []
+    for _, t in rules:
+        p = top1(t.filter(regex=r"^p_\d+$").to_numpy())
+        of_image = t[group].to_numpy() if isinstance(group, str) else np.asarray(group, object)
+        numbers = table(t.label.map(code).to_numpy(), p, of_image, len(code))
+        out.append(numbers.assign(**{c: t[c].iloc[0] for c in by}))
+    return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/50_metrics.ipynb #6a65af1a
 def recall_gap(

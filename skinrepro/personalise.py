@@ -18,6 +18,7 @@ import diffusers
 import numpy as np
 import pandas as pd
 import torch
+from PIL import Image
 from diffusers.training_utils import cast_training_params
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
@@ -344,8 +345,6 @@ def _scheduler(base):
 # %% ../nbs/25_personalise.ipynb #5e9e31e2
 def _show(base, prompts, seed, folder, step):
     "Sample images into the notebook, and into <folder>/samples."
-    from PIL import Image
-
     channels, side = base.unet.config.in_channels, base.unet.config.sample_size
     blank = torch.zeros(1, channels, side, side)
     seeded = (torch.Generator().manual_seed(seed + i) for i in range(len(prompts)))

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import skinrepro
-from skinrepro import fitzpatrick17k
+from skinrepro import fitzpatrick17k, photographs
 from skinrepro.cli import app
 
 NAMES = ["phantom", "fitzpatrick17k", "pad_ufes20", "ham10000"]
@@ -160,7 +160,7 @@ def test_fetch_calls_the_library(tmp_path, monkeypatch):
         return pd.DataFrame({"status": calls.get("answer", ["ok", "missing"])[: len(ann)]})
 
     monkeypatch.setattr(fitzpatrick17k, "fetch_annotations", fetch_annotations)
-    monkeypatch.setattr(fitzpatrick17k, "fetch_images", fetch_images)
+    monkeypatch.setattr(photographs, "fetch_images", fetch_images)
 
     out = run("data", "fetch", "fitzpatrick17k", "--dest", tmp_path / "d", "--annotations-only")
     assert (
@@ -209,10 +209,10 @@ def test_verify_fitzpatrick17k(tmp_path, below):
     annotations(tmp_path / "fitzpatrick17k.csv", [md5, "b" * 32])
     out = run("data", "verify", "fitzpatrick17k", "--folder", tmp_path)
     assert out.exit_code == 0, out.output
-    inventory = fitzpatrick17k.read_inventory(tmp_path / "inventory.csv")
+    inventory = photographs.read_inventory(tmp_path / "inventory.csv")
     assert (
         inventory.status.tolist() == ["ok", "missing"]
-        and fitzpatrick17k.inventory_hash(inventory) in out.output
+        and photographs.inventory_hash(inventory) in out.output
     )
     assert run("data", "verify", "fitzpatrick17k", "--folder", tmp_path, "--strict").exit_code == 1
 
@@ -267,10 +267,10 @@ def test_an_inventory_that_cannot_be_written(pad):
 
 
 # Runs
-# ---------------------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["run", "todo", "where", "doctor"])
+@pytest.mark.parametrize("command", ["run", "todo", "graph", "where", "doctor"])
 def test_each_command_has_help_with_an_example(command):
     out = run(command, "--help")
     assert out.exit_code == 0 and "Example" in out.output
@@ -283,6 +283,8 @@ def test_each_command_has_help_with_an_example(command):
         (["todo", "wang2024", "--section", "table9"], "scenario"),
         (["run", "wang2024", "--cores", "0"], "--cores"),
         (["run", "wang2024", "--slurm", "nowhere"], "config.yaml"),
+        (["run", "wang2024", "--report", "report.pdf"], ".html or .zip"),
+        (["graph", "wang2024", "--out", "graph.gif"], ".svg"),
         (["where", "wang2024", "table77"], "Table 1"),
         (["where", "wang2024"], "ARTEFACT"),
         (["doctor", "now"], "unexpected extra argument"),
@@ -318,9 +320,40 @@ def test_a_missing_data_set_is_said_before_anything_starts(tmp_path, monkeypatch
     )
 
 
+def test_run_hands_on_a_report_after_the_runs(tmp_path, monkeypatch):
+    from skinrepro import cli, workflow
+
+    told = []
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setattr(
+        workflow, "execute", lambda runs, *a, **k: [workflow.Outcome(r, "ran") for r in runs]
+    )
+    monkeypatch.setattr(cli, "_report", lambda *a: told.append("tables"))
+    monkeypatch.setattr(
+        workflow, "write_report", lambda runs, file: told.append((len(runs), file)) or 2
+    )
+    narrowed = ["--section", "scenario", "--set", "scenario=iii", "--set", "seed=0"]
+    out = run("run", "wang2024", *narrowed, "--report", tmp_path / "all.zip")
+    assert out.exit_code == 0, out.stderr
+    assert told == ["tables", (3, tmp_path / "all.zip")]
+    assert "Report of 2 of 3 runs" in out.output and "all.zip" in out.output
+
+
+def test_graph_draws_a_paper_and_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    out = run("graph", "wang2024")
+    assert out.exit_code == 0, out.stderr
+    assert {"wang2024_weights", "wang2024_generator", "wang2024_scenario"} <= set(
+        out.output.replace("[", " ").replace("]", " ").split()
+    )
+    assert not (tmp_path / "runs").exists()
+    out = run("graph", "wang2024", "--section", "scenario", "--out", tmp_path / "g.mmd")
+    assert out.exit_code == 0 and "flowchart" in (tmp_path / "g.mmd").read_text()
+
+
 def test_a_stale_lock_is_explained_and_cleared_on_request(tmp_path, monkeypatch):
     from skinrepro.core import paths
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
     from skinrepro.workflow import execute
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
@@ -354,7 +387,7 @@ def test_where_names_notebook_heading_and_files():
 
 def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
     from skinrepro.core import paths
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
     first, second, *_ = read_grid(paths().papers / "wang2024", "mini", "scenario")
@@ -364,7 +397,7 @@ def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
     (second.folder / "error.txt").write_text("ValueError: the dog ate it")
     out = run("todo", "wang2024", "--section", "scenario", "--no-measure")
     assert out.exit_code == 0, out.stderr
-    counts = next(l for l in out.output.splitlines() if l.strip().startswith("all")).split()
+    counts = next(x for x in out.output.splitlines() if x.strip().startswith("all")).split()
     assert (
         counts == ["all", "1", "-", "1", "-", "16"]
         and "the dog ate it" in out.output
@@ -382,7 +415,7 @@ def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
 
     from skinrepro.core import paths
     from skinrepro.estimate import estimate
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))
@@ -408,7 +441,7 @@ def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
         and left.hours > 1.2 * fresh.hours / 3 * 2 * 0.8
     )
     assert json.loads(next((tmp_path / "cache" / "rates").glob("*.json")).read_text()) and any(
-        "corrected" in l.lower() for l in left.lines()
+        "corrected" in x.lower() for x in left.lines()
     )
 
 

@@ -4,17 +4,22 @@ paper.
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import psutil
 import pytest
 from conftest import ROOT
 
-from skinrepro import runs, workflow
+from skinrepro import workflow
+from skinrepro.graph import inputs_of
+from skinrepro.grid import read_grid
 from skinrepro.workflow import execute
 
 WRITE = """
@@ -93,13 +98,13 @@ def within(project, code, **env):
 
 
 # A change reruns what it touches
-# ------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 FINISHED = """
 import json
 from skinrepro.core import paths
 from skinrepro.graph import inputs_of
-from skinrepro.runs import read_grid
+from skinrepro.grid import read_grid
 grid = read_grid(paths().papers/'wang2024'); known = {}
 for r in grid:
     r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id')
@@ -108,9 +113,10 @@ for r in grid:
 STATES = """
 import json
 from skinrepro.core import paths
-from skinrepro.runs import read_grid
+from skinrepro.grid import read_grid
 from skinrepro.workflow import states
-print(json.dumps([[s.run.section, s.run.parameters.get('train', ''), s.status, s.detail] for s in states(read_grid(paths().papers/'wang2024'))]))
+found = states(read_grid(paths().papers/'wang2024'))
+print(json.dumps([[s.run.section, '', s.status, s.detail] for s in found]))
 """
 
 
@@ -178,7 +184,7 @@ def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
             ' seed, "stop"'
         ),
     )
-    grid = runs.read_grid(folder, seed=0)
+    grid = read_grid(folder, seed=0)
     (first,) = execute(grid, progress=False)
     assert (
         first.status == "failed"
@@ -195,7 +201,7 @@ def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
 
 
 # Kills
-# ----------------------------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def start(code, **env):
@@ -227,8 +233,8 @@ def wait_for(what, seconds=120):
 
 def run_of(folder, **narrowed):
     return (
-        "from pathlib import Path\nfrom skinrepro import runs, workflow\n"
-        f"workflow.execute(runs.read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
+        "from pathlib import Path\nfrom skinrepro import workflow\nfrom skinrepro.grid import read_grid\n"
+        f"workflow.execute(read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
     )
 
 
@@ -240,12 +246,13 @@ def test_killed_between_two_runs(tmp_path, store):
         b='if not Path("second").exists(): Path("second").write_text(""); time.sleep(60)',
     )
     child = start(run_of(folder))
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     wait_for(lambda: grid[0].done and (grid[1].folder / "second").exists())
+    family = psutil.Process(child.pid).children(recursive=True)
+    assert any("ipykernel" in " ".join(p.cmdline()) for p in family)
     kill(child)
-    wait_for(
-        lambda: workflow.states(grid)[1].status != "running", 30
-    )  # the worker and its kernel have noticed
+    assert not psutil.wait_procs(family, 30)[1], "Snakemake, the run and its kernel end, too"
+    assert workflow.states(grid)[1].status != "running"
     assert {o.run.section: o.status for o in execute(grid, progress=False)} == {
         "a": "done",
         "b": "ran",
@@ -261,7 +268,7 @@ def test_killed_while_writing(tmp_path, store):
         " Path('tried').write_text('')\n    if first: os.kill(os.getpid(), 9)\n   "
         " tmp.write_text('whole')"
     )
-    grid = runs.read_grid(toy(tmp_path, "[a]\n", a=body))
+    grid = read_grid(toy(tmp_path, "[a]\n", a=body))
     (failed,) = execute(grid, progress=False)
     assert (
         failed.status == "failed"
@@ -272,20 +279,44 @@ def test_killed_while_writing(tmp_path, store):
     assert again.status == "ran" and (grid[0].folder / "table.csv").read_text() == "whole"
 
 
+def test_a_run_that_is_killed_says_so_and_stops_nothing_else(tmp_path, store):
+    "As the kernel of Linux does it when memory runs out; here the run kills its own process."
+    body = "assert seed < 2 or os.kill(os.getppid(), 9) or time.sleep(60)"
+    grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
+    *others, killed = execute(grid, progress=False)
+    assert [o.status for o in others] == ["ran", "ran"]
+    assert killed.status == "failed" and "killed; out of memory?" in killed.error
+    assert (grid[2].folder / "error.txt").read_text().strip() == killed.error
+    assert [s.status for s in workflow.states(grid)] == ["done", "done", "failed"]
+
+
+def test_a_kernel_that_is_killed_says_so(tmp_path, store):
+    (failed,) = execute(
+        read_grid(toy(tmp_path, "[a]\n", a="os.kill(os.getpid(), 9)")), progress=False
+    )
+    assert failed.status == "failed" and "killed; out of memory?" in failed.error
+
+
+def test_an_engine_that_cannot_start_is_an_error_with_its_words(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(workflow, "_ARGUMENTS", ("--no-such-option",))
+    with pytest.raises(workflow.WorkflowError, match="no-such-option"):
+        execute(read_grid(toy(tmp_path, "[a]\n", a="pass")), progress=False)
+
+
 def test_a_failed_run_is_tried_again_and_the_rest_is_kept(tmp_path, store):
     folder = toy(
         tmp_path,
         "[a]\nseed = [0, 1]\n",
         a='assert seed or Path(os.environ["SKINREPRO_RUNS"], "fixed").exists(), "not yet"',
     )
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     assert [o.status for o in execute(grid, progress=False)] == ["failed", "ran"]
     (store / "fixed").write_text("")
     assert [o.status for o in execute(grid, progress=False)] == ["ran", "done"]
 
 
 # Several at once, full disks, GPUs
-# --------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_two_commands_at_once(tmp_path, store):
@@ -298,8 +329,8 @@ def test_two_commands_at_once(tmp_path, store):
 
 
 def test_a_script_that_calls_the_engine_is_executed_once(tmp_path, store):
-    """Workers are processes of their own, not copies of the caller: no `if __name__ == '__main__'`
-    is needed.
+    """Runs are processes of their own, not copies of the caller: no `if __name__ == '__main__'` is
+    needed.
     """
     folder = toy(tmp_path, "[a]\n", a="pass")
     script, count = tmp_path / "mine.py", tmp_path / "count"
@@ -327,7 +358,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
             'from skinrepro.core import atomic_path\nwith atomic_path("big") as tmp:'
             " tmp.write_bytes(bytes(8*2**20*seed))"
         )
-        grid = runs.read_grid(toy(tmp_path, "[a]\nseed = [0, 1]\n", a=body))
+        grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1]\n", a=body))
         good, full = execute(grid, progress=False)
         assert (
             good.status == "ran"
@@ -348,7 +379,7 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
         ' Path("at").write_text(str(time.time()));'
         ' time.sleep(1)\nPath("to").write_text(str(time.time()))'
     )
-    grid = runs.read_grid(
+    grid = read_grid(
         toy(
             tmp_path,
             "[a]\ngpus = 1\nseed = [0, 1, 2]\n[b]\n[c]\ngpus = 2\n",
@@ -384,12 +415,112 @@ def test_a_process_that_fails_ends_the_others(tmp_path, store, monkeypatch):
         "from skinrepro.core import ranks, wait_for_everyone\nassert ranks()[1] == 2\nassert not"
         ' ranks()[0], "rank 1 has bad luck"\nwait_for_everyone()'
     )
-    (failed,) = execute(runs.read_grid(toy(tmp_path, "[a]\ngpus = 2\n", a=body)), progress=False)
+    (failed,) = execute(read_grid(toy(tmp_path, "[a]\ngpus = 2\n", a=body)), progress=False)
     assert failed.status == "failed" and "bad luck" in failed.error, failed
 
 
+# What Snakemake makes of it: nothing twice, graphs, reports
+# ------------------------------------------------------------------------------------------------
+
+
+def dry(store, plan):
+    "What Snakemake would do, called by hand."
+    command = [*workflow._snakemake(plan, store), "--rerun-triggers", "mtime", "-n", "--cores", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=store)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def test_neither_paths_nor_measurements_make_a_run_out_of_date(tmp_path, store):
+    grid = read_grid(toy(tmp_path, '[a]\n[b]\nneeds = ["a"]\n', a="pass", b="pass"))
+    assert {o.status for o in execute(grid, progress=False)} == {"ran"}
+    measured = sorted(store.glob(".plan/benchmarks/paper2033/*.tsv"))
+    assert {f.stem for f in measured} == {r.id for r in grid}
+    assert float(measured[0].read_text().splitlines()[1].split()[0]) > 0
+    (plan,) = store.glob(".plan/*.json")
+    moved = tmp_path / "elsewhere.json"
+    shutil.copy(plan, moved)
+    assert "Nothing to be done" in dry(store, moved), "the plan lies elsewhere"
+    toy(tmp_path, '[a]\n[b]\nneeds = ["a"]\n', a="x = 1", b="pass")
+    known = {}
+    for r in grid:  # other code, and records that somebody has made with it and brought here
+        made_by = inputs_of(r, {g.id: g for g in grid}, known)
+        (r.folder / "inputs.json").write_text(json.dumps(made_by))
+    workflow.plan(grid)
+    assert "Nothing to be done" in dry(store, plan), "measurements are older than the inputs"
+    measured[0].unlink()
+    assert "Nothing to be done" in dry(store, plan), "a measurement that is gone is no output"
+
+
+def test_the_graph_has_a_node_for_each_notebook_and_is_drawn_without_a_store(tmp_path, store):
+    text = '[use]\nneeds = ["make"]\nseed = [0, 1]\n[make]\nseed = [0, 1]\n'
+    grid = read_grid(toy(tmp_path, text, make="pass", use="pass"))
+    drawn = workflow.draw(grid)
+    names = dict(re.findall(r"(id\d+)\[(\w+)\]", drawn))
+    assert sorted(names.values()) == ["all", "paper2033_make", "paper2033_use"]
+    arrows = {(names[a], names[b]) for a, b in re.findall(r"(id\d+) --> (id\d+)", drawn)}
+    assert ("paper2033_make", "paper2033_use") in arrows and not store.exists()
+
+
+def test_a_graph_is_written_as_its_ending_says(tmp_path, store, monkeypatch):
+    grid = read_grid(toy(tmp_path, "[a]\n", a="pass"))
+    workflow.write_graph(grid, tmp_path / "g.md")
+    assert (tmp_path / "g.md").read_text().startswith("```mermaid\n")
+    with pytest.raises(ValueError, match=r"g\.gif must end with"):
+        workflow.write_graph(grid, tmp_path / "g.gif")
+    if shutil.which("dot"):
+        workflow.write_graph(grid, tmp_path / "g.svg")
+        assert "paper2033_a" in (tmp_path / "g.svg").read_text()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(workflow.WorkflowError, match="install graphviz"):
+        workflow.write_graph(grid, tmp_path / "h.svg")
+    assert not (tmp_path / "h.svg").exists()
+
+
+def test_a_report_has_the_notebooks_of_what_has_finished(tmp_path, store):
+    body = 'print("I am", seed); assert seed != 2, "bad luck"'
+    grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
+    assert [o.status for o in execute(grid, cores=2, progress=False)] == ["ran", "ran", "failed"]
+
+    def times():
+        return {f: f.stat().st_mtime_ns for r in grid for f in r.folder.glob("[!.]*")}
+
+    before = times()
+    assert workflow.write_report(grid, tmp_path / "out" / "mine.zip") == 2
+    assert before == times(), "nothing of a run is touched"
+    with zipfile.ZipFile(tmp_path / "out" / "mine.zip") as z:
+        pages = {Path(n).stem: z.read(n).decode() for n in z.namelist() if "/data/" in n}
+        index = z.read("mine/report.html").decode()
+    assert set(pages) == {r.id for r in grid[:2]}
+    assert all(f"I am {r.parameters['seed']}" in pages[r.id] for r in grid[:2])
+    results = json.loads(re.search(r"var results = ({.*});", index)[1])
+    assert sorted(r["labels"]["seed"] for r in results.values()) == ["0", "1"]
+    assert {r["labels"]["notebook"] for r in results.values()} == {"a"}
+    assert list(json.loads(re.search(r"var categories = ({.*});", index)[1])) == ["paper2033"]
+    assert not re.search(r"<(script|link|img)[^>]*(src|href)=.https?:", index), "it works offline"
+    assert not (tmp_path / "out" / "mine").exists() and len(list((tmp_path / "out").iterdir())) == 1
+    assert [o.status for o in execute(grid, progress=False)] == ["done", "done", "failed"]
+
+
+def test_a_report_that_cannot_be_written_says_why(tmp_path, store):
+    grid = read_grid(toy(tmp_path, "[a]\n", a="pass"))
+    with pytest.raises(ValueError, match=r"\.html or \.zip"):
+        workflow.write_report(grid, tmp_path / "mine.pdf")
+    with pytest.raises(workflow.WorkflowError, match="No run has finished"):
+        workflow.write_report(grid, tmp_path / "mine.html")
+
+
+def test_only_stage_seven_looks_a_paper_up():
+    numbers = {p.stem[3:]: int(p.stem[:2]) for p in (ROOT / "nbs").glob("[0-9][0-9]_*.ipynb")}
+    for name, number in numbers.items():
+        text = (ROOT / "skinrepro" / f"{name}.py").read_text()
+        assert number >= 70 or not re.search(r"import_module|skinrepro\.papers|\.papers\.", text), (
+            name
+        )
+
+
 # A fifth paper
-# ---------------------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_a_fifth_paper_takes_part_without_another_edit(tmp_path):
@@ -405,11 +536,6 @@ def test_a_fifth_paper_takes_part_without_another_edit(tmp_path):
     for f in (tmp_path / "paper2033").iterdir():
         shutil.copy(f, new)
     env = dict(SKINREPRO_RUNS=str(tmp_path / "runs"))
-    code = (
-        'from skinrepro.workflow import everything; p = everything("mini"); print({r["paper"] for r'
-        ' in p["runs"]})'
-    )
-    assert "smith2031" in within(at, code, **env) and "wang2024" in within(at, code, **env)
     engine = [
         sys.executable,
         "-m",
@@ -426,13 +552,15 @@ def test_a_fifth_paper_takes_part_without_another_edit(tmp_path):
         f"smith2031/{i}/.done"
         for i in within(
             at,
-            "from skinrepro.core import paths; from skinrepro.runs import read_grid\n"
+            "from skinrepro.core import paths; from skinrepro.grid import read_grid\n"
             'print(*(r.id for r in read_grid(paths().papers/"smith2031")))',
             **env,
         ).split()
     ]
     done = subprocess.run([*engine, *mine], capture_output=True, text=True, env=full, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
+    everything = json.loads((tmp_path / "runs" / ".plan" / "all-mini.json").read_text())["runs"]
+    assert {"smith2031", "wang2024"} <= {r["paper"] for r in everything}
     assert len(list((tmp_path / "runs" / "smith2031").glob("*/records.csv"))) == 2 and not list(
         (tmp_path / "runs").glob("wang2024/*/records.csv")
     )
@@ -451,7 +579,7 @@ def test_a_fifth_paper_takes_part_without_another_edit(tmp_path):
 
 def test_the_snakefile_is_generic():
     text = (ROOT / "workflow" / "Snakefile").read_text()
-    code = "\n".join(l.partition("#")[0] for l in text.splitlines())
+    code = "\n".join(line.partition("#")[0] for line in text.splitlines())
     for paper in (p.parent.name for p in (ROOT / "nbs" / "papers").glob("*/grid.toml")):
         assert paper not in code
     assert Path(workflow.__file__).is_file()

@@ -6,38 +6,40 @@
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES',
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
-           'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'skin_ita', 'structure_correlation',
-           'cost', 'find_maker']
+           'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'make_images', 'write_weights', 'read_weights',
+           'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .. import __version__
 from skinrepro.core import (
     atomic_path,
     check_choice,
     data_folder,
     has_data,
     hash_text,
-    locked,
     paths,
     ranks,
-    wait_for_everyone,
 )
-from ..estimate import Work
+from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..graph import code_hash
-from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
-from ..runs import ParameterError, find
-from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
+from ..photographs import listed, photographs, rendered
+from ..records import read_record
+from ..runs import ParameterError, made_for, made_once
+from skinrepro.splits import (
+    assert_disjoint,
+    flexible_parts,
+    flexible_split,
+    holdout,
+    mix,
+    proportional,
+)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
 CONDITIONS = [
@@ -125,26 +127,17 @@ def load(
     check_choice("missing", missing, ["error", "drop"])
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1].")
-    m = {"phantom": _phantoms, "fitzpatrick17k": _fitzpatrick17k, "pad_ufes20": _pad_ufes20}[data](
-        study, label_source
-    )
-    m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
-    m = validate(
-        _thin(m.assign(group=study.group_of(m.skin_type)), fraction).reset_index(drop=True),
-        list(study.labels),
-    )
+
+    def wanted(m):
+        m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
+        return _thin(m.assign(group=study.group_of(m.skin_type)), fraction)
+
     if data == "phantom":
-        from filelock import FileLock
-
-        from skinrepro.phantom import write_phantoms
-
-        paths().data.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths().data / ".lock"):  # runs that start together render once
-            return (
-                write_phantoms(m, paths().data, size, jobs=jobs).assign(group=m.group.to_numpy()),
-                "",
-            )
-    return _whole(m, data, missing)
+        counts, inventory = selection(label_source), ""
+        m = rendered(counts, "wang2024", size, wanted, jobs=jobs)
+    else:
+        m, inventory = photographs(data, study.labels, label_source, wanted, missing)
+    return validate(m, list(study.labels)), inventory
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #fb8082fc
 def selection(
@@ -161,67 +154,6 @@ def selection(
         c[c.label.isin(CONDITIONS) & c.skin_type.isin(MAJORITY + MINORITY)]
         .groupby(["label", "skin_type"], as_index=False)
         .n.sum()
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #4e8059f3
-def _phantoms(study, label_source):
-    from skinrepro.phantom import phantom_manifest
-
-    return phantom_manifest(selection(label_source), name="wang2024")
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #035ed067
-def _fitzpatrick17k(study, label_source):
-    from skinrepro.fitzpatrick17k import (
-        add_twins,
-        read_annotations,
-        read_twins,
-        to_manifest,
-        twin_clusters,
-    )
-
-    folder = data_folder("fitzpatrick17k")
-    m = to_manifest(read_annotations(), label_source, labels=list(study.labels))
-    twins = folder / "twins_wang2024.csv"
-    if twins.is_file():
-        m = add_twins(m, twin_clusters(read_twins(twins)))
-    return m.assign(path=[str(folder / "images" / p) for p in m.path])
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #2dac78b6
-def _pad_ufes20(study, label_source):
-    from skinrepro.sources import read_pad_ufes20
-
-    return read_pad_ufes20(missing="drop", md5=False)  # what is absent is counted by `_whole`
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #189bdc43
-def _whole(m, data, missing):
-    "The photographs that are there and whole, and the hash of the inventory."
-    from skinrepro.fitzpatrick17k import inventory_hash, read_annotations, verify
-    from skinrepro.sources import inspect_images
-
-    if data == "fitzpatrick17k":  # the only one whose table says which bytes a photograph has
-        ann = read_annotations()
-        images = data_folder(data) / "images"
-        if not images.is_dir():
-            raise FileNotFoundError(
-                f"No folder {images} with the photographs <md5hash>.jpg. `skinrepro data fetch"
-                f" {data}` gets what can be had."
-            )
-        found = verify(ann[ann.md5hash.isin(m.image_id)], images)
-    else:
-        found = inspect_images(m)
-    found = found.set_index("image_id").loc[m.image_id]
-    bad = found[found.status != "ok"]
-    if len(bad) == len(m) or (len(bad) and missing == "error"):
-        kinds = ", ".join(f"{n} {s}" for s, n in bad.status.value_counts().items())
-        example = m.path[m.image_id == bad.index[0]].iloc[0]
-        raise FileNotFoundError(
-            f"{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used"
-            f" ({kinds}), e.g. {example}. `skinrepro data fetch {data}` gets what can be had,"
-            f' `skinrepro data verify {data}` lists the rest; missing="drop" goes on without them.'
-        )
-    ok = found.status.eq("ok").to_numpy()
-    return m[ok].assign(md5=found.md5[ok].to_numpy()).reset_index(drop=True), inventory_hash(
-        found.reset_index()
     )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #e67a0698
@@ -302,9 +234,11 @@ def _released(m, study, seed):
     )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #b325dff2
-RECIPES = {  # recipe -> arguments of classify.build
+RECIPES = {  # recipe -> arguments of networks.build
     "scratch": dict(pretrained=False, head="linear", train_layers="all"),
-    "released": dict(pretrained=True, head="mlp", train_layers="head"),
+    "released": dict(  # the script puts the whole model into training mode
+        pretrained=True, head="mlp", train_layers="head", frozen_statistics="updated"
+    ),
     "finetune": dict(pretrained=True, head="linear", train_layers="all"),
 }
 TRAIN_TYPES = ("real", "syn", "real+syn")
@@ -426,14 +360,7 @@ def parents_of(
         raise ValueError(
             f"parents = {parents} is neither a share in (0, 1] nor a number of images."
         )
-    n = min(len(train), round(len(train) * parents) if parents <= 1 else round(parents))
-    if n == len(train):
-        return train
-    lot = np.random.default_rng([seed, 20240602]).permutation(len(train))  # within a stratum
-    order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
-    return train.iloc[
-        np.sort(order[((np.arange(max(1, n)) + 0.5) * len(train) / max(1, n)).astype(int)])
-    ]  # evenly spaced over the strata: each gets its share
+    return proportional(train, parents, seed, by=["label", "skin_type"])
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
 AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says so
@@ -454,54 +381,10 @@ AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says
 )
 TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #42f8763f
-def kept_weights(
-    kind: str,  # 'ti' or 'lora'
-    asked: dict,  # all that the result depends on, plain values
-    train: Callable,  # folder -> log (DataFrame); leaves the weights in the folder
-) -> Path:  # folder with the weights, steps.csv and asked.json, named by what was asked
-    """Train once and share: runs that ask the same wait for each other, and a killed training goes
-    on from its checkpoint.
-    """
-    import shutil
-    import time
-
-    asked = asked | dict(
-        version=__version__,
-        code=code_hash(f"skinrepro.papers.wang2024.learn_{dict(ti='tokens', lora='lora')[kind]}"),
-    )
-    folder = (
-        paths().runs
-        / "wang2024"
-        / "weights"
-        / f"{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
-        there = (folder / "asked.json").is_file()
-        wait_for_everyone()  # written last
-        if not there:
-            start = time.time()
-            log = train(folder)
-            with atomic_path(folder / "steps.csv") as tmp:
-                log.to_csv(tmp, index=False)
-            with atomic_path(folder / "asked.json") as tmp:
-                tmp.write_text(
-                    json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1)
-                )
-            wait_for_everyone()
-            for scratch in [folder / "training", *checkpoints(folder)]:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #7a346ed4
-def training_log(
-    folder,  # from `learn_tokens` or `learn_lora`
-) -> tuple[pd.DataFrame, float]:  # the log, and the seconds that the training took when it was done
-    return (
-        pd.read_csv(Path(folder) / "steps.csv"),
-        json.loads((Path(folder) / "asked.json").read_text())["seconds"],
-    )
+# %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
+def _weights() -> Path:
+    "Where learned weights lie, made once for all runs that ask the same."
+    return paths().runs / "wang2024" / "weights"
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #9c90052d
 def learn_tokens(
@@ -536,7 +419,8 @@ def learn_tokens(
     asked = dict(how, data=data, base=base.weights_hash, images=content_hash(train))
 
     def train_tokens(folder):
-        own, tokens, scratch = base.copy(), [token(l) for l in train.label], folder / "training"
+        tokens = [token(label) for label in train.label]
+        own, scratch = base.copy(), folder / "training"
         latents = encode_images(
             base,
             train.path.tolist(),
@@ -560,7 +444,8 @@ def learn_tokens(
             f.replace(folder / f.name)
         return pd.concat(log)
 
-    return kept_weights("ti", asked, train_tokens)
+    code = code_hash("skinrepro.papers.wang2024.learn_tokens")
+    return made_once(_weights(), "ti", asked, train_tokens, code)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #5282fa37
 def learn_lora(
@@ -626,7 +511,7 @@ def learn_lora(
             return lora(
                 own,
                 latents,
-                [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)],
+                [prompt(method, name, int(t)) for name, t in zip(rows.label, rows.skin_type)],
                 Training(**how, clip=1.0, weight_decay=1e-2, every=100),
                 rank=8,
                 weights=None if share is None else share.to_numpy(),
@@ -634,12 +519,14 @@ def learn_lora(
                 progress=progress,
             )
 
-        return kept_weights("lora", asked | dict(images=content_hash(rows)), train_lora)
+        code = code_hash("skinrepro.papers.wang2024.learn_lora")
+        own = asked | dict(images=content_hash(rows))
+        return made_once(_weights(), "lora", own, train_lora, code)
 
     labels = sorted(train.label.unique())
     if per != "condition":
         return dict.fromkeys(labels, weights_of(train))
-    return {l: weights_of(train[train.label == l]) for l in labels}
+    return {label: weights_of(train[train.label == label]) for label in labels}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #45218b0a
 def make_images(
@@ -648,28 +535,16 @@ def make_images(
     folder,  # images go there
     tokens=None,  # from `learn_tokens`
     loras: dict | None = None,  # from `learn_lora`
-    **options,  # of generate.generate: size, format, batch_size, progress
+    files=None,  # generate.Files: size and format
+    **how,  # of generate.generate: batch_size, progress
 ) -> pd.DataFrame:  # manifest in the order of `wanted`
-    "Generate with the personalised base model, one LoRA after the other where there are several."
-    from skinrepro.generate import generate
-    from skinrepro.personalise import personalised
+    "Generate with the personalised base model; a row's label says which LoRA it has."
+    from skinrepro.generate import generate_by
+    from skinrepro.latent_drawer import personalised_drawers
 
-    loras = loras or dict.fromkeys(wanted.label.unique())
-    parts = []
-    for weights in dict.fromkeys(loras[l] for l in wanted.label.unique()):
-        labels = [l for l in loras if loras[l] == weights]
-        own = personalised(base, embeddings=tokens, lora=weights) if tokens or weights else base
-        parts.append(
-            generate(
-                own, wanted[wanted.label.isin(labels)].reset_index(drop=True), folder, **options
-            )
-        )
-    return (
-        pd.concat(parts)
-        .set_index("image_id", drop=False)
-        .loc[wanted.image_id]
-        .reset_index(drop=True)
-    )
+    lora_of = [loras[label] if loras else None for label in wanted.label]
+    drawers = personalised_drawers(base, embeddings=tokens)
+    return generate_by(wanted, folder, lora_of, drawers, files, **how)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
 SPLIT_BY = (
@@ -708,33 +583,17 @@ def read_weights(
     """
     if not run_id and method == "vanilla":
         return None, None
-    if not run_id:
-        raise ParameterError(
-            f"method = {method!r} needs learned weights: give the id of a run of weights as"
-            " `learned`. Run it first: skinrepro run wang2024 --section weights (the sections of"
-            " grid.toml that need it find it themselves)."
-        )
-    made = find("wang2024", run_id)
-    if made.notebook.stem != "weights":
-        raise ParameterError(
-            f"learned = {run_id!r} is a run of {made.notebook.stem}, not of weights."
-        )
-    asked = dict(parameters, method=method)
-    differ = {
-        k: (made.parameters[k], asked[k])
-        for k in ("method", "base", *SPLIT_BY)
-        if k in asked and made.parameters[k] != asked[k]
-    }
-    if differ:
-        raise ParameterError(
-            f"learned = {run_id!r} has learned something else: "
-            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
-            + "."
-        )
-    names, folder = (
-        json.loads((made.folder / "weights.json").read_text()),
-        paths().runs / "wang2024" / "weights",
+    made = made_for(
+        "wang2024",
+        run_id,
+        "weights",
+        dict(parameters, method=method),
+        ("method", "base", *SPLIT_BY),
+        given="learned",
+        needed=f"method = {method!r} needs learned weights",
+        differs="has learned something else",
     )
+    names, folder = json.loads((made.folder / "weights.json").read_text()), _weights()
     lost = [
         n
         for n in [names["tokens"], *(names["loras"] or {}).values()]
@@ -757,30 +616,16 @@ def images_of(
     """What a generator has made. Raises ParameterError when it was not run, or was run for another
     split.
     """
-    from skinrepro.runs import read_record
-
-    if not run_id:
-        raise ParameterError(
-            f"train = {parameters.get('train', 'syn')!r} needs synthetic images: give the id of a"
-            " generator run as `images`. Run generator first: skinrepro run wang2024 --section"
-            " generator (sections of grid.toml that train on synthetic images find it themselves)."
-        )
-    made = find("wang2024", run_id)
-    if made.notebook.stem != "generator":
-        raise ParameterError(
-            f"images = {run_id!r} is a run of {made.notebook.stem}, not of generator."
-        )
-    differ = {
-        k: (made.parameters[k], parameters[k])
-        for k in SPLIT_BY
-        if k in parameters and made.parameters[k] != parameters[k]
-    }
-    if differ:
-        raise ParameterError(
-            f"images = {run_id!r} were made for another split: "
-            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
-            + "."
-        )
+    made = made_for(
+        "wang2024",
+        run_id,
+        "generator",
+        parameters,
+        SPLIT_BY,
+        given="images",
+        needed=f"train = {parameters.get('train', 'syn')!r} needs synthetic images",
+        differs="were made for another split",
+    )
     return read(made.folder / "manifest.parquet"), read_record(made.folder / "records.csv")
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ac09ba05
@@ -798,26 +643,10 @@ def training_set(
         return split
     if made is None:
         raise ValueError(f"train = {train!r} needs synthetic images.")
-    own = split[split.split == "train"]
-    strange = made.parent_id[made.parent_id.notna() & ~made.parent_id.isin(own.image_id)]
-    if len(strange):
-        raise ValueError(
-            f"{len(strange)} synthetic image(s) were made from images that are not in the training"
-            f" part, first {strange.iloc[0]!r}. Generate again for this split (scenario, seed,"
-            " val_fraction, flexible)."
-        )
-    made = (
-        make(made)
-        .assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy(), split="train")
-        .astype({"split": "string", "group": "string"})
-    )
-    kept = split if train == "real+syn" else split[split.split != "train"]
-    joined = validate(pd.concat([kept, made[kept.columns]], ignore_index=True), list(study.labels))
-    parts = [joined[joined.split == p] for p in ("train", "val", "test")]
-    for i, a in enumerate(parts):
-        for b in parts[i + 1 :]:
-            assert_disjoint(a, b, by=["image_id", "md5", *study.together])
-    return joined
+    made = make(made)
+    made = made.assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy())
+    by = ["image_id", "md5", *study.together]
+    return validate(mix(split, made, train == "real+syn", by), list(study.labels))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #6d28f969
 DARK_ITA, LIGHT_ITA = (
@@ -835,94 +664,67 @@ def pixels(
 
     return np.stack([fit_image(load_image(f), size, "shorter") for f in files])
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #51c88d7c
-def skin_ita(
-    images: np.ndarray,  # (n, h, w, 3) uint8
-) -> np.ndarray:  # (n,) degrees
-    "ITA of the median colour."
-    from skinrepro.phantom import ita
-
-    return ita(np.median(images, axis=(1, 2)).astype(np.uint8))
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #0cd0db6e
-def structure_correlation(
-    a: np.ndarray,  # (n, h, w, 3) uint8
-    b: np.ndarray,  # the same shape
-) -> np.ndarray:  # (n,) in [-1, 1]; nan for an image of one colour
-    "Pearson correlation of the lightness (L*) of each pair."
-    from skinrepro.phantom import lab
-
-    x, y = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
-    x, y = x - x.mean(1, keepdims=True), y - y.mean(1, keepdims=True)
-    norm = np.sqrt((x**2).sum(1) * (y**2).sum(1))
-    return np.divide((x * y).sum(1), norm, out=np.full(len(x), np.nan), where=norm > 0)
-
 # %% ../../nbs/papers/wang2024/protocol.ipynb #54ab8f77
 def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
     "What a run consists of."
     p, kind = run.parameters, run.notebook.stem
+    of_kind = dict(
+        weights=_cost_of_weights,
+        generator=_cost_of_images,
+        scenario=_cost_of_classifier,
+        ablation=_cost_of_classifier,
+        strength=_cost_of_strengths,
+    )
+    if kind not in of_kind:
+        return [], 0.0
+    works, size = of_kind[kind](p, run)
+    return [start_work(), *works], size
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #bb54405c
+def _cost_of_weights(p, run):
+    tokens, base = len(STUDIES[p["data"]].labels), p["base"]
+    works = []
+    if "ti" in p["method"]:
+        steps, images = p["ti_steps"] * p["ti_accumulate"], tokens * p["ti_batch"]
+        works.append(training_work("textual inversion", base, images, p["precision"], steps))
+    if "lora" in p["method"]:
+        steps = p["lora_steps"] * (tokens if p["lora_per"] == "condition" else 1)
+        works.append(training_work("LoRA", base, p["lora_batch"], p["precision"], steps))
+    shown = 14 * (20 if base == "miniature" else 50) * 2
+    size = 2e6 * tokens * (1 if base == "miniature" else 4)
+    return [*works, _walking(p, shown)], size
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #959aba67
+def _cost_of_images(p, run):
     n = _train_size(p)
-    start = Work("start of a run", 1, _time_start)
-    if kind == "weights":
-        works, tokens = [start], len(STUDIES[p["data"]].labels)
-        if "ti" in p["method"]:
-            works.append(
-                _training(
-                    "textual inversion",
-                    p,
-                    p["ti_steps"] * p["ti_accumulate"],
-                    tokens * p["ti_batch"],
-                )
-            )
-        if "lora" in p["method"]:
-            works.append(
-                _training(
-                    "LoRA",
-                    p,
-                    p["lora_steps"] * (tokens if p["lora_per"] == "condition" else 1),
-                    p["lora_batch"],
-                )
-            )
-        return [
-            *works,
-            _walking(p, 14 * (20 if p["base"] == "miniature" else 50) * 2),
-        ], 2e6 * tokens * (1 if p["base"] == "miniature" else 4)
-    if kind == "generator":
-        parents = n * p["parents"] if p["parents"] <= 1 else min(n, p["parents"])
-        made = parents * p["per_image"]
-        return [start, _walking(p, made * _walked(p))], made * (12e3 if p["size"] <= 64 else 30e3)
-    if kind in ("scenario", "ablation"):
-        maker = find_maker(run)
-        made = 0 if maker is None else round(n * min(1, maker["parents"]) * maker["per_image"])
-        size = (
-            made
-            if kind == "ablation"
-            else {"real": n, "syn": made, "real+syn": n + made}[p["train"]]
-        )
-        seen = p["epochs"] * (
-            size + 0.35 * (n * p["val_fraction"] + _test_size(p))
-        )  # prediction takes about a third of a training step
+    parents = n * p["parents"] if p["parents"] <= 1 else min(n, p["parents"])
+    made = parents * p["per_image"]
+    return [_walking(p, made * _walked(p))], made * (12e3 if p["size"] <= 64 else 30e3)
 
-        def timed():
-            return _time_classifier(p["arch"], p["size"], p["batch_size"], p.get("recipe"))
+# %% ../../nbs/papers/wang2024/protocol.ipynb #68f6646e
+def _cost_of_classifier(p, run):
+    n, maker = _train_size(p), find_maker(run)
+    made = 0 if maker is None else round(n * min(1, maker["parents"]) * maker["per_image"])
+    size = made
+    if run.notebook.stem == "scenario":
+        size = {"real": n, "syn": made, "real+syn": n + made}[p["train"]]
+    looked_at = 0.35 * (n * p["val_fraction"] + _test_size(p))  # about a third of a training step
+    how = RECIPES[p["recipe"]] if p.get("recipe") else dict(head="linear", train_layers="all")
+    seen = p["epochs"] * (size + looked_at)
+    work = classifier_work(
+        p["arch"], p["size"], p["batch_size"], seen, how["head"], how["train_layers"]
+    )
+    return [work], 1e6
 
-        return [start, Work(f"image of {p['arch']} at {p['size']} px", seen, timed)], 1e6
-    if kind == "strength":
-        strengths = [float(x) for x in p["strengths"].split(",")]
-        per = min(n, p["parents"]) * 2  # prompt and control
-        steps = (
-            sum(_walked({**p, "strength": x, "pipeline": "img2img"}) for x in strengths)
-            * per
-            * len(p["methods"].split(","))
-        )
-        judged = p["judge_images"] * 6 * len(STUDIES[p["data"]].labels) * p["judge_epochs"]
-        judge = Work(
-            "image of the judge", judged, lambda: _time_classifier("resnet_small", 64, 64, None)
-        )
-        return [start, _walking(p, steps), judge], 2e7
-    return [], 0.0
+# %% ../../nbs/papers/wang2024/protocol.ipynb #d191e437
+def _cost_of_strengths(p, run):
+    strengths = [float(x) for x in p["strengths"].split(",")]
+    walks = min(_train_size(p), p["parents"]) * 2 * len(p["methods"].split(","))  # with controls
+    steps = sum(_walked({**p, "strength": x, "pipeline": "img2img"}) for x in strengths) * walks
+    judged = p["judge_images"] * 6 * len(STUDIES[p["data"]].labels) * p["judge_epochs"]
+    return [_walking(p, steps), classifier_work("resnet_small", 64, 64, judged)], 2e7
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #85d97922
 def find_maker(run):  # parameters of the run whose images this one trains on, or None
@@ -935,8 +737,7 @@ def _train_size(p) -> float:  # images that are trained on, before synthetic one
     if p["data"] == "pad_ufes20":
         light, dark = 330, 500  # where the photographs are not here
         if has_data("pad_ufes20"):
-            m = _pad_ufes20(study, "")
-            m = m[m.label.isin(study.labels)]
+            m = listed("pad_ufes20", study.labels)
             light, dark = (int(m.skin_type.isin(g).sum()) for g in (study.majority, study.minority))
     else:
         c = selection()
@@ -956,152 +757,6 @@ def _test_size(p) -> float:
 def _walked(p) -> int:
     return p["steps"] if p["pipeline"] == "txt2img" else max(1, int(p["steps"] * p["strength"]))
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #e42278ac
-def _training(what, p, steps, images):  # -> Work
-    return Work(
-        f"step of {what}, {p['base']}, {images} images, {p['precision']}",
-        steps,
-        lambda: _time_training(what, p["base"], images, p["precision"]),
-    )
-
 # %% ../../nbs/papers/wang2024/protocol.ipynb #915dbe89
 def _walking(p, steps):  # -> Work
-    return Work(
-        f"image and step of generation, {p['base']}, {p.get('precision', 'no')}",
-        steps,
-        lambda: _time_walking(p["base"], p.get("precision", "no")),
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #8fe80553
-def _time_start() -> float:
-    import subprocess
-    import sys
-    import time
-
-    begin = time.perf_counter()
-    imports = (
-        "import skinrepro.generate, torch, diffusers, peft, matplotlib.pyplot, sklearn; from"
-        " diffusers import UNet2DConditionModel"
-    )
-    subprocess.run([sys.executable, "-c", imports], check=True)
-    return time.perf_counter() - begin + 3  # the kernel itself, and the notebook's pictures
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #56b2f6d9
-@lru_cache(2)
-def _timing_base(name, precision):
-    import torch
-
-    from skinrepro.core import device
-    from skinrepro.latent import available, load_base
-
-    dtype = dict(no=None, bf16=torch.bfloat16, fp16=torch.float16)[precision]
-    return load_base(
-        name, weights="pretrained" if available(name) else "random", device=device(), dtype=dtype
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #844ac71b
-def _time_training(what, name, images, precision) -> float:  # seconds per step
-    import time
-
-    import torch
-
-    from skinrepro.latent import Latents
-    from skinrepro.loop import Training
-    from skinrepro.personalise import lora, textual_inversion
-
-    base = _timing_base(name, precision)
-    c, s = base.unet.config.in_channels, base.unet.config.sample_size
-    x = torch.randn(images, 1, c, s, s, generator=torch.Generator().manual_seed(0))
-    latents = Latents(x, torch.zeros_like(x), 1.0, "timing")
-    few = 3 if name == "miniature" else 1
-
-    def run(steps):
-        begin = time.perf_counter()
-        own = base.copy()
-        settings = Training(steps, images, precision=precision, clip=1.0, every=10**6)
-        if what == "LoRA":
-            lora(own, latents, ["An image of skin"] * images, settings, progress=False)
-        else:
-            textual_inversion(
-                own, latents, ["timing-class"] * images, settings, progress=False
-            )
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    return (
-        max(1e-6, (run(1 + 3 * few) - run(1)) / (3 * few)) if run(1) else 0.0
-    )  # the very first also warms up
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #500f1edb
-def _time_walking(name, precision) -> float:  # seconds per image and step
-    import time
-
-    import torch
-
-    from skinrepro.generate import default_batch_size, prepared, remember_text, sample
-    from skinrepro.latent import encode_prompts
-
-    base = _timing_base(name, precision)
-    n = default_batch_size(base)
-    c, s = base.unet.config.in_channels, base.unet.config.sample_size
-    unet = prepared(base.unet)
-    remember = remember_text(unet)
-    text = encode_prompts(base, ["", "An image of skin"])
-    scheduler = base.pipeline().scheduler
-    noise = torch.randn(n, c, s, s).to(base.device, base.dtype)
-    index, guidance = (
-        torch.ones(n, dtype=torch.long, device=base.device),
-        torch.full((n,), 4.0, device=base.device),
-    )
-
-    def run(steps):
-        begin = time.perf_counter()
-        with torch.inference_mode():
-            sample(
-                unet, scheduler, steps, steps, noise, None, text, index, guidance, remember=remember
-            )
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    few = 4 if name == "miniature" else 2
-    run(1)
-    return run(few) / few / n
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #f5da7ff8
-def _time_classifier(arch, size, batch_size, recipe) -> float:  # seconds per image
-    import time
-
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from skinrepro.classify import build
-    from skinrepro.core import device
-
-    place = device()
-    how = RECIPES[recipe] if recipe else dict(head="linear", train_layers="all")
-    model = (
-        build(arch, 7, size, head=how["head"]).to(place, memory_format=torch.channels_last).train()
-    )
-    if how["train_layers"] == "head":  # as build freezes the trunk, for which it wants weights
-        for q in list(model.parameters())[:-4]:
-            q.requires_grad_(False)
-    opt = torch.optim.Adam([q for q in model.parameters() if q.requires_grad], 1e-3)
-    x = torch.randn(batch_size, 3, size, size, device=place).contiguous(
-        memory_format=torch.channels_last
-    )
-    y = torch.zeros(batch_size, dtype=torch.long, device=place)
-
-    def run(steps):
-        begin = time.perf_counter()
-        for _ in range(steps):
-            opt.zero_grad()
-            cross_entropy(model(x), y).backward()
-            opt.step()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        return time.perf_counter() - begin
-
-    run(2)
-    return run(5) / 5 / batch_size
+    return generation_work(p["base"], p.get("precision", "no"), steps)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESOURCES', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'run_id', 'Run', 'begin', 'finish',
-           'in_short', 'find', 'made_for', 'made_once', 'how_made', 'hand_on', 'handed_on', 'import_papermill',
-           'execute_notebook']
+           'in_short', 'find', 'made_for', 'made_once', 'how_made', 'hand_on', 'handed_on', 'names_of',
+           'import_papermill', 'execute_notebook']
 
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
@@ -340,16 +340,14 @@ def hand_on(
     **things,  # name -> folder from `made_once`, several of them by name, or None
 ):
     "Note what a run has had made, for other runs."
-    names = {
-        k: {i: f.name for i, f in thing.items()} or None
-        if isinstance(thing, dict)
-        else thing.name
-        if thing
-        else None
-        for k, thing in things.items()
-    }
+
+    def name(thing):
+        if isinstance(thing, dict):
+            return {i: f.name for i, f in thing.items()}
+        return thing.name if thing else None
+
     with atomic_path(file) as tmp:
-        tmp.write_text(json.dumps(names, indent=1))
+        tmp.write_text(json.dumps({k: name(thing) for k, thing in things.items()}, indent=1))
 
 # %% ../nbs/01_runs.ipynb #de2142e3
 def handed_on(
@@ -371,6 +369,19 @@ def handed_on(
         k: {i: home / f for i, f in n.items()} if isinstance(n, dict) else n and home / n
         for k, n in names.items()
     }
+
+# %% ../nbs/01_runs.ipynb #0bee51d0
+def names_of(
+    **things,  # as `hand_on` takes them
+) -> dict:  # name -> names of its folders, '' for none
+    "What a run has used that was made once, for its record."
+
+    def names(thing):
+        if isinstance(thing, dict):
+            return " ".join(sorted({f.name for f in thing.values()}))
+        return thing.name if thing else ""
+
+    return {k: names(thing) for k, thing in things.items()}
 
 # %% ../nbs/01_runs.ipynb #c3b09268
 def import_papermill():

@@ -6,12 +6,12 @@
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES', 'METHODS',
            'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA', 'LORA_PER', 'CHOICES',
            'SPLIT_BY', 'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split',
-           'split_of', 'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights', 'named',
+           'split_of', 'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights',
            'images_of', 'cost']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +19,13 @@ import pandas as pd
 
 from .. import manifest
 from ..colour import ITA_CLASSES
-from ..core import check_choice, data_folder, has_data, paths, ranks
+from ..core import check_choice, data_folder, has_data, paths
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..fitzpatrick17k import selected_counts
-from ..graph import code_hash
-from ..manifest import content_hash, read
+from ..manifest import read
 from ..photographs import listed, study_images
 from ..records import read_record
-from ..runs import handed_on, made_for, made_once
+from ..runs import handed_on, made_for
 from skinrepro.splits import (
     TRAIN_TYPES,
     assert_disjoint,
@@ -353,89 +352,33 @@ def _weights() -> Path:
 def learn_tokens(
     base,  # latent.Base; it is left as it is
     train: pd.DataFrame,  # training images
-    steps: int = 500,  # optimizer steps
-    batch_size: int = 4,  # images of each condition in a batch
-    accumulate: int = 4,  # batches in a step
-    lr: float = 5e-4,  # times batch_size and accumulate (--scale_lr)
+    settings,  # loop.Training, its rate before the official --scale_lr
     data: str = "condition",  # one of TI_DATA
-    seed: int = 0,
-    precision: str = "no",  # 'no', 'bf16' or 'fp16'
     progress: bool = True,
 ) -> Path:  # folder with a file for each token, as load_textual_inversion reads it
     "Textual inversion of every condition (section 2; settings of the official code)."
-    from skinrepro.images import load_image
-    from skinrepro.latent import encode_images
-    from skinrepro.loop import Training
-    from skinrepro.personalise import textual_inversion
+    from skinrepro.taught import teach_words
 
-    check_choice("ti_data", data, TI_DATA)
-    how = dict(
-        steps=steps,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lr=lr,
-        seed=seed,
-        precision=precision,
-    )
-    scaled = how | dict(lr=lr * (batch_size * accumulate))
-    settings = Training(**scaled, weight_decay=1e-2, every=100)
-    asked = dict(how, data=data, base=base.weights_hash, images=content_hash(train))
-
-    def train_tokens(folder):
-        tokens = [token(label) for label in train.label]
-        own, scratch = base.copy(), folder / "training"
-        latents = encode_images(
-            base,
-            train.path.tolist(),
-            load_image,
-            squash=True,
-            flips=True,
-            cache=scratch / "latents.safetensors",
-            progress=progress,
-        )
-        if data == "condition":
-            return textual_inversion(
-                own, latents, tokens, settings, folder=folder, progress=progress
-            )
-        log = [
-            textual_inversion(
-                own, latents, [t] * len(train), settings, folder=scratch / t, progress=progress
-            ).assign(token=t)
-            for t in sorted(set(tokens))
-        ]
-        for f in scratch.glob("*/*.safetensors") if not ranks()[0] else ():
-            f.replace(folder / f.name)
-        return pd.concat(log)
-
-    code = code_hash("skinrepro.papers.wang2024.learn_tokens")
-    return made_once(_weights(), "ti", asked, train_tokens, code)
+    shared = check_choice("ti_data", data, TI_DATA) == "all"
+    scale = settings.batch_size * settings.accumulate
+    settings = replace(settings, lr=settings.lr * scale, weight_decay=1e-2, every=100)
+    words = [token(label) for label in train.label]
+    return teach_words(base, train, words, settings, _weights(), shared, progress)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #5282fa37
 def learn_lora(
     base,  # latent.Base; it is left as it is
     train: pd.DataFrame,  # training images
+    settings,  # loop.Training of each LoRA
     # 'ti+lora': prompts with learned tokens; 'lora': with the conditions' names
     method: str = "ti+lora",
     tokens=None,  # folder from `learn_tokens`, for 'ti+lora'
-    steps: int = 3000,  # optimizer steps of each LoRA
-    batch_size: int = 4,
-    lr: float = 5e-6,
     per: str = "all",  # one of LORA_PER
     crops: int = 1,  # places of the crop that are encoded; 1 for square images
-    seed: int = 0,
-    precision: str = "no",  # 'no', 'bf16' or 'fp16'
-    # decay of a moving average of the matrices, which is what is kept; 0: none, as the official
-    # code
-    ema: float = 0.0,
     progress: bool = True,
-) -> dict[
-    str, Path
-]:  # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
+) -> dict[str, Path]:  # label -> folder, as load_lora_weights reads it
     "LoRA of rank 8 in the UNet's attention layers (section 2; settings of the official code)."
-    from skinrepro.images import load_image
-    from skinrepro.latent import encode_images
-    from skinrepro.loop import Training
-    from skinrepro.personalise import lora, personalised
+    from skinrepro.taught import teach_loras
 
     check_choice("lora_per", per, LORA_PER)
     if ("ti" in method) != (tokens is not None):
@@ -443,65 +386,21 @@ def learn_lora(
             f'method = {method!r} and tokens = {tokens}: learned tokens go with "ti+lora", and only'
             " with it."
         )
-    how = dict(
-        steps=steps, batch_size=batch_size, lr=lr, seed=seed, precision=precision, ema=ema or None
-    )
-    asked = dict(
-        how,
-        method=method,
-        per=per,
+    return teach_loras(
+        base,
+        train,
+        [prompt(method, label, int(t)) for label, t in zip(train.label, train.skin_type)],
+        replace(settings, clip=1.0, weight_decay=1e-2, every=100),
+        _weights(),
+        words=tokens,
+        even=dict(all=(), condition=("label", "skin_type"), balanced=("label",))[per],
+        apart=per == "condition",
         crops=crops,
-        tokens=Path(tokens).name if tokens else "",
-        base=base.weights_hash,
+        progress=progress,
     )
-
-    def weights_of(rows):
-        def train_lora(folder):
-            own = personalised(base, embeddings=tokens)
-            latents = encode_images(
-                base,
-                rows.path.tolist(),
-                load_image,
-                crops=crops,
-                cache=folder / "training" / "latents.safetensors",
-                seed=seed,
-                progress=progress,
-            )
-            alike = dict(all=[], condition=["label", "skin_type"], balanced=["label"])[
-                per
-            ]  # what is drawn equally often
-            share = 1 / rows.groupby(alike).label.transform("size") if alike else None
-            return lora(
-                own,
-                latents,
-                [prompt(method, name, int(t)) for name, t in zip(rows.label, rows.skin_type)],
-                Training(**how, clip=1.0, weight_decay=1e-2, every=100),
-                rank=8,
-                weights=None if share is None else share.to_numpy(),
-                folder=folder,
-                progress=progress,
-            )
-
-        code = code_hash("skinrepro.papers.wang2024.learn_lora")
-        own = asked | dict(images=content_hash(rows))
-        return made_once(_weights(), "lora", own, train_lora, code)
-
-    labels = sorted(train.label.unique())
-    if per != "condition":
-        return dict.fromkeys(labels, weights_of(train))
-    return {label: weights_of(train[train.label == label]) for label in labels}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ba224d97
-SPLIT_BY = (
-    "scenario",
-    "seed",
-    "data",
-    "val_fraction",
-    "flexible",
-    "label_source",
-    "fraction",
-    "missing",
-)
+SPLIT_BY = "scenario seed data val_fraction flexible label_source fraction missing".split()
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #f2e62f83
 WEIGHTS = "weights.json"  # in the folder of a run of weights.ipynb: what it has learned
@@ -529,17 +428,6 @@ def read_weights(
     )
     learned = handed_on(made, WEIGHTS, _weights())
     return learned["tokens"], learned["loras"]
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #6f0bb036
-def named(
-    tokens: Path | None,  # as `read_weights` gives them
-    loras: dict | None,
-) -> dict:  # tokens, loras: names of folders, '' for none
-    "Learned words and LoRA, for a record."
-    return dict(
-        tokens=tokens.name if tokens else "",
-        loras=" ".join(sorted({f.name for f in loras.values()})) if loras else "",
-    )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #74e04a98
 # what the record of a classifier says of the images that it was trained on

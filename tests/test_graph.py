@@ -20,7 +20,7 @@ EXPERIMENTS = sorted(
 NAMED = (
     "skinrepro.phantom.render",
     "skinrepro.papers.wang2024.learn_lora",
-    "skinrepro.papers.lopezperez2025.measured_ita",
+    "skinrepro.images.measure_images",
 )
 
 

@@ -60,8 +60,8 @@ def train_judge(n=12000, epochs=12, seed=0):
     import torch
     import torch.nn.functional as F
 
-    from skinrepro.classify import build
     from skinrepro.loop import fit
+    from skinrepro.networks import build
 
     seed_all(seed)
     x, y, _ = phantoms(n, 9, (0.2, 1.0))
@@ -310,7 +310,7 @@ prompt names another condition. `truth` is the same scene really rendered on dar
 {img2img}
 
 Pictures: `figures/miniature/samples.png`, `figures/miniature/img2img.png`.
-"""
+"""  # noqa: E501
 
 
 def write_card(facts, table, guidance, shipped):
@@ -420,10 +420,11 @@ def card(a):
 
 def ablation(a):
     import tempfile
+    from dataclasses import replace
     from pathlib import Path
 
     from skinrepro.latent import load_base
-    from skinrepro.miniature import train, training_set
+    from skinrepro.miniature import TRAINING, Recipe, train, training_set
 
     judge = train_judge(6000, 8)
     fresh, y, _ = phantoms(1000, 11, (0.25, 0.8))
@@ -433,17 +434,9 @@ def ablation(a):
     for offset in (0.5, 0.0):
         for shift in (0.6, 1.0):  # 1 is the plain cosine schedule
             with tempfile.TemporaryDirectory() as d:
-                train(
-                    Path(d) / "base",
-                    steps=a.steps,
-                    noise_offset=offset,
-                    shift=shift,
-                    widths=(32, 64),
-                    every=a.steps,
-                    given=given,
-                    codec=codec,
-                    progress=False,
-                )
+                recipe = Recipe(a.pictures, widths=(32, 64), noise_offset=offset, shift=shift)
+                training = replace(TRAINING, steps=a.steps, every=a.steps)
+                train(Path(d) / "base", recipe, training, given=given, codec=codec, progress=False)
                 base = load_base("miniature", folder=Path(d) / "base")
                 *_, table = image_to_image(
                     base,

@@ -100,7 +100,7 @@ def _state(pid, thread):
 def sides(folder, base, n, cores):
     "Name -> command: the same notebook n times, with a seed each."
     ours = (
-        "import sys\nfrom pathlib import Path\nfrom skinrepro.runs import read_grid\nfrom"
+        "import sys\nfrom pathlib import Path\nfrom skinrepro.grid import read_grid\nfrom"
         f" skinrepro.workflow import execute\ndone = execute(read_grid(Path({str(folder)!r})),"
         f' cores={cores}, progress=False)\nsys.exit(any(o.status != "ran" for o in done))'
     )

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['resize_for', 'train_store_size', 'cache_pair', 'normalisation', 'eval_transform', 'Draw', 'draw_augmentation',
-           'augment', 'train_transform', 'encode_labels', 'weighted_sampler', 'batches']
+           'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'weighted_sampler',
+           'batches', 'image_batches']
 
 # %% ../nbs/16_batches.ipynb #1e117ac8
 import queue
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from .core import check_choice
 from .images import ImageStore, cache_images
 
 # %% ../nbs/16_batches.ipynb #2bcf01f8
@@ -44,10 +47,8 @@ def cache_pair(
 
 # %% ../nbs/16_batches.ipynb #60ca1815
 def normalisation(
-    model_name: (
-        str | None
-        # timm model, with or without tag, e.g. 'vgg16.tv_in1k'; None for a network trained from scratch
-    ) = None,
+    # timm model, with or without tag, e.g. 'vgg16.tv_in1k'; None for one trained from scratch
+    model_name: str | None = None,
 ) -> tuple:  # (mean, std), three numbers each, for pixels in [0, 1]
     """Mean and standard deviation that a network's weights expect. Raises ValueError for a model
     that timm does not know.
@@ -161,7 +162,7 @@ def draw_augmentation(
 # %% ../nbs/16_batches.ipynb #3c5efc4c
 def _tables(
     draw: Draw, sizes, size: int
-):  # -> (B, size) columns and rows, complex, and (B, 2*size) stretch and move, interleaved x and y
+):  # (B, size) columns and rows, complex; (B, 2*size) stretch and move, interleaved x and y
     """Where the pixels of the result come from: floor(columns + rows) in the resized crop, times
     stretch plus move in grid_sample's [-1, 1].
     """
@@ -196,44 +197,36 @@ def augment(
     def new(*shape, dtype=torch.float32):
         return torch.empty(*shape, dtype=dtype, device=x.device)
 
-    columns, rows, stretch, move = (
-        torch.from_numpy(v).to(x.device) for v in _tables(draw, sizes, size)
-    )
+    tables = [torch.from_numpy(v).to(x.device) for v in _tables(draw, sizes, size)]
     scale, shift = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in _affine(mean, std))
-    stored, last, slices, out = (
-        x.shape[1],
-        resize_for(size) - 1,
-        _slices(x, size),
-        new(len(x), 3, size, size),
-    )
+    stored, slices, out = x.shape[1], _slices(x, size), new(len(x), 3, size, size)
     n = min(len(x), slices[0].stop)
-    plane, grid, source = (
-        new(n, size, size, dtype=torch.complex64),
-        new(n, size, 2 * size),
-        new(n, stored, stored, 3),
-    )
+    plane, grid = new(n, size, size, dtype=torch.complex64), new(n, size, 2 * size)
+    source = new(n, stored, stored, 3)
     for s in slices:
         n = len(x[s])
-        at = (
-            torch.view_as_real(torch.add(columns[s, None], rows[s, :, None], out=plane[:n]))
-            .view(n, size, 2 * size)
-            .floor_()
-        )
-        g = torch.clamp(at, 0, last, out=grid[:n])
-        at.sub_(g)  # not 0 where the rotation looks beyond the crop
-        g.mul_(stretch[s, None]).add_(move[s, None])
-        if stored < train_store_size(size):
-            g.clamp_(
-                1 / stored - 1, 1 - 1 / stored
-            )  # enlarging reads half a pixel beyond the border
-        g.add_(at, alpha=1e3)  # so far off that grid_sample gives 0, black
+        g = _grid(*(v[s] for v in tables), stored, plane[:n], grid[:n])
         y = torch.nn.functional.grid_sample(
-            source[:n].copy_(x[s]).permute(0, 3, 1, 2),
-            g.view(n, size, size, 2),
-            align_corners=False,
+            source[:n].copy_(x[s]).permute(0, 3, 1, 2), g, align_corners=False
         )
         torch.mul(y, scale, out=out[s]).add_(shift)
     return out
+
+# %% ../nbs/16_batches.ipynb #9444cef9
+def _grid(columns, rows, stretch, move, stored: int, plane, grid):  # (n, size, size, 2)
+    "Places to read at, for grid_sample; `plane` and `grid` are memory to work in."
+    import torch
+
+    n, size = columns.shape
+    at = torch.view_as_real(torch.add(columns[:, None], rows[:, :, None], out=plane))
+    at = at.view(n, size, 2 * size).floor_()
+    torch.clamp(at, 0, resize_for(size) - 1, out=grid)
+    at.sub_(grid)  # not 0 where the rotation looks beyond the crop
+    grid.mul_(stretch[:, None]).add_(move[:, None])
+    if stored < train_store_size(size):  # enlarging reads half a pixel beyond the border
+        grid.clamp_(1 / stored - 1, 1 - 1 / stored)
+    grid.add_(at, alpha=1e3)  # so far off that grid_sample gives 0, black
+    return grid.view(n, size, size, 2)
 
 # %% ../nbs/16_batches.ipynb #dd06c759
 def train_transform(
@@ -269,17 +262,54 @@ def encode_labels(
         )
     return np.array([code[label] for label in labels], dtype=np.int64)
 
+# %% ../nbs/16_batches.ipynb #0748ca34
+def encode_multi(
+    labels,  # n texts of label names joined by '|'; missing where nobody looked
+    classes: list,  # the protocol's list; its order gives the columns
+    ignore: Iterable = (),  # names without a column, e.g. 'No Finding' or what is not asked for
+    unknown: str = "error",  # for a missing text: 'error', or 'nan': a row of nan
+) -> np.ndarray:  # (n, k) float32: 1 where named, 0 where not
+    """Several names for each image to columns of 0 and 1. Raises ValueError naming a label that is
+    not in the list, or the row that has none.
+    """
+    check_choice("unknown", unknown, ["error", "nan"])
+    ignore = set(ignore)
+    out = np.zeros((len(labels), len(classes)), np.float32)
+    for row, text in enumerate(labels):
+        if not pd.isna(text):
+            named = [name for name in str(text).split("|") if name not in ignore]
+            out[row, encode_labels(named, classes)] = 1
+        elif unknown == "nan":
+            out[row] = np.nan
+        else:
+            raise ValueError(
+                f"Row {row} has no labels. Drop it, or pass unknown='nan' and leave it out of the"
+                " loss."
+            )
+    return out
+
 # %% ../nbs/16_batches.ipynb #cc6bad1f
+def class_weights(
+    codes: np.ndarray,  # (n,) class codes of the training images
+    power: float = 1.0,  # 1: inverse frequency; 0.5: its root; 0: all alike
+    n_classes: int | None = None,  # length of the result; None for the largest code and one
+) -> np.ndarray:  # (k,) float; 0 for a class without images
+    "Weight 1 / count ** power of each class, for a sampler or a loss."
+    count = np.bincount(np.asarray(codes), minlength=n_classes or 0)
+    return np.where(count > 0, 1 / np.maximum(count, 1) ** power, 0.0)
+
+# %% ../nbs/16_batches.ipynb #ec7e863d
 def weighted_sampler(
     codes: np.ndarray,  # (n,) class codes of the training images
     seed: int,  # of the run
     epoch: int,  # each has its own draw, so that a resumed run continues with the right one
+    power: float = 1.0,  # see `class_weights`
 ) -> np.ndarray:  # (n,) positions 0..n-1, drawn with replacement
     """Epoch's order with weights 1 / class count. Source: WeightedRandomSampler in the classifier
     script of Wang et al. 2024.
     """
     codes = np.asarray(codes)
-    weight = 1 / np.bincount(codes)[codes]
+    weight = class_weights(codes, power)[codes]
     return np.random.default_rng([seed, epoch]).choice(
         len(codes), len(codes), p=weight / weight.sum()
     )
@@ -358,3 +388,29 @@ def _ahead(prepare, n: int, prefetch: int):
     finally:
         stop.set()
         thread.join()
+
+# %% ../nbs/16_batches.ipynb #84f10db4
+def image_batches(
+    store: ImageStore,  # of the images
+    image_ids,  # in order; an id may stand there several times
+    batch_size: int = 64,
+    seed: int = 0,  # of order and flips
+    train: bool = False,  # a new order every epoch, and mirrored images
+):  # function: epoch -> batches ((b, 3, s, s) float in [-1, 1],)
+    "Batches of pixels without labels. Raises ValueError for an id that is not in the store."
+    rows = store.rows(image_ids)
+
+    def of(epoch=0):
+        import torch
+
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(rows)) if train else np.arange(len(rows))
+        for start in range(0, len(order), batch_size):
+            pixels = torch.from_numpy(store.take(rows[order[start : start + batch_size]]))
+            x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+            if train:
+                flip = torch.from_numpy(rng.random(len(x)) < 0.5)
+                x[flip] = x[flip].flip(3)
+            yield (x.contiguous(memory_format=torch.channels_last),)
+
+    return of

@@ -188,6 +188,7 @@ def fetch_data(
     checksums. A rerun fetches only what is missing.
     """
     from skinrepro import fitzpatrick17k as fitz
+    from skinrepro.photographs import fetch_images
 
     if not _can_be_fetched(_source(name)):
         return
@@ -195,7 +196,7 @@ def fetch_data(
     table = fitz.fetch_annotations(dest)
     typer.echo(f"{_source(name).credit}\nLicence: {_source(name).licence}. Annotations: {table}")
     if not annotations_only:
-        got = fitz.fetch_images(_wanted(table, label), dest / "images", jobs=jobs, again=again)
+        got = fetch_images(_wanted(table, label), dest / "images", jobs=jobs, again=again)
         _tell_fetched(got, name, dest / "images")
 
 # %% ../nbs/79_cli.ipynb #91a9e213
@@ -271,35 +272,19 @@ def verify_data(
     broken, write the inventory and its hash.
     """
     from skinrepro import sources
+    from skinrepro.photographs import inventory
 
     source = _source(name)
     if source == sources.PHANTOM:
         typer.echo("Phantoms are drawn when first used: nothing to verify.")
         return
     folder = sources.source_folder(source, _folder(name, folder))
-    found, out = _inventory(source, folder), out or folder / "inventory.csv"
+    found, out = inventory(name, folder, progress=True), out or folder / "inventory.csv"
     _write_inventory(found, out)
     _tell_verified(found, source, out)
     bad = int((found.status != "ok").sum())
     if strict and bad:
         raise ValueError(f"{bad} of {len(found)} photographs are not whole.")
-
-# %% ../nbs/79_cli.ipynb #303a02ef
-def _inventory(source, folder):
-    from skinrepro import fitzpatrick17k as fitz
-    from skinrepro import sources
-
-    if source == sources.FITZPATRICK17K:
-        images = folder / "images"
-        if not images.is_dir():
-            images = folder  # photographs may lie beside the table
-        annotations = fitz.read_annotations(folder / "fitzpatrick17k.csv")
-        return fitz.verify(annotations, images, progress=True)
-    readers = {
-        sources.PAD_UFES20: sources.read_pad_ufes20,
-        sources.HAM10000: sources.read_ham10000,
-    }
-    return sources.inventory(readers[source], folder, progress=True)
 
 # %% ../nbs/79_cli.ipynb #db0a3104
 def _write_inventory(found, out):
@@ -313,7 +298,7 @@ def _write_inventory(found, out):
 
 # %% ../nbs/79_cli.ipynb #55275f4d
 def _tell_verified(found, source, out):
-    from skinrepro.fitzpatrick17k import inventory_hash
+    from skinrepro.photographs import inventory_hash
 
     typer.echo(source.credit)
     _print_counts(found.status)
@@ -384,7 +369,7 @@ _slurm = Annotated[
 # %% ../nbs/79_cli.ipynb #90febfb3
 def _runs(paper, profile, section, data, set_) -> list:
     "Runs of a grid, as the options narrow it."
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     return read_grid(
         _folder_of(paper),

@@ -27,6 +27,9 @@ def inspect_image(
     # MD5 sums of the other files of the data set (a set or dict): those bytes are certainly the
     # wrong image
     others=(),
+    # (bytes, name) -> what they are, as `images.describe`; raises ValueError for what is no image,
+    # with `.status`. None looks at the first bytes only
+    decode=None,
 ) -> tuple[
     str, str, str
 ]:  # status (ok, re-encoded, wrong, corrupt), MD5 of `data`, explanation ('' if ok)
@@ -38,20 +41,17 @@ def inspect_image(
         return "corrupt", found, "empty"
     if found in others:
         return "wrong", found, f"these are the bytes of {found}"
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(io.BytesIO(data)) as im:
-            about = f"{im.format} {im.width}x{im.height}"
-            im.load()
-    except UnidentifiedImageError:
-        return "wrong", found, _not_an_image(data)
-    except Image.DecompressionBombError as e:
-        return "wrong", found, str(e)
-    except (
-        Exception
-    ) as e:  # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, ...
-        return "corrupt", found, f"does not decode: {e}"
+    if decode is None:
+        about = _not_an_image(data)
+        if not about.startswith("starts like"):
+            return "wrong", found, about
+        about = "not decoded"
+    else:
+        try:
+            about = decode(data, md5)
+        except ValueError as e:
+            status = getattr(e, "status", "corrupt")
+            return status, found, _not_an_image(data) if status == "wrong" else str(e)
     return "re-encoded", found, f"{about}, {len(data)} bytes, another MD5"
 
 # %% ../nbs/03_download.ipynb #b3ed6abb
@@ -384,6 +384,7 @@ def fetch_many(
     give_up: int = 20,  # failures in a row after which a site is left alone
     again: bool = False,  # also ask for what an earlier run found to be gone or wrong
     progress: bool = True,  # show a bar
+    decode=None,  # as for `inspect_image`
 ) -> pd.DataFrame:  # LOG_COLUMNS, one row per item, in their order
     """Download images named and checked by MD5. Ctrl-C ends it early, with everything so far in the
     log.
@@ -423,6 +424,7 @@ def fetch_many(
                         stop,
                         ask,
                         session,
+                        decode,
                         told_to_wait=lambda s, h=host: queue.pause(h, s),
                         timeout=timeout,
                         deadline=deadline,
@@ -504,7 +506,7 @@ def _row(status, **facts):
     return {"status": status, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
 
 # %% ../nbs/03_download.ipynb #127b1300
-def _fetch_one(item, dest, known, stop, ask, session, **limits):
+def _fetch_one(item, dest, known, stop, ask, session, decode, **limits):
     "Ask for one file, judge it, write it. None when stopped."
     if not ask:
         return _row(
@@ -522,7 +524,7 @@ def _fetch_one(item, dest, known, stop, ask, session, **limits):
         )
     if stop.is_set():
         return None
-    status, found, message = inspect_image(data, item.md5, known)
+    status, found, message = inspect_image(data, item.md5, known, decode)
     folder = {"ok": dest, "re-encoded": dest / "re-encoded"}.get(status)
     if folder is not None:
         with atomic_path(folder / f"{item['name']}.jpg") as tmp:
@@ -563,10 +565,8 @@ def _watch(threads, stop, save, rows, total, progress, every=10.0):
             bar.update(len(rows) - bar.n)
         finally:
             stop.set()
-            patience = (
-                time.monotonic() + 2
-                # a thread that waits for a silent server is left behind; it can write nothing any more
-            )
+            # a thread that waits for a silent server is left behind; it can write nothing any more
+            patience = time.monotonic() + 2
             for t in threads:
                 t.join(max(patience - time.monotonic(), 0))
             save()

@@ -341,7 +341,7 @@ def generation_rate(
 
 # %% ../nbs/71_estimate.ipynb #ba9ae2b7
 def classifier_work(
-    arch: str,  # as `classify.build` names it
+    arch: str,  # as `networks.build` names it
     size: int,  # px
     batch_size: int,
     images: float,  # that are learnt from, over all epochs
@@ -357,7 +357,7 @@ def classifier_work(
 
 # %% ../nbs/71_estimate.ipynb #80f95341
 def classifier_rate(
-    arch: str,  # as `classify.build` names it
+    arch: str,  # as `networks.build` names it
     size: int,  # px
     batch_size: int,
     head: str = "linear",
@@ -367,7 +367,7 @@ def classifier_rate(
     import torch
     from torch.nn.functional import cross_entropy
 
-    from skinrepro.classify import build
+    from skinrepro.networks import build
     from skinrepro.core import device
 
     place, order = device(), torch.channels_last
@@ -399,7 +399,7 @@ class VAESize:
     latent_channels: int
     bottleneck_blocks: int
     batch_size: int
-    features: str  # network of the perceptual loss: 'none', 'vgg19' or 'phantom'
+    features: str  # network of the perceptual loss: 'none', or a key of features.NETWORKS
     precision: str
 
 # %% ../nbs/71_estimate.ipynb #bf947320
@@ -424,23 +424,26 @@ def vae_rate(
     "Time a few steps of a VAE with its perceptual loss, whose network has random weights."
     import torch
 
-    from skinrepro.classify import build
     from skinrepro.core import device
-    from skinrepro.vae import Features, build_vae, train_vae, vgg19_trunk
+    from skinrepro.features import feature_network, perceptual_trunk
+    from skinrepro.loop import Training
+    from skinrepro.vae import Features, build_vae, train_vae
 
     place, b = device(), shape.batch_size
     few = 12 if shape.size <= 64 or place != "cpu" else 2
-    made = dict(none=lambda: None, vgg19=vgg19_trunk, phantom=lambda: build("vgg_small", 10, 64))
-    network = made[shape.features]()
-    features = None if network is None else Features(network, "random")
+    features = None
+    if shape.features != "none":
+        network = feature_network(shape.features, trained=False)
+        features = Features(perceptual_trunk(network), "random")
     model = build_vae(
         shape.latent_channels, shape.width, shape.multipliers, shape.bottleneck_blocks
     )
     x = torch.rand(b, 3, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
-    options = dict(device=place, precision=shape.precision, progress=False)
+    training = Training(1, lr=1e-8, clip=10.0, precision=shape.precision)
+    options = dict(features=features, device=place, progress=False)
 
     def run(steps):
-        train_vae(model, lambda epoch: [(x * 2 - 1,)] * steps, features, 1, 0.0, **options)
+        train_vae(model, lambda epoch: [(x * 2 - 1,)] * steps, training, **options)
 
     run(1)  # warms up
     return max(1e-6, (_clock(lambda: run(1 + few)) - _clock(lambda: run(1))) / few / b)

@@ -86,29 +86,9 @@ def save_figure(
     ValueError.
     """
     path = Path(stem) if Path(stem).is_absolute() else paths().figures / stem
-    refuse_timing(numbers)
-    if len(numbers) == 0:
-        raise ValueError(
-            f"{path.name}: nothing is drawn. Pass the numbers of the figure, or do not save it."
-        )
-    if "data" not in numbers:
-        if not stamp:
-            raise ValueError(
-                f"{path.name}: the numbers have no column `data`: say with `stamp` what they were"
-                " made from."
-            )
-        numbers = numbers.assign(data=stamp)
-    derived = stamp_of(numbers)
-    stamp = derived if stamp is None else stamp
-    if is_phantom(derived) and not is_phantom(stamp):
-        raise ValueError(
-            f"{path.name} shows phantoms, but its stamp is {stamp!r}. Leave it out, or say"
-            f" {PHANTOM_STAMP!r}."
-        )
-    if "path" in numbers:
-        numbers = numbers.drop(
-            columns="path"
-        )  # where a file lies on this machine is nobody's concern
+    numbers, stamp = _stamped(numbers, stamp, path.name)
+    if "path" in numbers:  # where a file lies on this machine is nobody's concern
+        numbers = numbers.drop(columns="path")
     _write_stamp(fig, stamp)
     files = [path.with_name(path.name + s) for s in (".png", ".svg", ".csv")]
     with (
@@ -119,12 +99,36 @@ def save_figure(
     ):
         fig.savefig(png, metadata={"Software": None})
         fig.savefig(svg, metadata={"Date": None})
-        svg.write_text(
-            "\n".join(l.rstrip() for l in svg.read_text(encoding="utf-8").splitlines()) + "\n",
-            encoding="utf-8",
-        )
+        lines = svg.read_text(encoding="utf-8").splitlines()
+        svg.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
         table.write_bytes(csv_text(numbers).encode())
     return files
+
+# %% ../nbs/61_figures.ipynb #4fb91183
+def _stamped(
+    numbers: pd.DataFrame, stamp: str | None, name: str
+) -> tuple[pd.DataFrame, str]:  # the numbers with a column `data`, and what stands under the figure
+    "Refuse a figure that would say less than a reader must know."
+    refuse_timing(numbers)
+    if len(numbers) == 0:
+        raise ValueError(
+            f"{name}: nothing is drawn. Pass the numbers of the figure, or do not save it."
+        )
+    if "data" not in numbers:
+        if not stamp:
+            raise ValueError(
+                f"{name}: the numbers have no column `data`: say with `stamp` what they were"
+                " made from."
+            )
+        numbers = numbers.assign(data=stamp)
+    derived = stamp_of(numbers)
+    stamp = derived if stamp is None else stamp
+    if is_phantom(derived) and not is_phantom(stamp):
+        raise ValueError(
+            f"{name} shows phantoms, but its stamp is {stamp!r}. Leave it out, or say"
+            f" {PHANTOM_STAMP!r}."
+        )
+    return numbers, stamp
 
 # %% ../nbs/61_figures.ipynb #7424e550
 def _write_stamp(fig, stamp: str):
@@ -158,34 +162,20 @@ def forest(
     table: pd.DataFrame,
     xlabel: str = "percentage points",
     title: str = "",
-    limit: float = float(
-        "inf"
-    ),  # the axis ends at ±limit; an interval that goes on ends in an arrowhead
+    # the axis ends at ±limit; an interval that goes on ends in an arrowhead
+    limit: float = float("inf"),
 ):  # matplotlib figure
     "Effects with intervals, one line each, the detectable difference as a band behind."
     import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
 
-    groups = list(dict.fromkeys(table.group))
-    y, ticks = 0.0, []
     with style():
-        fig, ax = plt.subplots(figsize=(6.4, 0.8 + 0.2 * len(table) + 0.26 * len(groups)))
-        for g in groups:
-            ax.text(
-                0, y, g, transform=ax.get_yaxis_transform(), weight="bold", va="center", size=7.5
-            )
-            y += 1
-            for r in table[table.group == g].to_dict("records"):
-                ticks.append((y, r["label"]))
-                _effect(ax, y, r, limit)
-                y += 1
-            y += 0.3
+        fig, ax = plt.subplots(figsize=(6.4, 0.8 + 0.2 * len(table) + 0.26 * table.group.nunique()))
+        bottom, ticks = _forest_lines(ax, table, limit)
         ax.axvline(0, color="0.3", lw=0.8)
         ax.set(
-            ylim=(y - 0.5, -0.7),
-            yticks=[t for t, _ in ticks],
-            yticklabels=[s for _, s in ticks],
+            ylim=(bottom - 0.5, -0.7),
+            yticks=[y for y, _ in ticks],
+            yticklabels=[label for _, label in ticks],
             xlabel=xlabel,
             title=title,
         )
@@ -193,22 +183,41 @@ def forest(
             ax.set_xlim(-limit, limit)
         ax.grid(axis="y", visible=False)
         ax.tick_params(axis="y", length=0)
-        seen = [v for v in VERDICT_COLOURS if v in set(table.verdict) and v != "not run"]
-        handles = [Line2D([], [], marker="o", color=VERDICT_COLOURS[v], label=v) for v in seen]
-        handles += [
-            Line2D(
-                [], [], marker="D", mfc="white", color=GREY, ls="", label="printed in the paper"
-            ),
-            Patch(color="0.9", label="too small for the test set (power 0.8)"),
-        ]
-        fig.legend(
-            handles=handles,
-            loc="outside upper center",
-            ncols=len(handles),
-            handletextpad=0.4,
-            columnspacing=1.0,
-        )
+        _forest_legend(fig, set(table.verdict))
     return fig
+
+# %% ../nbs/61_figures.ipynb #3b26ee8e
+def _forest_lines(ax, table: pd.DataFrame, limit: float) -> tuple[float, list]:
+    "The effects under the names of their groups; where the next line would be, and the ticks."
+    y, ticks = 0.0, []
+    for g in dict.fromkeys(table.group):
+        ax.text(0, y, g, transform=ax.get_yaxis_transform(), weight="bold", va="center", size=7.5)
+        y += 1
+        for r in table[table.group == g].to_dict("records"):
+            ticks.append((y, r["label"]))
+            _effect(ax, y, r, limit)
+            y += 1
+        y += 0.3
+    return y, ticks
+
+# %% ../nbs/61_figures.ipynb #31a44c5b
+def _forest_legend(fig, verdicts: set):
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    seen = [v for v in VERDICT_COLOURS if v in verdicts and v != "not run"]
+    handles = [Line2D([], [], marker="o", color=VERDICT_COLOURS[v], label=v) for v in seen]
+    handles += [
+        Line2D([], [], marker="D", mfc="white", color=GREY, ls="", label="printed in the paper"),
+        Patch(color="0.9", label="too small for the test set (power 0.8)"),
+    ]
+    fig.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        handletextpad=0.4,
+        columnspacing=1.0,
+    )
 
 # %% ../nbs/61_figures.ipynb #0a22dc1c
 def _effect(ax, y: float, r: Mapping, limit: float):
@@ -245,16 +254,7 @@ def gallery(
     """
     import matplotlib.pyplot as plt
 
-    for r in pictures.itertuples():
-        if not Path(r.path).is_file():
-            raise FileNotFoundError(
-                f"No image {r.path} for {r.row}, {r.column}. Run its generator again."
-            )
-    where = pictures.groupby(["row", "column"]).size()
-    if (where > 1).any():
-        raise ValueError(
-            f"{int(where.max())} pictures at {where.idxmax()}: one picture per row and column."
-        )
+    _check_pictures(pictures)
     rows, columns = list(dict.fromkeys(pictures.row)), list(dict.fromkeys(pictures.column))
     with style():
         fig, axes = plt.subplots(
@@ -266,23 +266,38 @@ def gallery(
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
-            [s.set_visible(False) for s in ax.spines.values()]
+            for spine in ax.spines.values():
+                spine.set_visible(False)
         for r in pictures.to_dict("records"):
             _place(axes[rows.index(r["row"])][columns.index(r["column"])], r, pixels)
-        for ax, name in zip(axes[0], columns):
-            ax.set_title(name, size=7)
-        for ax, name in zip(axes[:, 0], rows):
-            ax.set_ylabel(
-                str(name).replace(" ", "\n"),
-                rotation=0,
-                ha="right",
-                va="center",
-                size=7,
-                labelpad=5,
-            )
+        _name_lines(axes, rows, columns)
         if title:
             fig.suptitle(title, size=8.5)
     return fig
+
+# %% ../nbs/61_figures.ipynb #8915fd25
+def _check_pictures(pictures: pd.DataFrame):
+    "Every picture is there, and no two are in one place."
+    for r in pictures.itertuples():
+        if not Path(r.path).is_file():
+            raise FileNotFoundError(
+                f"No image {r.path} for {r.row}, {r.column}. Run its generator again."
+            )
+    where = pictures.groupby(["row", "column"]).size()
+    if (where > 1).any():
+        raise ValueError(
+            f"{int(where.max())} pictures at {where.idxmax()}: one picture per row and column."
+        )
+
+# %% ../nbs/61_figures.ipynb #0cc5cfb3
+def _name_lines(axes, rows: list, columns: list):
+    "Names above the columns and beside the rows."
+    for ax, name in zip(axes[0], columns):
+        ax.set_title(name, size=7)
+    for ax, name in zip(axes[:, 0], rows):
+        ax.set_ylabel(
+            str(name).replace(" ", "\n"), rotation=0, ha="right", va="center", size=7, labelpad=5
+        )
 
 # %% ../nbs/61_figures.ipynb #4ad39fd5
 def _place(ax, r: Mapping, pixels: int):

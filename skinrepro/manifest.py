@@ -17,6 +17,7 @@ COLUMNS = [
     "image_id",
     "path",
     "label",
+    "labels",
     "skin_type",
     "group",
     "domain",
@@ -86,54 +87,58 @@ def validate(
             "The manifest has no rows: nothing was selected. Check the label list, skin types and"
             " data folder."
         )
-    for c in REQUIRED:
-        _refuse(
-            m,
-            m[c].isna() | (m[c].astype("string").str.strip() == ""),
-            c,
-            "is missing; every image needs one",
-        )
-    _refuse(
-        m, m.image_id.duplicated(keep="first"), "image_id", "occurs twice; image ids are unique"
-    )
-    _refuse(
-        m,
-        m.skin_type.notna() & ~m.skin_type.isin(range(1, 7)),
-        "skin_type",
-        "is not in 1..6; use a missing value for unknown",
-    )
-    _refuse(m, ~m.source.isin(SOURCES), "source", f"is not one of {SOURCES}")
-    _refuse(
-        m,
-        m.md5.notna() & ~m.md5.str.fullmatch(r"[0-9a-f]{32}").fillna(False),
-        "md5",
-        "is not 32 lower-case hexadecimal digits",
-    )
-    real = m[(m.source == "real") & m.md5.notna()]
-    _refuse(
-        real,
-        real.md5.duplicated(keep="first"),
-        "md5",
-        "occurs twice: the same file under two ids. Keep one of them",
-    )
-    _refuse(
-        m,
-        (m.source == "synthetic") & m.parent_id.isna() & m.path.isna(),
-        "parent_id",
-        "is missing for a synthetic image",
-    )
-    if labels is not None:
-        _refuse(m, ~m.label.isin(labels), "label", f"is not in the label list {list(labels)}")
+    _check_values(m)
+    _check_md5s(m)
+    _check_labels(m, labels)
     if files:
         absent = ~m.path.map(lambda p: (Path(root or ".") / p).is_file()).astype(bool)
-        _refuse(
-            m,
-            absent,
-            "path",
-            "does not exist",
-            f" (looked in {Path(root).resolve()})" if root else "",
-        )
+        where = f" (looked in {Path(root).resolve()})" if root else ""
+        _refuse(m, absent, "path", "does not exist", where)
     return m
+
+# %% ../nbs/10_manifest.ipynb #c32a3957
+def _check_values(m: pd.DataFrame):
+    "What is required is there, and each value is one that its column may have."
+    for c in REQUIRED:
+        empty = m[c].isna() | (m[c].astype("string").str.strip() == "")
+        _refuse(m, empty, c, "is missing; every image needs one")
+    twice = m.image_id.duplicated(keep="first")
+    _refuse(m, twice, "image_id", "occurs twice; image ids are unique")
+    strange = m.skin_type.notna() & ~m.skin_type.isin(range(1, 7))
+    _refuse(m, strange, "skin_type", "is not in 1..6; use a missing value for unknown")
+    _refuse(m, ~m.source.isin(SOURCES), "source", f"is not one of {SOURCES}")
+    orphan = (m.source == "synthetic") & m.parent_id.isna() & m.path.isna()
+    _refuse(m, orphan, "parent_id", "is missing for a synthetic image")
+
+# %% ../nbs/10_manifest.ipynb #b4b03715
+def _check_md5s(m: pd.DataFrame):
+    "An MD5 looks like one, and no photograph has two names."
+    strange = m.md5.notna() & ~m.md5.str.fullmatch(r"[0-9a-f]{32}").fillna(False)
+    _refuse(m, strange, "md5", "is not 32 lower-case hexadecimal digits")
+    real = m[(m.source == "real") & m.md5.notna()]
+    twice = real.md5.duplicated(keep="first")
+    _refuse(real, twice, "md5", "occurs twice: the same file under two ids. Keep one of them")
+
+# %% ../nbs/10_manifest.ipynb #125164d6
+def _check_labels(m: pd.DataFrame, labels: list | None):
+    "The label, and all labels of an image that has several, are names of the list."
+    if labels is not None:
+        _refuse(m, ~m.label.isin(labels), "label", f"is not in the label list {list(labels)}")
+    several = m[m["labels"].notna()]
+    parts = several["labels"].str.split("|")
+    flaws = {
+        "names a label twice, or an empty one": lambda names: (
+            len(set(names)) < len(names) or any(not name.strip() for name in names)
+        )
+    }
+    if labels is not None:
+        flaws[f"names a label that is not in the label list {list(labels)}"] = lambda names: (
+            not set(names) <= set(labels)
+        )
+    for why, flawed in flaws.items():
+        _refuse(several, parts.map(flawed).astype(bool), "labels", why)
+    apart = pd.Series([a not in b for a, b in zip(several.label, parts)], several.index, dtype=bool)
+    _refuse(several, apart, "labels", "does not name the image's label; add it, or correct label")
 
 # %% ../nbs/10_manifest.ipynb #b3660d6a
 def _refuse(m, bad, column, why, where=""):
@@ -195,12 +200,10 @@ def content_hash(
     """Hash of which images with which labels, skin types and splits; the order of rows does not
     matter.
     """
-    rows = (
-        m[["image_id", "label", "skin_type", "group", "split", "md5"]]
-        .astype("string")
-        .fillna("")
-        .sort_values("image_id")
-    )
+    columns = ["image_id", "label", "skin_type", "group", "split", "md5"]
+    if "labels" in m and m["labels"].notna().any():
+        columns.append("labels")
+    rows = m[columns].astype("string").fillna("").sort_values("image_id")
     text = rows.image_id.str.cat([rows[c] for c in rows.columns[1:]], sep="\t")
     return hash_text(*text)[:16]
 
@@ -211,4 +214,4 @@ def label_codes(
 ):  # (n,) int64 numpy array, codes 0..k-1
     "Codes of the labels by the paper's list. Raises ManifestError for a label outside it."
     validate(m, labels=labels)
-    return m.label.map({l: i for i, l in enumerate(labels)}).to_numpy(dtype="int64")
+    return m.label.map({label: code for code, label in enumerate(labels)}).to_numpy(dtype="int64")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DEEP_BLOOD', 'SCREENING', 'COATS', 'NO_LESION',
-           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Scene',
+           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene',
            'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis', 'nematode_infection',
            'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion',
            'generic', 'recipe', 'render', 'sheet', 'seed_of', 'phantom_manifest', 'write_phantoms']
@@ -128,8 +128,8 @@ def _ridge(x, width):
     return np.exp(-((x / width) ** 2))
 
 # %% ../nbs/12_phantom.ipynb #da643a84
-class Scene:
-    "A square of skin, -1..1, with layers (H, W) that recipes add to."
+class Canvas:
+    "A square of skin, -1..1, with layers (H, W) that recipes add to, noise and spots."
 
     def __init__(self, seed, stream: int, size: int, zoom: float = 1.0):
         self.rng, self.size, self.zoom = np.random.default_rng([seed, stream]), size, zoom
@@ -177,6 +177,10 @@ class Scene:
             np.exp(-(((self.axis[None] - xy[:, k : k + 1]) / drawn[:, None]) ** 2)) for k in (0, 1)
         )
         return (gy * weight[:, None]).T @ gx if weight.ndim else weight * (gy.T @ gx)
+
+# %% ../nbs/12_phantom.ipynb #8ec1a81a
+class Scene(Canvas):
+    "What lesions are drawn with: lines, discs, places and paths."
 
     def stroke(self, points, width, weight=1.0):
         "A soft line through points (n, 2), evenly spaced and closer than its width."
@@ -244,6 +248,30 @@ def basal_cell_carcinoma(s: Scene):
     d, c, r = s.ellipse(s.u(0.34, 0.56), 0.15)
     d = d + 0.09 * s.noise(4, 2)
     body = _inside(d, 14)
+    pearls = _pearls(s, c, r) * body
+    s.add(
+        body,
+        height=r * (0.26 * body * np.clip(1.25 - d * d, 0, 1) + 0.20 * pearls),
+        pearl=0.22 * body + s.u(0.25, 0.45) * pearls,
+        gloss=0.35 * body + 0.65 * pearls,
+        blood=s.u(0.35, 0.65) * body + 0.20 * np.exp(-(((d - 1.05) / 0.22) ** 2)),
+        melanin=-0.15 * pearls,
+    )
+    _arborising_vessels(s, d, c, r)
+    centre = _inside(d / s.u(0.32, 0.50) + 0.25 * s.noise(7, 2), 10)
+    if s.chance(0.55):
+        s.add(
+            crust=centre * s.u(0.55, 1.0) * _step(s.noise(9, 2), -1.3, 0.2),
+            raw=0.5 * centre,
+            height=-0.10 * r * centre,
+            gloss=-0.4 * centre,
+        )
+    if s.chance(0.25):
+        s.add(melanin=1.3 * body * _step(s.noise(8, 2), 0.4, 1.2))
+
+# %% ../nbs/12_phantom.ipynb #963d80cf
+def _pearls(s: Scene, c, r):
+    "Beads on an open ring, and smaller ones inside it."
     n = int(s.rng.integers(9, 15))
     t = np.linspace(0, 2 * np.pi, n, endpoint=False) + s.rng.uniform(-0.2, 0.2, n)
     ring = c + np.stack([np.cos(t), np.sin(t)], 1) * r * s.rng.uniform(0.58, 0.86, (n, 1))
@@ -256,21 +284,12 @@ def basal_cell_carcinoma(s: Scene):
             s.rng.uniform(0.2, 0.6, 7),
         ]
     )
-    pearls = (
-        np.minimum(
-            s.spots(np.concatenate([ring, inner]), r * s.rng.uniform(0.20, 0.34, n + 7), amount),
-            1.3,
-        )
-        * body
-    )
-    s.add(
-        body,
-        height=r * (0.26 * body * np.clip(1.25 - d * d, 0, 1) + 0.20 * pearls),
-        pearl=0.22 * body + s.u(0.25, 0.45) * pearls,
-        gloss=0.35 * body + 0.65 * pearls,
-        blood=s.u(0.35, 0.65) * body + 0.20 * np.exp(-(((d - 1.05) / 0.22) ** 2)),
-        melanin=-0.15 * pearls,
-    )
+    spread = r * s.rng.uniform(0.20, 0.34, n + 7)
+    return np.minimum(s.spots(np.concatenate([ring, inner]), spread, amount), 1.3)
+
+# %% ../nbs/12_phantom.ipynb #c4948fbf
+def _arborising_vessels(s: Scene, d, c, r):
+    "Stems from the border inwards, each with two twigs."
     for _ in range(int(s.rng.integers(4, 8))):
         a = s.u(0, 2 * np.pi)
         start = c + np.array([cos(a), sin(a)]) * r * 1.05
@@ -286,16 +305,6 @@ def basal_cell_carcinoma(s: Scene):
             * _inside(d / 1.12, 9)
             * s.u(0.65, 1.0)
         )
-    centre = _inside(d / s.u(0.32, 0.50) + 0.25 * s.noise(7, 2), 10)
-    if s.chance(0.55):
-        s.add(
-            crust=centre * s.u(0.55, 1.0) * _step(s.noise(9, 2), -1.3, 0.2),
-            raw=0.5 * centre,
-            height=-0.10 * r * centre,
-            gloss=-0.4 * centre,
-        )
-    if s.chance(0.25):
-        s.add(melanin=1.3 * body * _step(s.noise(8, 2), 0.4, 1.2))
 
 # %% ../nbs/12_phantom.ipynb #03be1cf2
 def squamous_cell_carcinoma(s: Scene):
@@ -990,17 +999,27 @@ def phantom_manifest(
     Raises ValueError naming row and column.
     """
     annotated = "image_id" in table.columns
-    missing = [
-        c
-        for c in ("image_id" if annotated else "n", "label", "skin_type")
-        if c not in table.columns
-    ]
-    if missing:
+    wanted = ("image_id" if annotated else "n", "label", "skin_type")
+    if missing := [c for c in wanted if c not in table.columns]:
         raise ValueError(
             f"Missing column(s) {missing}: give counts (label, skin_type, n) or annotations"
             " (image_id, label, skin_type)."
         )
-    t = table.reset_index(drop=True)
+    t = _drawable(table.reset_index(drop=True))
+    if not annotated:
+        t = _named_rows(t, name)
+    ids = t.image_id.astype(str)
+    if (bad := ~ids.str.fullmatch(r"[\w][\w.@=+-]*")).any():
+        raise ValueError(
+            f"image_id {ids[bad].iloc[0]!r} cannot be a file name: use letters, digits and . _ - @"
+            " = + only."
+        )
+    rows = dict(image_id=ids, path=ids + ".png", label=t.label, skin_type=t.skin_type)
+    return validate(make(pd.DataFrame(rows), source="phantom"))
+
+# %% ../nbs/12_phantom.ipynb #68832367
+def _drawable(t: pd.DataFrame) -> pd.DataFrame:
+    "Rows with a label and a skin type, as numbers."
     if (bad := t.label.isna()).any():
         raise ValueError(f"Row {bad.idxmax()}: label is missing.")
     types = pd.to_numeric(t.skin_type, errors="coerce")
@@ -1009,44 +1028,26 @@ def phantom_manifest(
             f"Row {bad.idxmax()}: skin_type is {t.skin_type[bad.idxmax()]!r}, not in 1..6. A"
             " phantom needs a type: drop the images of unknown type first."
         )
-    t = t.assign(skin_type=types.astype(int))
-    if not annotated:
-        n = pd.to_numeric(t.n, errors="coerce")
-        if (bad := ~(n.ge(0) & (n % 1 == 0))).any():
-            raise ValueError(
-                f"Row {bad.idxmax()}: n is {t.n[bad.idxmax()]!r}, not a whole number >= 0."
-            )
-        if (bad := t.duplicated(["label", "skin_type"])).any():
-            raise ValueError(
-                f"Row {bad.idxmax()}: this label and skin_type are counted twice; add the two up."
-            )
-        t = t.loc[t.index.repeat(n.astype(int))]
-        if t.empty:
-            raise ValueError("The counts add up to no rows: every n is 0.")
-        number = t.groupby(level=0).cumcount().map("{:05d}".format)
-        t = t.assign(
-            image_id=name
-            + "-"
-            + t.label.str.replace(r"\W+", "_", regex=True)
-            + "-fst"
-            + t.skin_type.astype(str)
-            + "-"
-            + number
-        )
-    ids = t.image_id.astype(str)
-    if (bad := ~ids.str.fullmatch(r"[\w][\w.@=+-]*")).any():
+    return t.assign(skin_type=types.astype(int))
+
+# %% ../nbs/12_phantom.ipynb #1bb92d55
+def _named_rows(t: pd.DataFrame, name: str) -> pd.DataFrame:
+    "Counts to one row for each image, with an id that says what it is."
+    n = pd.to_numeric(t.n, errors="coerce")
+    if (bad := ~(n.ge(0) & (n % 1 == 0))).any():
         raise ValueError(
-            f"image_id {ids[bad].iloc[0]!r} cannot be a file name: use letters, digits and . _ - @"
-            " = + only."
+            f"Row {bad.idxmax()}: n is {t.n[bad.idxmax()]!r}, not a whole number >= 0."
         )
-    return validate(
-        make(
-            pd.DataFrame(
-                dict(image_id=ids, path=ids + ".png", label=t.label, skin_type=t.skin_type)
-            ),
-            source="phantom",
+    if (bad := t.duplicated(["label", "skin_type"])).any():
+        raise ValueError(
+            f"Row {bad.idxmax()}: this label and skin_type are counted twice; add the two up."
         )
-    )
+    t = t.loc[t.index.repeat(n.astype(int))]
+    if t.empty:
+        raise ValueError("The counts add up to no rows: every n is 0.")
+    number = t.groupby(level=0).cumcount().map("{:05d}".format)
+    label = t.label.str.replace(r"\W+", "_", regex=True)
+    return t.assign(image_id=f"{name}-" + label + "-fst" + t.skin_type.astype(str) + "-" + number)
 
 # %% ../nbs/12_phantom.ipynb #519af220
 def _stamp(label, skin_type, image_id, size, options) -> dict:

@@ -17,16 +17,9 @@ import pandas as pd
 from .claims import detectable
 from .core import paths
 from .figures import BLUE, GREY, gallery, save_figure
-from skinrepro.runs import (
-    ParameterError,
-    Run,
-    asked_for,
-    declared,
-    read_grid,
-    read_record,
-    read_records,
-    write_records,
-)
+from .grid import asked_for, read_grid
+from .records import read_record, read_records, write_records
+from .runs import ParameterError, Run, declared
 from .tables import ORDER
 
 # %% ../nbs/63_report.ipynb #cf44019f
@@ -91,7 +84,7 @@ def committed_records(
 def paper_records(
     paper: str,  # paper key
     data: tuple = (),  # data sets on which sections are run besides their own
-    free: tuple = ("seed", "missing"),  # parameters that may have any value, see `runs.asked_for`
+    free: tuple = ("seed", "missing"),  # parameters that may have any value, see `grid.asked_for`
 ) -> tuple[dict, list]:  # notebook -> records of its grid; runs of the store that no section has
     "Records of a paper's grid, committed or new. New ones are written beside the figures."
     folder = paths().papers / paper

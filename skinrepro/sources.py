@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHANTOM', 'FITZPATRICK17K', 'PAD_UFES20', 'HAM10000', 'SOURCES', 'Source', 'source_folder', 'MissingImages',
-           'read_pad_ufes20', 'read_ham10000', 'inspect_images', 'inventory']
+           'where_to_get', 'first_of_copies', 'read_pad_ufes20', 'read_ham10000']
 
 # %% ../nbs/13_sources.ipynb #8562632c
 import os
@@ -180,6 +180,15 @@ def _refuse(file: Path, t: pd.DataFrame, bad: pd.Series, column: str, why: str):
     value = "an empty cell" if pd.isna(t[column].iloc[i]) else repr(str(t[column].iloc[i]))
     raise ManifestError(f"{file}, line {i + 2}, column {column}: {value} {why}{more}.")
 
+# %% ../nbs/13_sources.ipynb #e88dc3b0
+def _check_rows(file: Path, t: pd.DataFrame, names: list, label: str, source: Source):
+    "Each row has its names (the first is its own alone) and one of the known diagnoses."
+    for c in names:
+        _refuse(file, t, t[c].isna(), c, "is not a name")
+    _refuse(file, t, t[names[0]].duplicated(), names[0], "occurs twice")
+    unknown = ~t[label].isin(source.labels).fillna(False)
+    _refuse(file, t, unknown, label, f"is not one of {', '.join(source.labels)}")
+
 # %% ../nbs/13_sources.ipynb #5f341b22
 def _index_images(
     folder: Path,  # searched recursively
@@ -215,37 +224,52 @@ def _attach_images(
     t: pd.DataFrame,  # manifest columns without path and md5
     folder: Path,
     suffix: str,
-    missing: str,  # 'error' or 'drop'
+    missing: str,  # 'error', 'drop' or 'keep'
     md5: bool,
     source: Source,
 ) -> pd.DataFrame:
-    """Add path and md5; absent photographs are refused or dropped with a warning, copies are
-    dropped with a warning.
+    """Add path and md5; absent photographs are refused, dropped with a warning, or kept with the
+    path where they belong; copies are dropped with a warning.
     """
-    check_choice("missing", missing, ["error", "drop"])
+    check_choice("missing", missing, ["error", "drop", "keep"])
     found = _index_images(folder, suffix)
     absent = ~t.image_id.isin(found)
-    if absent.any():
+    if absent.any() and (missing != "keep" or absent.all()):
         names = [f"{n}{suffix}" for n in t.image_id[absent]]
-        zips = sorted(p.name for p in folder.rglob("*.zip"))
         message = (
             f"{len(names)} of {len(t)} photographs of {source.name} are not below {folder}:"
-            f" {_some(names)}. "
-            + (f"Unpack {_some(zips)}. " if zips else f"Get them from {source.homepage}. ")
+            f" {_some(names)}. {where_to_get(source, folder)} "
         )
         if missing == "error" or absent.all():
             raise MissingImages(message + 'Or pass missing="drop" to go on without them.', names)
         warnings.warn(message + "Their rows are left out.", stacklevel=3)
-    t = t[~absent].copy()
-    t["path"] = [str(found[n]) for n in t.image_id]
-    return _first_of_copies(t.assign(md5=[md5_file(p) for p in t.path]), source) if md5 else t
+        t, absent = t[~absent], absent[~absent]
+    place = [found.get(n, folder / "images" / f"{n}{suffix}") for n in t.image_id]
+    t = t.assign(path=[str(p) for p in place])
+    if not md5:
+        return t
+    sums = [pd.NA if gone else md5_file(p) for p, gone in zip(place, absent)]
+    return first_of_copies(t.assign(md5=pd.array(sums, "string")), source)
+
+# %% ../nbs/13_sources.ipynb #ccb900d4
+def where_to_get(
+    source: Source,
+    folder: Path,  # of the data set
+) -> str:
+    "What to do about photographs that are not there: unpack archives that are, or fetch them."
+    if zips := sorted(p.name for p in folder.rglob("*.zip")):
+        return f"Unpack {_some(zips)}."
+    return f"To get them: {source.how} ({source.homepage})."
 
 # %% ../nbs/13_sources.ipynb #5042816d
-def _first_of_copies(t: pd.DataFrame, source: Source) -> pd.DataFrame:
+def first_of_copies(
+    t: pd.DataFrame,  # manifest with md5, missing where there is no file
+    source: Source,
+) -> pd.DataFrame:
     """One row per file content. Copies under different diagnoses or skin types cannot both be
     right, so they are named as such.
     """
-    copies = t.md5.duplicated()
+    copies = t.md5.duplicated() & t.md5.notna()
     if not copies.any():
         return t
     kept = t[~copies].set_index("md5").image_id
@@ -275,13 +299,13 @@ def _some(names, n: int = 10) -> str:
 # %% ../nbs/13_sources.ipynb #723fc1f2
 def read_pad_ufes20(
     folder=None,  # unpacked download; None for $SKINREPRO_DATA/pad_ufes20
-    # 'drop' leaves out rows whose photograph is absent, with a warning that lists them
+    # 'drop' leaves out rows whose photograph is absent, with a warning that lists them; 'keep'
+    # keeps them with the path where it belongs, for those who count
     missing: str = "error",
     # hash the files: finds copies (the first is kept, with a warning), serves the leak check
     md5: bool = True,
-) -> (
-    pd.DataFrame
-):  # manifest; image_id is img_id without '.png', skin_type is missing where not recorded
+    # manifest; image_id is img_id without '.png', skin_type is missing where not recorded
+) -> pd.DataFrame:
     """PAD-UFES-20 as a manifest: label from `diagnostic`, skin type from `fitspatrick`, patient
     from `patient_id`.
 
@@ -291,16 +315,7 @@ def read_pad_ufes20(
     folder = source_folder(PAD_UFES20, folder)
     file = folder / "metadata.csv"
     t = _read_table(file, ["img_id", "patient_id", "diagnostic", "fitspatrick"], PAD_UFES20)
-    for c in ("img_id", "patient_id"):
-        _refuse(file, t, t[c].isna(), c, "is not a name")
-    _refuse(file, t, t.img_id.duplicated(), "img_id", "occurs twice")
-    _refuse(
-        file,
-        t,
-        ~t.diagnostic.isin(PAD_UFES20.labels).fillna(False),
-        "diagnostic",
-        f"is not one of {', '.join(PAD_UFES20.labels)}",
-    )
+    _check_rows(file, t, ["img_id", "patient_id"], "diagnostic", PAD_UFES20)
     skin = pd.to_numeric(t.fitspatrick, errors="coerce")
     _refuse(
         file,
@@ -323,7 +338,8 @@ def read_pad_ufes20(
 # %% ../nbs/13_sources.ipynb #3e25d584
 def read_ham10000(
     folder=None,  # unpacked download; None for $SKINREPRO_DATA/ham10000
-    # 'drop' leaves out rows whose photograph is absent, with a warning that lists them
+    # 'drop' leaves out rows whose photograph is absent, with a warning that lists them; 'keep'
+    # keeps them with the path where it belongs, for those who count
     missing: str = "error",
     # hash the files: finds copies (the first is kept, with a warning), serves the leak check
     md5: bool = True,
@@ -335,101 +351,13 @@ def read_ham10000(
     column named). Source: Tschandl et al., Scientific Data 5 (2018) 180161.
     """
     folder = source_folder(HAM10000, folder)
-    file = next(
-        (
-            folder / n
-            for n in ("HAM10000_metadata.csv", "HAM10000_metadata")
-            if (folder / n).is_file()
-        ),
-        folder / "HAM10000_metadata.csv",
-    )
+    file = folder / "HAM10000_metadata.csv"
+    if not file.is_file() and file.with_suffix("").is_file():
+        file = file.with_suffix("")
     t = _read_table(file, ["image_id", "lesion_id", "dx", "dataset"], HAM10000)
-    for c in ("image_id", "lesion_id", "dataset"):
-        _refuse(file, t, t[c].isna(), c, "is not a name")
-    _refuse(file, t, t.image_id.duplicated(), "image_id", "occurs twice")
-    _refuse(
-        file,
-        t,
-        ~t.dx.isin(HAM10000.labels).fillna(False),
-        "dx",
-        f"is not one of {', '.join(HAM10000.labels)}",
-    )
+    _check_rows(file, t, ["image_id", "lesion_id", "dataset"], "dx", HAM10000)
     rows = pd.DataFrame(
         {"image_id": t.image_id, "label": t.dx, "domain": t.dataset, "patient_id": t.lesion_id}
     )
     rows = _attach_images(rows, folder, ".jpg", missing, md5, HAM10000)
     return manifest.validate(manifest.make(rows), labels=HAM10000.labels)
-
-# %% ../nbs/13_sources.ipynb #8212161c
-def inspect_images(
-    m: pd.DataFrame,  # manifest with absolute paths
-    jobs: int = 4,  # files read at a time
-    progress: bool = False,  # show a bar
-    # image_id, status (ok | missing | corrupt | duplicate), bytes, md5, detail: one row per image, in
-    # order
-) -> pd.DataFrame:
-    """Decode every image of a manifest and say which are not whole, and which are the same bytes as
-    an earlier one.
-    """
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tqdm import tqdm
-
-    with ThreadPoolExecutor(jobs) as pool:
-        rows = list(
-            tqdm(pool.map(_inspect, m.path), total=len(m), unit="file", disable=not progress)
-        )
-    t = pd.DataFrame(rows, columns=["status", "bytes", "md5", "detail"], index=m.index).astype(
-        {"bytes": "Int64", "md5": "string"}
-    )
-    t.insert(0, "image_id", m.image_id)
-    copies = t.status.eq("ok") & t.md5.duplicated()
-    first = t[~t.md5.duplicated()].set_index("md5").image_id
-    t.loc[copies, "detail"] = "the same bytes as " + t.md5[copies].map(first).astype(str)
-    t.loc[copies, "status"] = "duplicate"
-    return t.reset_index(drop=True)
-
-# %% ../nbs/13_sources.ipynb #857ecd8e
-def _inspect(path) -> tuple:  # status, bytes, md5, detail
-    import hashlib
-    import io
-
-    from PIL import Image
-
-    try:
-        data = Path(path).read_bytes()
-    except FileNotFoundError:
-        return "missing", pd.NA, pd.NA, f"no file {path}"
-    except OSError as e:
-        return "corrupt", pd.NA, pd.NA, f"{path} cannot be read: {e.strerror}"
-    status, detail = "ok", ""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-    except Exception as e:  # damaged files raise OSError, SyntaxError, ValueError, struct.error ...
-        status, detail = "corrupt", f"{path}: {e}"
-    return status, len(data), hashlib.md5(data).hexdigest(), detail
-
-# %% ../nbs/13_sources.ipynb #93164044
-def inventory(
-    read,  # read_pad_ufes20 or read_ham10000
-    folder=None,  # the data set's folder; None for the one below $SKINREPRO_DATA
-    progress: bool = False,  # show a bar
-) -> pd.DataFrame:  # as `inspect_images`; absent photographs come last
-    """State of every photograph that a publisher's table names. Raises what `read` raises,
-    MissingImages only when none is there.
-    """
-    absent = []
-    try:
-        m = read(folder, md5=False)
-    except MissingImages as e:
-        absent = [Path(n).stem for n in e.names]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            m = read(folder, missing="drop", md5=False)
-    gone = pd.DataFrame({"image_id": absent, "status": "missing", "detail": "not in the folder"})
-    return (
-        pd.concat([inspect_images(m, progress=progress), gone])
-        .astype({"bytes": "Int64", "md5": "string"})
-        .reset_index(drop=True)
-    )

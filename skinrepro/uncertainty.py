@@ -86,14 +86,7 @@ def bootstrap_interval(
     from scipy import stats
 
     y, p = check_codes(y, p, n_classes)
-    cell = y * n_classes + p  # each image is one cell of the confusion matrix
-    strata = [cell[y == i] for i in np.unique(y)] if stratified else [cell]
-    moving, fixed = [s for s in strata if len(s) > 1], [s for s in strata if len(s) == 1]
-    if not moving:
-        raise ValueError(
-            f"{len(y)} image(s), no class with two: nothing to resample. Use stratified=False or"
-            " more images."
-        )
+    moving, fixed = _strata(y, p, n_classes, stratified)
 
     def evaluate(*draws, axis=-1):
         return statistic(_counts(draws, fixed, n_classes))
@@ -111,11 +104,22 @@ def bootstrap_interval(
             confidence_level=confidence,
             rng=np.random.default_rng(seed),
         ).confidence_interval
-    return (
-        Interval(float(r.low), float(r.high))
-        if r.high > r.low
-        else Interval(float("nan"), float("nan"))
-    )
+    if not r.high > r.low:
+        return Interval(float("nan"), float("nan"))
+    return Interval(float(r.low), float(r.high))
+
+# %% ../nbs/52_uncertainty.ipynb #dd1e3861
+def _strata(y, p, n_classes: int, stratified: bool) -> tuple[list, list]:
+    "Cells of the confusion matrix, one per image: of strata that can be resampled, and of others."
+    cell = y * n_classes + p
+    strata = [cell[y == i] for i in np.unique(y)] if stratified else [cell]
+    moving, fixed = [s for s in strata if len(s) > 1], [s for s in strata if len(s) == 1]
+    if not moving:
+        raise ValueError(
+            f"{len(y)} image(s), no class with two: nothing to resample. Use stratified=False or"
+            " more images."
+        )
+    return moving, fixed
 
 # %% ../nbs/52_uncertainty.ipynb #73c1f2ac
 def _counts(draws, fixed, n_classes):

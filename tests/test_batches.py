@@ -18,9 +18,11 @@ from skinrepro.batches import (
     augment,
     batches,
     cache_pair,
+    class_weights,
     draw_augmentation,
     encode_labels,
     eval_transform,
+    image_batches,
     normalisation,
     resize_for,
     train_store_size,
@@ -44,7 +46,7 @@ def stores(tmp_path):  # of twelve pictures, for a network of 32 pixels
     return cache_pair(m, 32, root=tmp_path, folder=tmp_path / "cache", progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # transforms
 @pytest.mark.parametrize("size", [32, 64, 96, 224])
 def test_evaluation_equals_torchvision(tmp_path, size):
@@ -160,7 +162,7 @@ def test_normalisation_of_an_unknown_model():
         normalisation("vgg99")
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # sampling, batches
 def test_sampler_weights_are_one_over_class_count():
     codes = np.repeat([0, 1, 3], [600, 350, 50])  # class 2 is absent
@@ -172,6 +174,25 @@ def test_sampler_weights_are_one_over_class_count():
     assert within.min() > 0 and abs(within.mean() - 200) < 5
     assert (weighted_sampler(codes, 0, 2) == weighted_sampler(codes, 0, 2)).all()
     assert (weighted_sampler(codes, 1, 2) != weighted_sampler(codes, 0, 2)).any()
+
+
+@pytest.mark.parametrize("seed, epoch", [(0, 0), (42, 7)])
+def test_sampler_draws_what_it_always_drew(seed, epoch):
+    "Records were made with weights 1 / count of each image, normalised, and this generator."
+    codes = np.random.default_rng(9).integers(0, 7, 400) ** 2
+    weight = 1 / np.bincount(codes)[codes]
+    before = np.random.default_rng([seed, epoch]).choice(400, 400, p=weight / weight.sum())
+    assert (weighted_sampler(codes, seed, epoch) == before).all()
+
+
+def test_class_weights():
+    codes = np.repeat([0, 1, 3], [100, 25, 4])
+    assert class_weights(codes).tolist() == [0.01, 0.04, 0, 0.25]
+    assert class_weights(codes, 0.5, 6).tolist() == [0.1, 0.2, 0, 0.5, 0, 0]
+    assert class_weights(codes, 0).tolist() == [1, 1, 0, 1]
+    drawn = np.concatenate([weighted_sampler(codes, 0, e, power=0.5) for e in range(200)])
+    share = np.bincount(codes[drawn]) / len(drawn)  # count / root of count
+    assert np.allclose(share, [10 / 17, 5 / 17, 0, 2 / 17], atol=0.01)
 
 
 def test_unknown_label():
@@ -239,3 +260,37 @@ def test_import_is_light():
         ' "timm")))'
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent).returncode == 0
+
+
+# ---- for networks that draw
+
+
+def test_pixels_without_labels(stores):
+    _, store = stores
+    ids = [store.ids[i] for i in (3, 0, 3, 7, 5)]  # an id may stand there twice
+    whole = torch.cat([x for (x,) in image_batches(store, ids, 2)()])
+    assert whole.min() >= -1 and whole.max() <= 1 and whole.shape[1] == 3
+    pixels = torch.from_numpy(store.take(store.rows(ids))).permute(0, 3, 1, 2)
+    assert torch.equal(((whole + 1) * 127.5).round().to(torch.uint8), pixels)
+    with pytest.raises(ValueError, match="'nobody'"):
+        image_batches(store, ["nobody"])
+
+
+def test_an_epoch_is_a_permutation_with_mirrors(stores):
+    _, store = stores
+    plain = torch.cat([x for (x,) in image_batches(store, store.ids, 5)()])
+    of = image_batches(store, store.ids, 5, seed=2, train=True)
+    seen = set()
+    for epoch in range(4):
+        x = torch.cat([b for (b,) in of(epoch)])
+        which = [
+            [i for i, p in enumerate(plain) if torch.equal(p, y) or torch.equal(p, y.flip(2))]
+            for y in x
+        ]
+        assert sorted(sum(which, [])) == list(range(len(plain)))
+        seen.add(tuple(sum(which, [])))
+        rng = np.random.default_rng([2, epoch])  # order, then the flips of each batch
+        assert sum(which, []) == rng.permutation(len(plain)).tolist()
+        flips = np.concatenate([rng.random(n) < 0.5 for n in (5, 5, 2)])
+        assert [torch.equal(plain[w[0]], y) for w, y in zip(which, x)] == (~flips).tolist()
+    assert len(seen) == 4

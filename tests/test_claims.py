@@ -9,6 +9,8 @@ from conftest import ROOT
 
 from skinrepro.claims import (
     Claim,
+    Rule,
+    against,
     claim_rule,
     claims_layout,
     detectable,
@@ -24,16 +26,14 @@ WANG = ROOT / "nbs" / "papers" / "wang2024"
 SYN = Claim(
     "syn beats real",
     "made up",
-    dict(train="syn"),
-    (dict(train="real"),),
+    against(dict(train="syn"), dict(train="real")),
     ("scenario", "arch"),
     dict(scenario=("i", "ii")),
 )
 BOTH = Claim(
     "both beat either",
     "made up",
-    dict(train="both"),
-    (dict(train="real"), dict(train="syn")),
+    against(dict(train="both"), dict(train="real"), dict(train="syn")),
     ("scenario", "arch"),
 )
 
@@ -126,17 +126,12 @@ def test_verdicts_follow_the_printed_rule():
         )
         for claim in (SYN, BOTH):
             f = claim(t)
-            seen.add((len(claim.worse), f.verdict))
-            k = len(claim.worse)
-            d = {
-                w["train"]: (
-                    pairs(t, claim.better, w, claim.within)
-                    .assign(d=lambda p: p.a - p.b)
-                    .groupby("seed")
-                    .d.mean()
-                )
-                for w in claim.worse
+            k = len(claim.pairs)
+            seen.add((k, f.verdict))
+            sides = {
+                rival["train"]: pairs(t, first, rival, claim.within) for first, rival in claim.pairs
             }
+            d = {w: (p.a - p.b).groupby(p.seed).mean() for w, p in sides.items()}
             low = {w: effect_interval(v, 56)[1] for w, v in d.items()}
             top = {w: effect_interval(v, 56, 0.0, 1 - 0.05 / k)[2] for w, v in d.items()}
             expected = (
@@ -241,8 +236,7 @@ def test_text_numbers_and_numbers_select_alike():
     c = Claim(
         "x",
         "x",
-        dict(train="syn"),
-        (dict(train="real"),),
+        against(dict(train="syn"), dict(train="real")),
         ("scenario", "arch"),
         where=dict(size=64),
     )
@@ -282,6 +276,116 @@ def test_a_table_of_claims_is_stamped_and_carries_its_rule(tmp_path):
     assert (
         "PHANTOM DATA" in md
         and "PHANTOM DATA" in tex
-        and claim_rule() in md
+        and claim_rule([SYN, BOTH]) in md
         and "| not run |" in md
     )
+
+
+# --- orders, and the other directions
+
+
+ORDER = Rule("repetition", "metric", False, False, together=True, corrected=False, train_size="")
+
+
+def levels(means, repetitions=range(10), spread=0.05, rng=0):
+    "Made-up errors of training sets on one test group."
+    rng = np.random.default_rng(rng)
+    return pd.DataFrame(
+        [
+            dict(run_id=f"{s}{r}", training_set=s, repetition=r, group="dark", metric="mse")
+            | dict(value=mean + rng.normal(0, spread), n=75, data="phantom", version="1")
+            for s, mean in means.items()
+            for r in repetitions
+        ]
+    )
+
+
+def sets(*pairs, **more):
+    sides = tuple(tuple(dict(training_set=s, group="dark") for s in p) for p in pairs)
+    return Claim("an order", "made up", sides, metric="mse", **dict(rule=ORDER) | more)
+
+
+def differences(t, a, b):
+    wide = t.pivot(index="repetition", columns="training_set", values="value")
+    return wide[a], wide[b]
+
+
+def test_orders_have_the_intervals_of_a_paired_t_test():
+    from scipy import stats
+
+    seen = set()
+    for i in range(20):
+        t = levels(dict(A=3, B=3 - 0.1 * (i % 3 - 1), C=2.7), spread=0.08, rng=i)
+        f = sets("AB", "BC")(t)
+        tests = {
+            f"{a} dark - {b} dark": stats.ttest_rel(*differences(t, a, b)) for a, b in ("AB", "BC")
+        }
+        bounds = {k: r.confidence_interval() for k, r in tests.items()}
+        assert (f.low, f.high) == pytest.approx(tuple(bounds[f.rival]))
+        assert f.rival == min(bounds, key=lambda k: sum(bounds[k])), "the smallest mean"
+        expected = (
+            "supported"
+            if all(b.low > 0 for b in bounds.values())
+            else "contradicted"
+            if any(b.high < 0 for b in bounds.values())
+            else "inconclusive"
+        )
+        assert f.verdict == expected
+        seen.add(expected)
+    assert len(seen) == 3, "every branch was taken"
+
+
+def test_lower_is_higher_with_the_sides_exchanged():
+    for i in range(10):
+        t = levels(dict(A=3, B=3.05), rng=i)
+        up, down = sets("AB")(t), sets("BA", direction="lower")(t)
+        assert up.verdict == down.verdict and up.effect == -down.effect
+        assert (up.low, up.high) == pytest.approx((-down.high, -down.low))
+
+
+@pytest.mark.parametrize(
+    "margin, verdict", [(-0.2, "supported"), (0.0, "contradicted"), (-0.1, "inconclusive")]
+)
+def test_a_negative_margin_says_not_lower_by_more(margin, verdict):
+    assert sets("AB", margin=margin)(levels(dict(A=3, B=3.1), spread=0.03)).verdict == verdict
+
+
+def test_correction_is_for_contradictions_alone_and_is_an_option():
+    """Two pairs: with the confidence for both together the upper end moves from t(.975) to
+    t(.9875); a difference between the two is contradicted only without correction.
+    """
+    from scipy import stats
+
+    half = 0.5 * (stats.t.ppf(0.975, 4) + stats.t.ppf(0.9875, 4)) / 5**0.5  # of a spread of 1
+    d = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    d = d / d.std(ddof=1) - half
+    t = pd.concat(
+        [
+            levels(dict(B=0, C=-10), range(5), spread=0),
+            levels(dict(A=0), range(5), spread=0).assign(value=d),
+        ]
+    )
+    corrected = sets("AB", "BC", rule=Rule(**vars(ORDER) | dict(corrected=True)))
+    assert sets("AB", "BC")(t).verdict == "contradicted"
+    assert corrected(t).verdict == "inconclusive"
+
+
+def test_the_same_needs_a_margin_and_its_interval_within():
+    with pytest.raises(ValueError, match="Give a margin"):
+        sets("AB", direction="same")
+    alike = sets("AB", direction="same", margin=0.05, relative=True)
+    assert alike(levels(dict(A=3, B=3))).verdict == "supported"
+    assert alike(levels(dict(A=3, B=3.5))).verdict == "contradicted"
+    assert alike(levels(dict(A=3, B=3.15))).verdict == "inconclusive"
+
+
+def test_the_printed_rule_is_that_of_the_committed_tables():
+    from skinrepro.papers import lopezperez2025
+
+    said = claim_rule(lopezperez2025.CLAIMS)
+    for name in ("claims", "metrics", "pad_ufes20_claims", "ham10000_claims"):
+        assert said in (ROOT / "figures" / "lopezperez2025" / f"{name}.md").read_text("utf-8")
+    for name in ("claims", "pad_ufes20_claims"):
+        text = (ROOT / "figures" / "wang2024" / f"{name}.md").read_text("utf-8")
+        assert claim_rule([SYN, BOTH]) in text
+    assert claim_rule([SYN]) not in said

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import skinrepro
-from skinrepro import fitzpatrick17k
+from skinrepro import fitzpatrick17k, photographs
 from skinrepro.cli import app
 
 NAMES = ["phantom", "fitzpatrick17k", "pad_ufes20", "ham10000"]
@@ -160,7 +160,7 @@ def test_fetch_calls_the_library(tmp_path, monkeypatch):
         return pd.DataFrame({"status": calls.get("answer", ["ok", "missing"])[: len(ann)]})
 
     monkeypatch.setattr(fitzpatrick17k, "fetch_annotations", fetch_annotations)
-    monkeypatch.setattr(fitzpatrick17k, "fetch_images", fetch_images)
+    monkeypatch.setattr(photographs, "fetch_images", fetch_images)
 
     out = run("data", "fetch", "fitzpatrick17k", "--dest", tmp_path / "d", "--annotations-only")
     assert (
@@ -209,10 +209,10 @@ def test_verify_fitzpatrick17k(tmp_path, below):
     annotations(tmp_path / "fitzpatrick17k.csv", [md5, "b" * 32])
     out = run("data", "verify", "fitzpatrick17k", "--folder", tmp_path)
     assert out.exit_code == 0, out.output
-    inventory = fitzpatrick17k.read_inventory(tmp_path / "inventory.csv")
+    inventory = photographs.read_inventory(tmp_path / "inventory.csv")
     assert (
         inventory.status.tolist() == ["ok", "missing"]
-        and fitzpatrick17k.inventory_hash(inventory) in out.output
+        and photographs.inventory_hash(inventory) in out.output
     )
     assert run("data", "verify", "fitzpatrick17k", "--folder", tmp_path, "--strict").exit_code == 1
 
@@ -353,7 +353,7 @@ def test_graph_draws_a_paper_and_writes_nothing(tmp_path, monkeypatch):
 
 def test_a_stale_lock_is_explained_and_cleared_on_request(tmp_path, monkeypatch):
     from skinrepro.core import paths
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
     from skinrepro.workflow import execute
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
@@ -387,7 +387,7 @@ def test_where_names_notebook_heading_and_files():
 
 def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
     from skinrepro.core import paths
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
     first, second, *_ = read_grid(paths().papers / "wang2024", "mini", "scenario")
@@ -415,7 +415,7 @@ def test_todo_estimates_from_rates_of_this_device(tmp_path, monkeypatch):
 
     from skinrepro.core import paths
     from skinrepro.estimate import estimate
-    from skinrepro.runs import read_grid
+    from skinrepro.grid import read_grid
 
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))

@@ -28,8 +28,9 @@ from skinrepro.download import (
     read_log,
     retrieve,
 )
+from skinrepro.images import describe
 
-QUICK = dict(delay=0, backoff=0.01, timeout=(2, 2), progress=False)
+QUICK = dict(delay=0, backoff=0.01, timeout=(2, 2), progress=False, decode=describe)
 
 
 def md5(data):
@@ -332,8 +333,8 @@ def test_the_whole_site_waits_when_one_file_is_told_to(serve, tmp_path):
     late = [t - site.starts[0] > 0.9 for t in site.starts]
     assert (
         sum(late) >= 3
-        # the repeated request, and the two links that had not started (without the pause: at .4 and .6
-        # s)
+        # the repeated request, and the two links that had not started (without the pause: at .4 and
+        # .6 s)
     )
 
 
@@ -478,7 +479,8 @@ def test_a_wrong_file_in_the_folder_is_replaced_only_by_the_right_one(serve, tmp
 
 CLIENT = """
 import signal, sys, pandas as pd
-signal.signal(signal.SIGINT, signal.default_int_handler) # a shell that starts tests in the background has it ignored
+# a shell that starts tests in the background has it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from skinrepro.download import fetch_many
 fetch_many(pd.read_csv(sys.argv[1]), sys.argv[2], jobs=4, per_host=4, delay=0, progress=False)
 """
@@ -612,4 +614,4 @@ def test_fetch_file_names_the_remedy(serve, tmp_path):
     ],
 )
 def test_inspect_image(data, status):
-    assert inspect_image(data, md5(jpeg(5)))[0] == status
+    assert inspect_image(data, md5(jpeg(5)), decode=describe)[0] == status

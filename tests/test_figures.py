@@ -244,7 +244,7 @@ def test_forest_draws_what_there_is():
         )
     )
     (ax,) = forest(t, limit=30).axes
-    markers = [l.get_marker() for l in ax.lines]
+    markers = [line.get_marker() for line in ax.lines]
     assert (
         [markers.count(m) for m in "oD<>"] == [2, 2, 1, 1]
         and len(ax.patches) == 2

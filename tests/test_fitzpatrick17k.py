@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from skinrepro import fitzpatrick17k as fitz
-from skinrepro import manifest
+from skinrepro import manifest, photographs
 from skinrepro.core import data_folder, has_data
 
 HEAD = ",".join(fitz.COLUMNS)
@@ -346,7 +346,7 @@ def test_each_kind_of_file_is_told_apart(tmp_path):
     (tmp_path / "re-encoded").mkdir()
     (tmp_path / "re-encoded" / f"{name[9]}.jpg").write_bytes(jpeg(9, quality=30))
     (tmp_path / "holiday.jpg").write_bytes(b"not ours")
-    inv = fitz.verify(ann, tmp_path, out=tmp_path / "out" / "inventory.csv")
+    inv = photographs.verify(ann, tmp_path, out=tmp_path / "out" / "inventory.csv")
     assert inv.status.tolist() == [
         "ok",
         "re-encoded",
@@ -359,12 +359,12 @@ def test_each_kind_of_file_is_told_apart(tmp_path):
         "corrupt",
         "re-encoded",
     ]
-    assert inv.image_id.tolist() == name and set(inv.status) == set(fitz.STATUS)
+    assert inv.image_id.tolist() == name and set(inv.status) == set(photographs.STATUS)
     assert "rename" in inv.detail[2] and "html" in inv.detail[3] and name[0] in inv.detail[7]
     assert inv.md5[0] == name[0] and pd.isna(inv.md5[2]) and inv.bytes[0] == len(b[0])
-    s = fitz.summary(inv)
+    s = photographs.summary(inv)
     assert s.n.tolist() == [1, 2, 1, 2, 2, 2] and s.share.sum() == pytest.approx(1)
-    back = fitz.read_inventory(tmp_path / "out" / "inventory.csv")
+    back = photographs.read_inventory(tmp_path / "out" / "inventory.csv")
     pd.testing.assert_frame_equal(back, inv)
     assert fitz.to_manifest(ann, images=back).image_id.tolist() == name[:1]
 
@@ -373,32 +373,34 @@ def test_the_hash_tells_which_photographs_there_are(tmp_path):
     b = [jpeg(i) for i in range(3)]
     ann = annotate(b)
     name = ann.md5hash.tolist()
-    empty = fitz.inventory_hash(fitz.verify(ann, tmp_path))
+    empty = photographs.inventory_hash(photographs.verify(ann, tmp_path))
     (tmp_path / f"{name[0]}.jpg").write_bytes(b[0])
-    one = fitz.verify(ann, tmp_path)
-    assert fitz.inventory_hash(one) != empty
-    assert fitz.inventory_hash(one) == fitz.inventory_hash(one[::-1].assign(detail="other words"))
+    one = photographs.verify(ann, tmp_path)
+    assert photographs.inventory_hash(one) != empty
+    assert photographs.inventory_hash(one) == photographs.inventory_hash(
+        one[::-1].assign(detail="other words")
+    )
     (tmp_path / f"{name[1]}.jpg").write_bytes(jpeg(1, quality=40))
-    two = fitz.inventory_hash(fitz.verify(ann, tmp_path))
+    two = photographs.inventory_hash(photographs.verify(ann, tmp_path))
     (tmp_path / f"{name[1]}.jpg").write_bytes(jpeg(1, quality=41))
-    three = fitz.inventory_hash(fitz.verify(ann, tmp_path))
+    three = photographs.inventory_hash(photographs.verify(ann, tmp_path))
     assert two != three  # the same status with other bytes
 
 
 def test_inventories_that_are_none(tmp_path):
     ann = annotate([jpeg(0)])
     with pytest.raises(FileNotFoundError, match="No folder"):
-        fitz.verify(ann, tmp_path / "none")
+        photographs.verify(ann, tmp_path / "none")
     with pytest.raises(FileNotFoundError, match="data verify"):
-        fitz.read_inventory(tmp_path / "none.csv")
+        photographs.read_inventory(tmp_path / "none.csv")
     (tmp_path / "i.csv").write_text("a\n1\n")
     with pytest.raises(ValueError, match="no inventory"):
-        fitz.read_inventory(tmp_path / "i.csv")
-    (tmp_path / "i.csv").write_text(",".join(fitz.INVENTORY) + "\nx,fine,1,,\n")
+        photographs.read_inventory(tmp_path / "i.csv")
+    (tmp_path / "i.csv").write_text(",".join(photographs.INVENTORY) + "\nx,fine,1,,\n")
     with pytest.raises(ValueError, match="line 2, column status"):
-        fitz.read_inventory(tmp_path / "i.csv")
+        photographs.read_inventory(tmp_path / "i.csv")
     (tmp_path / f"{ann.md5hash[0]}.jpg").mkdir()  # a folder where a file should be
-    assert fitz.verify(ann, tmp_path).status[0] == "corrupt"
+    assert photographs.verify(ann, tmp_path).status[0] == "corrupt"
 
 
 # ---- from link to manifest (the bad answers of servers are in test_download.py)
@@ -437,7 +439,7 @@ def test_fetch_verify_manifest_and_a_rerun(site, tmp_path):
         (site.root / f"{n}.jpg").write_bytes(b[i] if i != 1 else jpeg(1, quality=40))
     photos = tmp_path / "photos"
     quick = dict(delay=0, backoff=0.01, progress=False)
-    got = fitz.fetch_images(ann, photos, **quick)
+    got = photographs.fetch_images(ann, photos, **quick)
     assert got.image_id.tolist() == ann.md5hash.tolist() and got.status.tolist() == [
         "ok",
         "re-encoded",
@@ -445,12 +447,12 @@ def test_fetch_verify_manifest_and_a_rerun(site, tmp_path):
         "missing",
         "no-url",
     ]
-    inv = fitz.verify(ann, photos)
+    inv = photographs.verify(ann, photos)
     assert inv.status.tolist() == ["ok", "re-encoded", "ok", "missing", "missing"]
     assert fitz.to_manifest(ann, images=inv).image_id.tolist() == [ann.md5hash[0], ann.md5hash[2]]
     site.asked.clear()
     (photos / f"{ann.md5hash[2]}.jpg").unlink()
-    again = fitz.fetch_images(ann, photos, **quick)
+    again = photographs.fetch_images(ann, photos, **quick)
     assert site.asked == [f"/{ann.md5hash[2]}.jpg"] and again.status.tolist() == got.status.tolist()
 
 

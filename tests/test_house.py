@@ -9,32 +9,32 @@ from conftest import ROOT
 
 
 def pins(lines):
-    return {re.split(r"[=<>]", l)[0].lower(): l for l in lines}
+    return {re.split(r"[=<>]", line)[0].lower(): line for line in lines}
 
 
 def test_environment_yml_has_the_same_pins():
     direct = [
-        l.strip()
-        for l in (ROOT / "requirements.in").read_text().splitlines()
-        if l.strip() and not l.startswith("#")
+        line.strip()
+        for line in (ROOT / "requirements.in").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
     ]
     conda = [
-        l.strip().removeprefix("- ").strip('"')
-        for l in (ROOT / "environment.yml").read_text().split("- pip:")[1].splitlines()
-        if l.strip()
+        line.strip().removeprefix("- ").strip('"')
+        for line in (ROOT / "environment.yml").read_text().split("- pip:")[1].splitlines()
+        if line.strip()
     ]
     assert [c for c in conda if c != "-e ."] == direct
 
 
 def test_lock_holds_every_pin():
     locked = {}
-    for l in (ROOT / "requirements.lock").read_text().splitlines():
-        if m := re.match(r"([\w.-]+)==([^ ;]+)", l):
+    for line in (ROOT / "requirements.lock").read_text().splitlines():
+        if m := re.match(r"([\w.-]+)==([^ ;]+)", line):
             locked.setdefault(m[1].lower(), set()).add(m[2])
     for name, pin in pins(
-        l.strip()
-        for l in (ROOT / "requirements.in").read_text().splitlines()
-        if l.strip() and not l.startswith("#")
+        line.strip()
+        for line in (ROOT / "requirements.in").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
     ).items():
         assert name in locked, f"{name} is not in requirements.lock: run `make lock`"
         if "==" in pin:
@@ -64,8 +64,8 @@ def test_settings_and_pyproject_agree():
 def test_readme_names_the_two_commands_and_files_that_exist():
     readme = (ROOT / "README.md").read_text()
     assert "make demo" in readme and "make test" in readme
-    links = [l for l in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in l]
-    assert links and not [l for l in links if not (ROOT / l).exists()]
+    links = [line for line in re.findall(r"\]\(([^)#]+)\)", readme) if "://" not in line]
+    assert links and not [line for line in links if not (ROOT / line).exists()]
 
 
 def test_make_help_lists_the_targets():
@@ -105,7 +105,7 @@ def test_nothing_belongs_to_one_machine():
             or f == ROOT / "tests" / "test_house.py"
         ):
             continue
-        found = [l for l in f.read_text(encoding="utf-8").splitlines() if bad.search(l)]
+        found = [line for line in f.read_text(encoding="utf-8").splitlines() if bad.search(line)]
         assert not found, f"{f.relative_to(ROOT)}: {found[0][:120]}"
 
 

@@ -1,4 +1,4 @@
-"""Faults that the notebook cannot show: bad files, processes that race or die, files that change."""
+"""Faults that the notebook cannot show: bad files, racing or dying processes, changing files."""
 
 import io
 import os
@@ -50,7 +50,7 @@ def build(folder, n=12, size=24, **options):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # single files
 def png(
     w, h, bits, colour, body=b""
@@ -231,7 +231,7 @@ def test_panorama_does_not_explode():
     assert fit_image(np.zeros((3, 200_000, 3), np.uint8), 256).shape == (256, 256, 3)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # the cache
 def test_decoded_once_and_subsets_are_free(folder):
     first = build(folder, 6)

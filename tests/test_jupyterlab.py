@@ -274,16 +274,19 @@ STATE = """(() => {
   const text = c => (c.querySelector('.jp-InputPrompt')?.innerText || '').trim();
   return {cells: cells.length, waiting: cells.filter(c => text(c) === '[*]:').length,
           done: cells.filter(c => /^\\[\\d+\\]:$/.test(text(c))).length,
-          images: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')].map(i => [i.src, i.complete, i.naturalWidth])};
+          images: [...document.querySelectorAll('.jp-Notebook .jp-OutputArea-output img')]
+            .map(i => [i.src, i.complete, i.naturalWidth])};
 })()"""
 
 
 def MENU(name):
-    return f"[...document.querySelectorAll('.lm-MenuBar-item')].find(e => e.innerText.trim() === '{name}')"
+    items = "[...document.querySelectorAll('.lm-MenuBar-item')]"
+    return f"{items}.find(e => e.innerText.trim() === '{name}')"
 
 
 def ENTRY(command):
-    return f"""document.querySelector('.lm-Menu-item[data-command="{command}"]:not(.lm-mod-disabled)')"""
+    item = f'.lm-Menu-item[data-command="{command}"]:not(.lm-mod-disabled)'
+    return f"document.querySelector('{item}')"
 
 
 AGREE = "document.querySelector('.jp-Dialog button.jp-mod-accept')"

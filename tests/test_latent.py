@@ -160,7 +160,7 @@ def edit(file, **changes):
     file.write_text(json.dumps(values))
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # is it the right one?
 def test_a_folder_of_stable_diffusion_s_kind(model):
     base = load(model)
@@ -269,7 +269,7 @@ def test_parts_that_do_not_fit_each_other(model, monkeypatch):
         load(model)
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # is it whole?
 @pytest.mark.parametrize(
     "name",
@@ -343,7 +343,7 @@ def test_the_hash_covers_tokenizer_and_configuration(model):
     assert len({first, second, load(model).weights_hash}) == 3
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # where is it?
 def test_order_of_places(model, monkeypatch, tmp_path):
     shutil.copytree(model, tmp_path / "data" / "base_models" / "small")
@@ -460,7 +460,7 @@ def test_nothing_to_be_had_lists_every_place(hub, model, monkeypatch, tmp_path):
     )  # a command that a shell can read
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # random weights
 def test_random_weights_are_marked_and_refused():
     base = load_base("sd21-base", weights="random", device="meta")
@@ -520,7 +520,7 @@ def test_random_weights_work(monkeypatch):
     )  # its own facts hold
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # the codec
 @pytest.mark.parametrize("patch", [4, 8])
 def test_codec_is_a_stock_model(tmp_path, patch):
@@ -733,7 +733,7 @@ def test_a_copy_shares_nothing(mini):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # prompts
 def test_prompts(mini):
     import torch
@@ -792,7 +792,7 @@ def test_unknown_words_are_named_once(mini, model, monkeypatch):
         encode_prompts(load(model), ["zyxw"])  # known by now; CLIP spells
 
 
-# ------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # images
 def pictures(n=6, h=32, w=32):
     return np.random.default_rng(0).integers(0, 256, (n, h, w, 3), dtype=np.uint8)

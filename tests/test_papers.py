@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 
 from skinrepro.core import PROFILES
-from skinrepro.runs import RESERVED, RESOURCES, declared, read_grid
+from skinrepro.grid import RESERVED, read_grid
+from skinrepro.runs import RESOURCES, declared
 
 PAPERS = sorted(
     p for p in (ROOT / "nbs" / "papers").iterdir() if p.is_dir() and not p.name.startswith(".")
@@ -67,7 +68,9 @@ class TestPaper:
         for a in artefacts(paper):
             if a == "text":
                 continue
-            line = next((l for l in table.splitlines() if l.startswith(f"| {title(a)} ")), None)
+            line = next(
+                (line for line in table.splitlines() if line.startswith(f"| {title(a)} ")), None
+            )
             assert line, f"index.ipynb of {paper.name} has no line for {title(a)}"
             for notebook in re.findall(r"\]\((\w+\.ipynb)\)", line):
                 assert (paper / notebook).is_file()
@@ -119,3 +122,44 @@ class TestPaper:
     def test_parameters_cell_holds_the_smoke_values(self, paper):
         for s in tomllib.loads((paper / "grid.toml").read_text()).values():
             assert declared(paper / f"{s['notebook']}.ipynb").get("profile") == "smoke"
+
+
+def code_lines(paper):
+    "Lines of code of each notebook of a paper, without blank ones and indentation."
+    for path in sorted(paper.glob("*.ipynb")):
+        source = "\n".join("".join(c["source"]) for c in cells(path, "code"))
+        yield path, [line.strip() for line in source.splitlines() if line.strip()]
+
+
+def runs_of_lines(paper, n):
+    "Every n lines in a row of a paper -> where they begin."
+    return {
+        tuple(lines[i : i + n]): f"{path.parent.name}/{path.name}, line {i + 1}: {lines[i]}"
+        for path, lines in code_lines(paper)
+        for i in range(len(lines) - n + 1)
+    }
+
+
+def test_no_two_papers_share_ten_lines():
+    "What two papers have in common belongs to a stage."
+    assert len(PAPERS) > 1
+    for i, one in enumerate(PAPERS):
+        theirs = runs_of_lines(one, 10)
+        for other in PAPERS[i + 1 :]:
+            shared = runs_of_lines(other, 10).keys() & theirs
+            assert not shared, [theirs[s] for s in shared][:3]
+
+
+def test_shared_lines_are_found(tmp_path):
+    "The search sees ten lines that one paper has copied from another, in another indentation."
+    body = [f"x{i} = {i}" for i in range(10)]
+    for name, source in (
+        ("one", "\n".join(body)),
+        ("two", "if True:\n    " + "\n    ".join(body)),
+        ("three", "\n".join(body[:9])),
+    ):
+        (tmp_path / name).mkdir()
+        cell = dict(cell_type="code", source=source, metadata={})
+        (tmp_path / name / "a.ipynb").write_text(json.dumps(dict(cells=[cell])))
+    found = {n: set(runs_of_lines(tmp_path / n, 10)) for n in ("one", "two", "three")}
+    assert found["one"] & found["two"] and not found["one"] & found["three"]

@@ -166,7 +166,7 @@ def picture(pipe):
     ).images[0]
 
 
-# -------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # what is changed
 def test_textual_inversion_changes_its_rows_and_nothing_else():
     base = toy()
@@ -332,7 +332,7 @@ def test_accumulated_batches_are_one_large_batch(monkeypatch):
     assert all(torch.allclose(v, ab(four)[k], atol=1e-6) for k, v in ab(one).items())
 
 
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # saved files
 FRESH = """
     import json, sys
@@ -405,7 +405,7 @@ def test_personalised_says_what_is_missing(tmp_path):
         personalised(toy(), tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # killed and resumed
 def train(kind, folder, **options):
     "The result of a training, as tensors."
@@ -487,7 +487,7 @@ def test_samples_do_not_change_the_training(tmp_path):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # bad input
 def fail_at(monkeypatch, call, make):
     real, count = personalise.denoising_loss, iter(range(10**6))
@@ -595,7 +595,7 @@ def test_bad_lora(change, message):
         lora(base, made_latents(), PROMPTS, **LORA_FAST)
 
 
-# ------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 # options
 def test_sampling_weights_are_used(monkeypatch):
     seen = []

@@ -2,10 +2,12 @@
 nbs/12_phantom.ipynb instead.
 """
 
+import hashlib
 import os
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,29 @@ def wang():
 
 def few(n=6, label="psoriasis", skin_type=2):
     return phantom_manifest(pd.DataFrame(dict(label=[label], skin_type=[skin_type], n=[n])))
+
+
+PINNED = [  # label, skin type, seed; mean of each quarter of the image, in levels of 0..255
+    ("basal cell carcinoma", 2, 3, [124.2, 123.7, 141.5, 141.6]),
+    ("psoriasis", 6, 52, [83.6, 84.1, 69.6, 68.3]),
+    ("lichen planus", 4, 7, [106.3, 112.3, 119.1, 122.9]),
+    ("keloid", 5, 11, [119.2, 111.4, 127.9, 117.0]),
+]
+PINNED_SHA256 = "d40868fcbad014ee22c058f9a3a678ca23b1633e81a80a3f76e18de71cb9a4a7"
+
+
+def test_pixels_of_this_version_are_fixed():
+    """Another order of the random draws changes every number. The hash says that not one bit
+    differs; a processor that adds in another order may differ from it by single levels.
+    """
+    assert phantom.VERSION == "1", "pin the new pixels here, and let every record be made anew"
+    drawn = [render(label, t, seed, 48, "benign dermal") for label, t, seed, _ in PINNED]
+    for image, (*which, levels) in zip(drawn, PINNED):
+        quarters = image.reshape(2, 24, 2, 24, 3).mean((1, 3, 4)).ravel()
+        assert np.abs(quarters - levels).max() < 0.06, which
+    found = hashlib.sha256(b"".join(i.tobytes() for i in drawn)).hexdigest()
+    if found != PINNED_SHA256:
+        warnings.warn(f"pixels differ in single levels on this machine ({found})", stacklevel=1)
 
 
 def test_manifest_has_exactly_the_counts_of_table_1():

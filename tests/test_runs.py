@@ -14,6 +14,8 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import paths
+from skinrepro.grid import read_grid
+from skinrepro.records import read_records
 from skinrepro.workflow import WorkflowError, execute
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
@@ -85,7 +87,7 @@ def test_plain_papermill_leaves_a_record(tmp_path, store):
         *{**SMALL, "epochs": 5, "fraction": 0.1}.items(),
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    r = runs.read_records("wang2024")
+    r = read_records("wang2024")
     assert (
         set(r.scenario) == {"iii"}
         and set(r.seed) == {42}
@@ -108,9 +110,7 @@ def test_plain_papermill_leaves_a_record(tmp_path, store):
 
 
 def grid_run(**parameters):
-    return runs.read_grid(
-        WANG, "smoke", "scenario", seed=7, scenario="ii", **{**SMALL, **parameters}
-    )[0]
+    return read_grid(WANG, "smoke", "scenario", seed=7, scenario="ii", **{**SMALL, **parameters})[0]
 
 
 def test_same_command_same_record(tmp_path, monkeypatch):
@@ -223,7 +223,7 @@ Path('records.csv').write_text('run_id')
     folder.mkdir()
     (folder / "toy.ipynb").write_text(json.dumps(nb))
     (folder / "grid.toml").write_text("[toy]\nseed = [0, 1, 2]\n")
-    killed, *others = execute(runs.read_grid(folder), cores=2, progress=False)
+    killed, *others = execute(read_grid(folder), cores=2, progress=False)
     assert killed.status == "failed" and "killed" in killed.error and not killed.run.done
     assert all(o.status in ("ran", "done") and o.run.done for o in others), (
         others
@@ -237,7 +237,7 @@ def test_a_grid_that_asks_for_nothing_that_exists(tmp_path):
     }.items():
         (tmp_path / "grid.toml").write_text(body)
         with pytest.raises(ValueError) as e:
-            runs.read_grid(tmp_path)
+            read_grid(tmp_path)
         assert all(w in str(e.value) for w in words)
 
 
@@ -290,7 +290,7 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
 
 
 # A run that is made from another
-# ---------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def toy_paper(tmp_path, grid):
@@ -341,7 +341,7 @@ def test_a_run_gets_what_another_has_made(tmp_path, store):
     folder = toy_paper(
         tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\nsteps = 10\n'
     )
-    grid = runs.read_grid(folder, section="use")
+    grid = read_grid(folder, section="use")
     assert [r.section for r in grid] == [
         "make",
         "make",
@@ -351,7 +351,7 @@ def test_a_run_gets_what_another_has_made(tmp_path, store):
     outcomes = execute(grid, cores=2, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
     assert {(r.folder / "seen").read_text() for r in grid if r.section == "use"} == {"10", "20"}
-    other = runs.read_grid(folder, section="use", steps=11)
+    other = read_grid(folder, section="use", steps=11)
     assert {r.id for r in other if r.section == "use"}.isdisjoint(r.id for r in grid), (
         "another maker, another run"
     )
@@ -361,7 +361,7 @@ def test_what_needs_a_failed_run_is_not_started(tmp_path, store):
     folder = toy_paper(
         tmp_path, '[use]\nseed = [1]\nimages = "@make"\n[make]\nseed = [1]\nsteps = -1\n'
     )
-    made, used = execute(runs.read_grid(folder), progress=False)
+    made, used = execute(read_grid(folder), progress=False)
     assert (
         made.status == "failed"
         and used.status == "blocked"
@@ -388,14 +388,14 @@ def test_a_run_computes_with_the_threads_of_its_section(tmp_path, store):
         nb["cells"][1]["source"][0].replace("Path('run.json')", late + "Path('run.json')", 1)
     ]
     (folder / "make.ipynb").write_text(json.dumps(nb))
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     outcomes = execute(grid, cores=3, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
     seen = [[float(x) for x in (r.folder / "threads").read_text().split()] for r in grid]
     assert [s[0] for s in seen] == [2, 2, 1, 1]
     for _, at, _ in seen:
         assert sum(n for n, start, end in seen if start <= at < end) <= 3
-    one = runs.read_grid(folder, section="wide", seed=9)
+    one = read_grid(folder, section="wide", seed=9)
     assert execute(one, cores=1, progress=False)[0].status == "ran"
     assert (one[0].folder / "threads").read_text().split()[0] == "1"
 
@@ -413,14 +413,14 @@ def test_find_wants_a_finished_run(tmp_path, store):
 
 def test_overrides_reach_every_section_that_has_the_parameter(tmp_path):
     folder = toy_paper(tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\n')
-    grid = runs.read_grid(folder, seed=2, steps=7)  # `steps` is the maker's alone
+    grid = read_grid(folder, seed=2, steps=7)  # `steps` is the maker's alone
     assert [r.parameters for r in grid if r.section == "make"] == [dict(seed=2, steps=7)] and len(
         grid
     ) == 2
     with pytest.raises(runs.ParameterError, match="no notebook.*stepz.*steps"):
-        runs.read_grid(folder, stepz=7)
+        read_grid(folder, stepz=7)
     with pytest.raises(runs.ParameterError, match="steps.*str.*int"):
-        runs.read_grid(folder, steps="many")
+        read_grid(folder, steps="many")
 
 
 @pytest.mark.parametrize("deep, transport", [(False, "ipc"), (True, "tcp")])

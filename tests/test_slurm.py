@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from test_workflow import start, toy
 
-from skinrepro import runs
+from skinrepro.grid import read_grid
 from skinrepro.workflow import execute
 
 PROGRAMS = [
@@ -183,7 +183,7 @@ def test_a_grid_on_slurm_gives_the_records_of_a_local_run(tmp_path, monkeypatch)
 
     def all_runs(name):
         monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / name))
-        return runs.read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **narrowed)
+        return read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **narrowed)
 
     def records(grid):
         return [pd.read_csv(r.folder / "records.csv").drop(columns=["seconds"]) for r in grid]

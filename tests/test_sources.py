@@ -5,7 +5,6 @@ what goes wrong with downloads.
 import dataclasses
 import warnings
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,7 +146,12 @@ def test_missing_photographs_are_listed(pad):
     with pytest.warns(UserWarning, match="PAT_1_1_1.png, PAT_1_1_2.png"):
         m = sources.read_pad_ufes20(pad, missing="drop")
     assert m.image_id.tolist() == ["PAT_2_5_3"]
-    with pytest.raises(ValueError, match="'error', 'drop'"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        m = sources.read_pad_ufes20(pad, missing="keep")
+    assert len(m) == 3 and m.md5.isna().tolist() == [True, True, False]
+    assert m.path[0] == str(pad / "images" / "PAT_1_1_1.png")  # where it belongs
+    with pytest.raises(ValueError, match="'error', 'drop', 'keep'"):
         sources.read_pad_ufes20(pad, missing="ignore")
 
 
@@ -156,7 +160,7 @@ def test_archives_that_were_not_unpacked(pad):
         p.unlink()
     with zipfile.ZipFile(pad / "images" / "imgs_part_1.zip", "w") as z:
         z.writestr("a", "b")
-    for missing in ("error", "drop"):  # nothing at all is an error in any case
+    for missing in ("error", "drop", "keep"):  # nothing at all is an error in any case
         with pytest.raises(sources.MissingImages, match="Unpack imgs_part_1.zip"):
             sources.read_pad_ufes20(pad, missing=missing)
 
@@ -175,7 +179,8 @@ def test_leftovers_of_a_mac(pad):
     for name in ("__MACOSX/PAT_1_1_1.png", "images/imgs_part_1/._PAT_1_1_1.png"):
         (pad / name).parent.mkdir(exist_ok=True)
         (pad / name).write_bytes(b"Mac OS X        2")
-    assert sources.inventory(sources.read_pad_ufes20, pad).status.tolist() == ["ok"] * 3
+    m = sources.read_pad_ufes20(pad)
+    assert all(Image.open(p).size == (5, 6) for p in m.path)
 
 
 def test_copies_are_kept_once(pad):
@@ -207,38 +212,6 @@ def test_no_folder_says_how_to_get_it(read, source, tmp_path, monkeypatch):
     monkeypatch.setenv("SKINREPRO_DATA", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="SKINREPRO_DATA is"):
         read()
-
-
-def test_inventory_finds_what_is_not_whole(pad):
-    from skinrepro.fitzpatrick17k import INVENTORY, inventory_hash, summary
-
-    a, b, c = map(Path, sources.read_pad_ufes20(pad).path)
-    whole = sources.inventory(sources.read_pad_ufes20, pad)
-    assert whole.status.tolist() == ["ok"] * 3 and list(whole.columns) == INVENTORY
-    kept = a.read_bytes()
-    a.write_bytes(kept[:60])
-    b.unlink()
-    c.write_text("<html>404</html>")
-    t = sources.inventory(sources.read_pad_ufes20, pad)
-    assert t.image_id.tolist() == ["PAT_1_1_1", "PAT_2_5_3", "PAT_1_1_2"] and t.status.tolist() == [
-        "corrupt",
-        "corrupt",
-        "missing",
-    ]
-    assert str(a) in t.detail[0] and str(c) in t.detail[1]
-    a.write_bytes(kept)
-    b.write_bytes(kept)
-    t = sources.inventory(sources.read_pad_ufes20, pad)
-    assert t.status.tolist() == ["ok", "duplicate", "corrupt"] and "PAT_1_1_1" in t.detail[1]
-    # counted and hashed as an inventory of Fitzpatrick17k is
-    assert (
-        inventory_hash(t) != inventory_hash(whole)
-        and summary(t).set_index("status").n["duplicate"] == 1
-    )
-    for p in (a, b, c):
-        p.unlink()
-    with pytest.raises(sources.MissingImages, match="3 of 3"):
-        sources.inventory(sources.read_pad_ufes20, pad)
 
 
 def test_records_are_complete():

@@ -282,3 +282,72 @@ def test_pad_ufes20_by_patient():
     train, val = splits.holdout(s.nonflexible_majority, 0.1, seed=0)
     splits.assert_disjoint(train, val)
     assert set(val.label) == set(train.label)
+
+
+# ---- a part of every stratum, and synthetic images
+
+
+@needs_annotations
+@pytest.mark.parametrize("amount", [0.1, 0.37, 100, 1e9])
+def test_each_stratum_gives_its_share(fitz, amount):
+    part = splits.proportional(fitz, amount, seed=3)
+    n = min(len(fitz), round(len(fitz) * amount) if amount <= 1 else round(amount))
+    assert len(part) == n and part.image_id.is_unique
+    assert part.index.is_monotonic_increasing  # in the order of the table
+    strata = ["label", "skin_type"]
+    share = fitz.groupby(strata).size() * n / len(fitz)
+    got = part.groupby(strata).size().reindex(share.index, fill_value=0)
+    assert (got - share).abs().max() < 1
+    assert splits.proportional(fitz, amount, seed=3).equals(part)
+    if n < len(fitz):
+        for other in (dict(seed=4), dict(seed=3, stream=7)):
+            assert not splits.proportional(fitz, amount, **other).equals(part)
+
+
+def test_a_share_of_few_images():
+    m = images(label=list("xxxyy"), skin_type=[1, 1, 2, 2, 2])
+    assert len(splits.proportional(m, 0.01)) == 1
+    assert splits.proportional(m, 1.0) is m and splits.proportional(m, 5) is m
+    for bad in (0, -1, float("nan")):
+        with pytest.raises(ValueError, match="neither a share"):
+            splits.proportional(m, bad)
+    with pytest.raises(ValueError, match="1 of 5 images have no group"):
+        splits.proportional(m.assign(group=["a", "a", "b", "b", pd.NA]), 0.5, by=["group"])
+
+
+def made_from(*parents, **columns):
+    rows = dict(image_id=[f"s{i}" for i in range(len(parents))], label="x", path="s.png")
+    rows |= dict(parent_id=list(parents), **columns)
+    return manifest.make(pd.DataFrame(rows), source="synthetic")
+
+
+def test_synthetic_images_train_and_nothing_else():
+    real = images(split=["train", "train", "val", "test"], patient_id=["p", "q", "r", "s"])
+    made = made_from("a", "b", "b")
+    both, alone = splits.mix(real, made), splits.mix(real, made, both=False)
+    assert both.image_id.tolist() == ["a", "b", "c", "d", "s0", "s1", "s2"]
+    assert alone.image_id.tolist() == ["c", "d", "s0", "s1", "s2"]
+    for m in (both, alone):
+        new = m[m.source == "synthetic"]
+        assert set(new.split) == {"train"} and m.image_id.is_unique
+        assert set(m.split[m.source == "real"]) >= {"val", "test"}
+
+
+@pytest.mark.parametrize("parent", ["c", "d", "elsewhere"])
+def test_a_parent_outside_the_training_part_is_refused(parent):
+    real = images(split=["train", "train", "val", "test"])
+    with pytest.raises(ValueError, match=f"1 synthetic .* first '{parent}'"):
+        splits.mix(real, made_from("a", parent))
+    assert len(splits.mix(real, made_from("a", pd.NA))) == 6  # of no parent: from a prompt alone
+
+
+def test_mixed_parts_share_nothing():
+    real = images(split=["train", "train", "val", "test"], patient_id=["p", "q", "r", "s"])
+    for column, value in (("md5", "0" * 32), ("patient_id", "s")):
+        real.loc[3, column] = value
+        made = made_from("a", **{column: [value]})
+        with pytest.raises(splits.SplitError, match=column):
+            splits.mix(real, made, by=["image_id", "md5", "patient_id"])
+    assert len(splits.mix(real, made_from("a", patient_id=["s"]))) == 5  # unless it is not asked
+    with pytest.raises(splits.SplitError, match="image_id"):
+        splits.mix(real, made_from("a").assign(image_id="d"))

@@ -12,8 +12,11 @@ from conftest import ROOT
 from skinrepro import runs
 from skinrepro.colour import ITA_CLASSES, ita_class
 from skinrepro.core import has_data
+from skinrepro.grid import read_grid
 from skinrepro.loop import TrainingError
 from skinrepro.papers import lopezperez2025 as paper
+from skinrepro.photographs import photographs
+from skinrepro.records import read_records
 from skinrepro.vae import Features, build_vae, measure, negative_elbo, perceptual_loss, train_vae
 from skinrepro.workflow import execute
 
@@ -131,7 +134,7 @@ def test_measuring_is_deterministic_and_says_when_there_is_nothing():
 
 
 # The paper
-# -------------------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 
 def test_lpips_is_optional_and_its_absence_is_explained(monkeypatch):
@@ -193,8 +196,7 @@ def test_the_angle_is_checked_against_recorded_skin_types():
     """
     from scipy.stats import spearmanr
 
-    m = paper._pad_ufes20("error")
-    m = m[m.skin_type.notna()].reset_index(drop=True)
+    m, _ = photographs("pad_ufes20", select=lambda m: m[m.skin_type.notna()])
     angle = paper.measured_ita(m)
     known = angle.notna()
     r = spearmanr(angle[known], m.skin_type[known].astype(int)).statistic
@@ -221,10 +223,10 @@ def test_a_grid_of_three_sets_to_figures(tmp_path, store, monkeypatch):
     figures.mkdir()
     if (ROOT / "figures" / "lopezperez2025").is_dir():
         shutil.copytree(ROOT / "figures" / "lopezperez2025", figures / "lopezperez2025")
-    grid = runs.read_grid(HERE, "smoke", "sets", repetition=0, **SMALL)
+    grid = read_grid(HERE, "smoke", "sets", repetition=0, **SMALL)
     outcomes = execute(grid, cores=2, progress=False)
     assert [o.status for o in outcomes] == ["ran"] * 3, [o.error for o in outcomes]
-    r = runs.read_records("lopezperez2025")
+    r = read_records("lopezperez2025")
     part = r[r.metric == "mse"].set_index(["training_set", "group"]).value.astype(float)
     assert (
         set(part.index.get_level_values(1)) == {"light", "dark", "pair light", "pair dark"}
@@ -248,7 +250,7 @@ def test_a_grid_of_three_sets_to_figures(tmp_path, store, monkeypatch):
 
 @needs("pad_ufes20")
 def test_real_photographs_end_to_end(tmp_path, store):
-    run = runs.read_grid(
+    run = read_grid(
         HERE,
         "mini",
         "pad_ufes20",
@@ -260,7 +262,7 @@ def test_real_photographs_end_to_end(tmp_path, store):
     )[0]
     (outcome,) = execute([run], progress=False)
     assert outcome.status == "ran", outcome.error
-    r = runs.read_records("lopezperez2025")
+    r = read_records("lopezperez2025")
     assert set(r.data) == {"pad_ufes20"} and not r.group.str.contains("pair").any()
 
 

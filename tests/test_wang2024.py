@@ -17,6 +17,7 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import has_data
+from skinrepro.grid import asked_for, read_grid
 from skinrepro.papers.wang2024 import (
     AS_RELEASED,
     CONDITIONS,
@@ -27,6 +28,7 @@ from skinrepro.papers.wang2024 import (
     load,
     scenario_split,
 )
+from skinrepro.records import read_record, read_records
 from skinrepro.tables import read_reported
 from skinrepro.workflow import execute
 
@@ -35,7 +37,8 @@ def needs(name):
     return pytest.mark.skipif(
         not has_data(name),
         reason=(
-            f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
+            f"needs {name}: set SKINREPRO_DATA to a folder that holds it"
+            f" (`skinrepro data list {name}`)"
         ),
     )
 
@@ -149,7 +152,7 @@ def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
     "The paper's own data path: annotations, photographs, inventory, splits, training, record."
     monkeypatch.setenv("SKINREPRO_DATA", str(photographs.parent))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
-    run = runs.read_grid(
+    run = read_grid(
         ROOT / "nbs" / "papers" / "wang2024",
         "smoke",
         "scenario",
@@ -161,7 +164,7 @@ def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
     )[0]
     (outcome,) = execute([run], progress=False)
     assert outcome.status == "ran", outcome.error
-    r = runs.read_records("wang2024")
+    r = read_records("wang2024")
     assert (
         set(r.data) == {"fitzpatrick17k"}
         and r.inventory_hash.str.len().eq(16).all()
@@ -219,7 +222,7 @@ def test_pad_ufes20_through_plain_papermill(tmp_path):
         env={**os.environ, "SKINREPRO_RUNS": str(tmp_path / "runs")},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    r = runs.read_record(next((tmp_path / "runs").rglob("records.csv")))
+    r = read_record(next((tmp_path / "runs").rglob("records.csv")))
     assert (
         set(r.data) == {"pad_ufes20"}
         and set(r.n_test) == {32}
@@ -282,8 +285,8 @@ def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypa
     home.mkdir(parents=True)
     for f in ("records.csv", "runs.csv"):
         shutil.copy(ROOT / "figures" / "wang2024" / f, home)
-    committed = runs.read_record(home / "records.csv")
-    mine = runs.read_grid(ROOT / "nbs" / "papers" / "wang2024", "mini", "scenario")[0]
+    committed = read_record(home / "records.csv")
+    mine = read_grid(ROOT / "nbs" / "papers" / "wang2024", "mini", "scenario")[0]
     trial = "scenario-000000000000"
     made = committed[committed.run_id == mine.id].assign(commit="mine")
     assert len(made)
@@ -297,7 +300,7 @@ def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypa
             tmp_path / "runs" / "wang2024" / name / "records.csv", index=False
         )
     report(tmp_path)
-    after = runs.read_record(home / "records.csv")
+    after = read_record(home / "records.csv")
     scenario = after[(after.data == "phantom") & (after.notebook == "scenario")]
     assert set(scenario.run_id) == {mine.id, partial} and trial not in set(after.run_id), (
         "scenario/phantom/mini is replaced, the trial stays out"
@@ -329,7 +332,7 @@ def test_committed_tables_are_stamped_and_honest():
     t = pd.read_csv(home / "table1.csv")
     assert len(t) == 40 and set(t.verdict) == {"equal"}
     assert "CC BY 4.0" in (home / "pad_ufes20.md").read_text()
-    r = runs.read_record(home / "records.csv")
+    r = read_record(home / "records.csv")
     assert set(r.profile) == {"mini"} and {
         "data_hash",
         "version",
@@ -355,7 +358,7 @@ def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):
 
 
 # The generator
-# --------------------------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------------
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
 
@@ -366,20 +369,20 @@ def of(grid, section):
 
 def test_the_paper_profile_has_the_settings_of_the_paper():
     for section in ("generator", "ablation_images"):
-        for r in of(runs.read_grid(WANG, "paper", section), section):
+        for r in of(read_grid(WANG, "paper", section), section):
             asked = r.made_from["learned"].parameters | r.parameters
             assert (
                 {k: asked[k] for k in AS_RELEASED} == AS_RELEASED
                 and asked["base"] == "sd21-base"
                 and asked["parents"] == 1
             )
-    assert {r.parameters["seed"] for r in runs.read_grid(WANG, "paper", "synthetic")} == set(SEEDS)
+    assert {r.parameters["seed"] for r in read_grid(WANG, "paper", "synthetic")} == set(SEEDS)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "mini", "paper"])
 def test_classifiers_get_the_images_of_their_own_split(profile):
     "By scenario, draw and validation part; in Table 5 by strategy and target, too."
-    grid = runs.read_grid(WANG, profile, "synthetic,ablation")
+    grid = read_grid(WANG, profile, "synthetic,ablation")
     shared = [k for k in SPLIT_BY if k not in ("flexible", "label_source", "missing")]
     for section in ("generator", "ablation_images"):
         for r in of(grid, section):
@@ -409,14 +412,14 @@ def test_one_cell_of_table5_is_the_generator_of_table2():
     """Equal questions run once: with all parents, image-to-image with TI and LoRA for dark skin is
     what Table 2 has.
     """
-    grid = runs.read_grid(WANG, "paper", "generator,ablation")
+    grid = read_grid(WANG, "paper", "generator,ablation")
     ours = dict(method="ti+lora", pipeline="img2img", target="dark")
     cell = next(r for r in of(grid, "ablation") if ours.items() <= r.parameters.items())
     assert cell.parameters["images"] in {r.id for r in of(grid, "generator")}
 
 
 def test_the_demo_is_one_scenario_and_one_draw():
-    grid = runs.read_grid(WANG, "mini", scenario="ii", seed=0)
+    grid = read_grid(WANG, "mini", scenario="ii", seed=0)
     assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(
         weights=1, generator=1, scenario=3, synthetic=6
     )
@@ -429,7 +432,7 @@ def test_records_made_from_foreign_images_stay_out():
     """A further draw counts when its images are of that draw; images of other settings, or of
     another draw, do not.
     """
-    grid = of(runs.read_grid(WANG, "mini", "synthetic"), "synthetic")
+    grid = of(read_grid(WANG, "mini", "synthetic"), "synthetic")
     r = grid[0]
 
     def with_images(seed, maker):
@@ -451,7 +454,7 @@ def test_records_made_from_foreign_images_stay_out():
 
     made = [maker(7, 7), maker(0, 0), maker(7, 7, strength=0.9), maker(7, 0)]
     rows = pd.DataFrame(dict(seed=7, missing="error", run_id=[with_images(7, i) for i in made]))
-    assert runs.asked_for(rows, grid).tolist() == [True, False, False, False]
+    assert asked_for(rows, grid).tolist() == [True, False, False, False]
 
 
 @needs("pad_ufes20")
@@ -460,10 +463,10 @@ def test_the_generator_runs_on_photographs(tmp_path, monkeypatch):
     keeps patients together.
     """
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
-    grid = runs.read_grid(WANG, "smoke", "pad_synthetic", scenario="iii", train="syn", epochs=1)
+    grid = read_grid(WANG, "smoke", "pad_synthetic", scenario="iii", train="syn", epochs=1)
     outcomes = execute(grid, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
-    r = runs.read_record(of(grid, "pad_generator")[0].folder / "records.csv")
+    r = read_record(of(grid, "pad_generator")[0].folder / "records.csv")
     assert (
         set(r.data) == {"pad_ufes20"}
         and set(r.base) == {"miniature"}
@@ -475,7 +478,7 @@ def test_what_the_generator_is_not(tmp_path, monkeypatch):
     "Wrong values, and a base model that is not here, end with what there is."
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
     monkeypatch.delenv("SKINREPRO_DATA", raising=False)
-    run = of(runs.read_grid(WANG, "smoke", "generator", scenario="iii"), "generator")[0]
+    run = of(read_grid(WANG, "smoke", "generator", scenario="iii"), "generator")[0]
     run.parameters.update(method="vanilla", learned="")
     for change, words in [
         (dict(method="dreambooth"), ["'ti+lora'"]),

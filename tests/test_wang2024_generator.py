@@ -9,7 +9,9 @@ import pytest
 from conftest import ROOT
 
 from skinrepro import runs
+from skinrepro.grid import read_grid
 from skinrepro.papers.wang2024 import read_weights
+from skinrepro.records import read_record
 from skinrepro.workflow import execute
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
@@ -24,7 +26,7 @@ def store(tmp_path_factory):
     "A generator's run and two classifiers trained on its images, profile smoke."
     before = os.environ.get("SKINREPRO_RUNS")
     os.environ["SKINREPRO_RUNS"] = str(tmp_path_factory.mktemp("generator"))
-    grid = runs.read_grid(WANG, "smoke", "synthetic", scenario="ii", epochs=1, lora_steps=2)
+    grid = read_grid(WANG, "smoke", "synthetic", scenario="ii", epochs=1, lora_steps=2)
     outcomes = execute(grid, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
     yield grid
@@ -40,7 +42,7 @@ def test_a_generator_leaves_images_that_say_what_they_are(store):
 
     (run,) = of(store, "generator")
     m = read(run.folder / "manifest.parquet")
-    r = runs.read_record(run.folder / "records.csv")
+    r = read_record(run.folder / "records.csv")
     assert (
         len(m) == 14
         and (m.source == "synthetic").all()
@@ -65,7 +67,7 @@ def test_a_generator_leaves_images_that_say_what_they_are(store):
 
 def test_what_was_learned_is_a_run_that_others_name(store):
     (run,) = of(store, "weights")
-    r = runs.read_record(run.folder / "records.csv")
+    r = read_record(run.folder / "records.csv")
     values = r.set_index(["metric", "group"]).value
     assert {("loss", "ti first"), ("loss", "lora last"), ("seconds_lora", "all")} <= set(
         values.index
@@ -101,7 +103,7 @@ def test_classifiers_on_synthetic_images_leave_the_other_parts_real(store):
         for i in [r.id]
     }
     for run in of(store, "synthetic"):
-        r = runs.read_record(run.folder / "records.csv")
+        r = read_record(run.folder / "records.csv")
         p = pd.read_parquet(run.folder / "predictions.parquet")
         n = made[run.parameters["images"]]
         size = r[r.metric == "train_size"].value.iloc[0]

@@ -13,6 +13,8 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import paths, provenance
+from skinrepro.grid import read_grid
+from skinrepro.records import read_record
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
 
@@ -149,8 +151,8 @@ def reports(tmp_path_factory):
         os.environ |= dict(SKINREPRO_RUNS=str(base / "runs"), SKINREPRO_FIGURES=str(base / "first"))
         rng = np.random.default_rng(0)
         for run in [
-            *runs.read_grid(WANG, "mini"),
-            *runs.read_grid(WANG, "mini", "pad_ufes20,pad_synthetic,pad_strength", seed=0),
+            *read_grid(WANG, "mini"),
+            *read_grid(WANG, "mini", "pad_ufes20,pad_synthetic,pad_strength", seed=0),
         ]:
             p = run.parameters
             runs.finish(
@@ -302,4 +304,4 @@ def test_tables_and_figures_follow_from_the_records_alone(reports):
 
 def test_nothing_made_up_is_in_the_repository():
     committed = paths().figures / "wang2024" / "records.csv"
-    assert "made up" not in set(runs.read_record(committed).weights)
+    assert "made up" not in set(read_record(committed).weights)

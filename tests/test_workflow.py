@@ -17,8 +17,9 @@ import psutil
 import pytest
 from conftest import ROOT
 
-from skinrepro import runs, workflow
+from skinrepro import workflow
 from skinrepro.graph import inputs_of
+from skinrepro.grid import read_grid
 from skinrepro.workflow import execute
 
 WRITE = """
@@ -103,7 +104,7 @@ FINISHED = """
 import json
 from skinrepro.core import paths
 from skinrepro.graph import inputs_of
-from skinrepro.runs import read_grid
+from skinrepro.grid import read_grid
 grid = read_grid(paths().papers/'wang2024'); known = {}
 for r in grid:
     r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id')
@@ -112,7 +113,7 @@ for r in grid:
 STATES = """
 import json
 from skinrepro.core import paths
-from skinrepro.runs import read_grid
+from skinrepro.grid import read_grid
 from skinrepro.workflow import states
 found = states(read_grid(paths().papers/'wang2024'))
 print(json.dumps([[s.run.section, '', s.status, s.detail] for s in found]))
@@ -183,7 +184,7 @@ def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
             ' seed, "stop"'
         ),
     )
-    grid = runs.read_grid(folder, seed=0)
+    grid = read_grid(folder, seed=0)
     (first,) = execute(grid, progress=False)
     assert (
         first.status == "failed"
@@ -232,8 +233,8 @@ def wait_for(what, seconds=120):
 
 def run_of(folder, **narrowed):
     return (
-        "from pathlib import Path\nfrom skinrepro import runs, workflow\n"
-        f"workflow.execute(runs.read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
+        "from pathlib import Path\nfrom skinrepro import workflow\nfrom skinrepro.grid import read_grid\n"
+        f"workflow.execute(read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
     )
 
 
@@ -245,7 +246,7 @@ def test_killed_between_two_runs(tmp_path, store):
         b='if not Path("second").exists(): Path("second").write_text(""); time.sleep(60)',
     )
     child = start(run_of(folder))
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     wait_for(lambda: grid[0].done and (grid[1].folder / "second").exists())
     family = psutil.Process(child.pid).children(recursive=True)
     assert any("ipykernel" in " ".join(p.cmdline()) for p in family)
@@ -267,7 +268,7 @@ def test_killed_while_writing(tmp_path, store):
         " Path('tried').write_text('')\n    if first: os.kill(os.getpid(), 9)\n   "
         " tmp.write_text('whole')"
     )
-    grid = runs.read_grid(toy(tmp_path, "[a]\n", a=body))
+    grid = read_grid(toy(tmp_path, "[a]\n", a=body))
     (failed,) = execute(grid, progress=False)
     assert (
         failed.status == "failed"
@@ -281,7 +282,7 @@ def test_killed_while_writing(tmp_path, store):
 def test_a_run_that_is_killed_says_so_and_stops_nothing_else(tmp_path, store):
     "As the kernel of Linux does it when memory runs out; here the run kills its own process."
     body = "assert seed < 2 or os.kill(os.getppid(), 9) or time.sleep(60)"
-    grid = runs.read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
+    grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
     *others, killed = execute(grid, progress=False)
     assert [o.status for o in others] == ["ran", "ran"]
     assert killed.status == "failed" and "killed; out of memory?" in killed.error
@@ -291,7 +292,7 @@ def test_a_run_that_is_killed_says_so_and_stops_nothing_else(tmp_path, store):
 
 def test_a_kernel_that_is_killed_says_so(tmp_path, store):
     (failed,) = execute(
-        runs.read_grid(toy(tmp_path, "[a]\n", a="os.kill(os.getpid(), 9)")), progress=False
+        read_grid(toy(tmp_path, "[a]\n", a="os.kill(os.getpid(), 9)")), progress=False
     )
     assert failed.status == "failed" and "killed; out of memory?" in failed.error
 
@@ -299,7 +300,7 @@ def test_a_kernel_that_is_killed_says_so(tmp_path, store):
 def test_an_engine_that_cannot_start_is_an_error_with_its_words(tmp_path, store, monkeypatch):
     monkeypatch.setattr(workflow, "_ARGUMENTS", ("--no-such-option",))
     with pytest.raises(workflow.WorkflowError, match="no-such-option"):
-        execute(runs.read_grid(toy(tmp_path, "[a]\n", a="pass")), progress=False)
+        execute(read_grid(toy(tmp_path, "[a]\n", a="pass")), progress=False)
 
 
 def test_a_failed_run_is_tried_again_and_the_rest_is_kept(tmp_path, store):
@@ -308,7 +309,7 @@ def test_a_failed_run_is_tried_again_and_the_rest_is_kept(tmp_path, store):
         "[a]\nseed = [0, 1]\n",
         a='assert seed or Path(os.environ["SKINREPRO_RUNS"], "fixed").exists(), "not yet"',
     )
-    grid = runs.read_grid(folder)
+    grid = read_grid(folder)
     assert [o.status for o in execute(grid, progress=False)] == ["failed", "ran"]
     (store / "fixed").write_text("")
     assert [o.status for o in execute(grid, progress=False)] == ["ran", "done"]
@@ -357,7 +358,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path, monkeypatch):
             'from skinrepro.core import atomic_path\nwith atomic_path("big") as tmp:'
             " tmp.write_bytes(bytes(8*2**20*seed))"
         )
-        grid = runs.read_grid(toy(tmp_path, "[a]\nseed = [0, 1]\n", a=body))
+        grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1]\n", a=body))
         good, full = execute(grid, progress=False)
         assert (
             good.status == "ran"
@@ -378,7 +379,7 @@ def test_each_run_has_a_gpu_of_its_own_or_none(tmp_path, store, monkeypatch):
         ' Path("at").write_text(str(time.time()));'
         ' time.sleep(1)\nPath("to").write_text(str(time.time()))'
     )
-    grid = runs.read_grid(
+    grid = read_grid(
         toy(
             tmp_path,
             "[a]\ngpus = 1\nseed = [0, 1, 2]\n[b]\n[c]\ngpus = 2\n",
@@ -414,7 +415,7 @@ def test_a_process_that_fails_ends_the_others(tmp_path, store, monkeypatch):
         "from skinrepro.core import ranks, wait_for_everyone\nassert ranks()[1] == 2\nassert not"
         ' ranks()[0], "rank 1 has bad luck"\nwait_for_everyone()'
     )
-    (failed,) = execute(runs.read_grid(toy(tmp_path, "[a]\ngpus = 2\n", a=body)), progress=False)
+    (failed,) = execute(read_grid(toy(tmp_path, "[a]\ngpus = 2\n", a=body)), progress=False)
     assert failed.status == "failed" and "bad luck" in failed.error, failed
 
 
@@ -431,7 +432,7 @@ def dry(store, plan):
 
 
 def test_neither_paths_nor_measurements_make_a_run_out_of_date(tmp_path, store):
-    grid = runs.read_grid(toy(tmp_path, '[a]\n[b]\nneeds = ["a"]\n', a="pass", b="pass"))
+    grid = read_grid(toy(tmp_path, '[a]\n[b]\nneeds = ["a"]\n', a="pass", b="pass"))
     assert {o.status for o in execute(grid, progress=False)} == {"ran"}
     measured = sorted(store.glob(".plan/benchmarks/paper2033/*.tsv"))
     assert {f.stem for f in measured} == {r.id for r in grid}
@@ -453,7 +454,7 @@ def test_neither_paths_nor_measurements_make_a_run_out_of_date(tmp_path, store):
 
 def test_the_graph_has_a_node_for_each_notebook_and_is_drawn_without_a_store(tmp_path, store):
     text = '[use]\nneeds = ["make"]\nseed = [0, 1]\n[make]\nseed = [0, 1]\n'
-    grid = runs.read_grid(toy(tmp_path, text, make="pass", use="pass"))
+    grid = read_grid(toy(tmp_path, text, make="pass", use="pass"))
     drawn = workflow.draw(grid)
     names = dict(re.findall(r"(id\d+)\[(\w+)\]", drawn))
     assert sorted(names.values()) == ["all", "paper2033_make", "paper2033_use"]
@@ -462,7 +463,7 @@ def test_the_graph_has_a_node_for_each_notebook_and_is_drawn_without_a_store(tmp
 
 
 def test_a_graph_is_written_as_its_ending_says(tmp_path, store, monkeypatch):
-    grid = runs.read_grid(toy(tmp_path, "[a]\n", a="pass"))
+    grid = read_grid(toy(tmp_path, "[a]\n", a="pass"))
     workflow.write_graph(grid, tmp_path / "g.md")
     assert (tmp_path / "g.md").read_text().startswith("```mermaid\n")
     with pytest.raises(ValueError, match=r"g\.gif must end with"):
@@ -478,7 +479,7 @@ def test_a_graph_is_written_as_its_ending_says(tmp_path, store, monkeypatch):
 
 def test_a_report_has_the_notebooks_of_what_has_finished(tmp_path, store):
     body = 'print("I am", seed); assert seed != 2, "bad luck"'
-    grid = runs.read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
+    grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
     assert [o.status for o in execute(grid, cores=2, progress=False)] == ["ran", "ran", "failed"]
 
     def times():
@@ -502,7 +503,7 @@ def test_a_report_has_the_notebooks_of_what_has_finished(tmp_path, store):
 
 
 def test_a_report_that_cannot_be_written_says_why(tmp_path, store):
-    grid = runs.read_grid(toy(tmp_path, "[a]\n", a="pass"))
+    grid = read_grid(toy(tmp_path, "[a]\n", a="pass"))
     with pytest.raises(ValueError, match=r"\.html or \.zip"):
         workflow.write_report(grid, tmp_path / "mine.pdf")
     with pytest.raises(workflow.WorkflowError, match="No run has finished"):
@@ -551,7 +552,7 @@ def test_a_fifth_paper_takes_part_without_another_edit(tmp_path):
         f"smith2031/{i}/.done"
         for i in within(
             at,
-            "from skinrepro.core import paths; from skinrepro.runs import read_grid\n"
+            "from skinrepro.core import paths; from skinrepro.grid import read_grid\n"
             'print(*(r.id for r in read_grid(paths().papers/"smith2031")))',
             **env,
         ).split()

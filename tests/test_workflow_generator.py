@@ -9,7 +9,8 @@ import pytest
 from conftest import ROOT
 from test_workflow import kill, start, wait_for
 
-from skinrepro import runs, workflow
+from skinrepro import workflow
+from skinrepro.grid import read_grid
 from skinrepro.images import load_image
 from skinrepro.workflow import execute
 
@@ -41,7 +42,7 @@ def undisturbed(tmp_path_factory):
     before, folder = os.environ.get("SKINREPRO_RUNS"), tmp_path_factory.mktemp("whole")
     os.environ["SKINREPRO_RUNS"] = str(folder)
     try:
-        grid = runs.read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
+        grid = read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
         outcomes = execute(grid, progress=False)
         assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
         return folder, pd.concat([pd.read_csv(r.folder / "records.csv") for r in grid])
@@ -58,11 +59,11 @@ def test_killed_while_generating_gives_the_records_of_an_undisturbed_run(store, 
     shutil.copytree(
         folder, store, ignore=shutil.ignore_patterns("generator-*")
     )  # words and LoRA are there already
-    grid = runs.read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
+    grid = read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
     made = grid[-1].folder / "images"
     child = start(
-        "from skinrepro import runs, workflow\nfrom conftest import ROOT\n"
-        f'workflow.execute(runs.read_grid(ROOT/"nbs"/"papers"/"wang2024", "smoke", **{NARROWED!r}))'
+        "from skinrepro import workflow\nfrom skinrepro.grid import read_grid\nfrom conftest import ROOT\n"
+        f'workflow.execute(read_grid(ROOT/"nbs"/"papers"/"wang2024", "smoke", **{NARROWED!r}))'
     )
     wait_for(lambda: len(list(made.glob("*.*"))) > 2 or child.poll() is not None)
     kill(child)
@@ -88,7 +89,7 @@ def test_processes_of_one_run_share_its_work(store, monkeypatch, undisturbed):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     grid = [
         replace(r, resources=r.resources | dict(gpus=2))
-        for r in runs.read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
+        for r in read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
     ]
     outcomes = execute(grid, progress=False)
     assert {o.status for o in outcomes} == {"ran"}, outcomes

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS', 'STUDIES', 'READINGS', 'FEATURES', 'RULE',
-           'CLAIMS', 'group_of', 'type_counts', 'prevalence', 'total_variation', 'Study', 'load', 'measured_ita',
-           'group_by_ita', 'share_of', 'repetition_split', 'overlap', 'image_batches', 'perceptual_features',
+           'CLAIMS', 'group_of', 'type_counts', 'prevalence', 'total_variation', 'Study', 'load', 'selection',
+           'measured_ita', 'group_by_ita', 'share_of', 'repetition_split', 'overlap', 'perceptual_features',
            'paired_phantoms', 'cost', 'statement', 'error_claims']
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from ..claims import Claim, Rule
-from ..core import check_choice, data_folder, paths
+from ..core import check_choice
 from ..manifest import validate
+from ..photographs import photographs, rendered
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #90ad6fb1
 LIGHT, DARK = (1, 2), (5, 6)
@@ -91,6 +92,11 @@ class Study:
     comparable: bool = False  # is this the data set of the paper?
     note: str = ""  # what a table must say
 
+    def group_of(self, skin_types) -> np.ndarray:  # 'light', 'dark', or '' for neither
+        "Group of each skin type in this study."
+        parts = [skin_types.isin(self.light), skin_types.isin(self.dark)]
+        return np.select(parts, ["light", "dark"], "")
+
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #744d5804
 STUDIES = {
     s.data: s
@@ -128,82 +134,50 @@ def load(
     data: str = "phantom",  # key of STUDIES
     size: int = 64,  # side at which phantoms are rendered
     fraction: float = 1.0,  # of the images of each group and label, in (0, 1]
-    missing: str = "error",  # photographs that are not there: 'error' or 'drop'
+    missing: str = "error",  # photographs that are not there or not whole: 'error' or 'drop'
     jobs: int = 2,  # processes for phantoms that are not rendered yet
-    # manifest of light and dark images with absolute paths, `group`, and `twin_id` where clusters are
-    # known
-) -> pd.DataFrame:
+    # manifest of light and dark images with absolute paths, `group`, and `twin_id` where clusters
+    # are known; hash of the inventory of real photographs, '' for phantoms
+) -> tuple[pd.DataFrame, str]:
     "Images of a study. Raises FileNotFoundError or ValueError with the remedy."
     study = STUDIES[check_choice("data", data, STUDIES)]
+    check_choice("missing", missing, ["error", "drop"])
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1].")
-    m = dict(
-        phantom=_phantoms,
-        fitzpatrick17k=_fitzpatrick17k,
-        pad_ufes20=_pad_ufes20,
-        ham10000=_ham10000,
-    )[data](missing)
-    if study.by_ita:
-        m = m.assign(group=group_by_ita(measured_ita(m)).to_numpy())
-    else:
-        m = m.assign(
-            group=np.select(
-                [m.skin_type.isin(study.light), m.skin_type.isin(study.dark)], ["light", "dark"], ""
-            )
-        )
-    m = m[m.group.isin(["light", "dark"])]
-    if fraction < 1:
-        keep = (
-            m.groupby(["group", "label"])
-            .image_id.transform(lambda s: np.arange(len(s)) < max(1, round(len(s) * fraction)))
-            .astype(bool)
-        )
-        m = m[keep]
-    m = m.reset_index(drop=True)
+
+    def wanted(m):
+        return _thin(m.assign(group=study.group_of(m.skin_type)), fraction)
+
     if data == "phantom":
-        from filelock import FileLock
+        counts, partitions = selection()
+        return rendered(counts, "lopezperez2025", size, wanted, partitions, jobs), ""
+    if not study.by_ita:
+        return photographs(data, select=wanted, missing=missing)
+    m, inventory = photographs(data, missing=missing)  # the angle is measured on whole images
+    m = _thin(m.assign(group=group_by_ita(measured_ita(m)).to_numpy()), fraction)
+    return validate(m.reset_index(drop=True)), inventory
 
-        from skinrepro.fitzpatrick17k import annotation_counts
-        from skinrepro.phantom import write_phantoms
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3d1315a3
+def _thin(m: pd.DataFrame, fraction: float) -> pd.DataFrame:
+    "Light and dark images, of each label the first ones."
+    m = m[m.group.isin(["light", "dark"])]
+    if fraction == 1:
+        return m
+    keep = m.groupby(["group", "label"]).image_id.transform(
+        lambda s: np.arange(len(s)) < max(1, round(len(s) * fraction))
+    )
+    return m[keep.astype(bool)]
 
-        c = annotation_counts()
-        partitions = dict(zip(c.label, c.nine_partition_label))
-        paths().data.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths().data / ".lock"):  # runs that start together render once
-            m = write_phantoms(m, paths().data, size, partitions, jobs=jobs).assign(
-                group=m.group.to_numpy()
-            )
-    return validate(m)
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3ea59e1d
-def _phantoms(missing):
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c4538294
+def selection() -> tuple[pd.DataFrame, dict]:  # label, skin_type, n; label -> partition
+    "Counts of light and dark images, from those of the annotations that come with the package."
     from skinrepro.fitzpatrick17k import annotation_counts, skin_type
-    from skinrepro.phantom import phantom_manifest
 
     c = annotation_counts()
+    partitions = dict(zip(c.label, c.nine_partition_label))
     c = c.assign(skin_type=skin_type(c, "scale"))
-    c = c[c.skin_type.isin(LIGHT + DARK)].groupby(["label", "skin_type"], as_index=False).n.sum()
-    return phantom_manifest(c, name="lopezperez2025")
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #6ed1b949
-def _fitzpatrick17k(missing):
-    from skinrepro.fitzpatrick17k import read_annotations, to_manifest
-
-    m = to_manifest(read_annotations(), "scale")
-    folder = data_folder("fitzpatrick17k")
-    return m.assign(path=[str(folder / p) for p in m.path])
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c483dea5
-def _pad_ufes20(missing):
-    from skinrepro.sources import read_pad_ufes20
-
-    return read_pad_ufes20(missing=missing)
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #da074004
-def _ham10000(missing):
-    from skinrepro.sources import read_ham10000
-
-    return read_ham10000(missing=missing)
+    c = c[c.skin_type.isin(LIGHT + DARK)]
+    return c.groupby(["label", "skin_type"], as_index=False).n.sum(), partitions
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #0b35d89e
 def measured_ita(
@@ -306,39 +280,8 @@ def overlap(
             )
     return out
 
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #2488ebdf
-def image_batches(
-    store,  # images.ImageStore
-    image_ids,  # in order; an id may stand there several times
-    batch_size: int = 64,
-    seed: int = 0,  # of order and flips
-    train: bool = False,  # a new order every epoch, and mirrored images
-):  # function: epoch -> batches ((b, 3, s, s) float in [-1, 1],)
-    "Batches for a VAE."
-    rows = store.rows(image_ids)
-
-    def of(epoch=0):
-        import torch
-
-        rng = np.random.default_rng([seed, epoch])
-        order = rng.permutation(len(rows)) if train else np.arange(len(rows))
-        for i in range(0, len(order), batch_size):
-            x = (
-                torch.from_numpy(store.take(rows[order[i : i + batch_size]]))
-                .permute(0, 3, 1, 2)
-                .float()
-                / 127.5
-                - 1
-            )
-            if train:
-                flip = torch.from_numpy(rng.random(len(x)) < 0.5)
-                x[flip] = x[flip].flip(3)
-            yield (x.contiguous(memory_format=torch.channels_last),)
-
-    return of
-
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #d4a7124f
-FEATURES = ("vgg19", "phantom", "none")
+FEATURES = ("vgg19", "phantom", "none", "efficientnet_lite0")
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c2ea9576
 def perceptual_features(
@@ -348,74 +291,19 @@ def perceptual_features(
     steps: int = 300,  # of the training of the small network
     progress: bool = False,
 ):  # vae.Features, or None for 'none'
-    """The network of the perceptual loss. Raises RuntimeError with the remedy when VGG's weights
-    are not there.
+    """The network of the perceptual loss. Raises RuntimeError with the remedy when its weights are
+    not there.
     """
-    from skinrepro.vae import Features, vgg19_features
+    from skinrepro.features import feature_network, perceptual_trunk
+    from skinrepro.vae import Features
 
     check_choice("features", name, FEATURES)
     if name == "none":
         return None
-    if name == "vgg19":
-        return vgg19_features(weights, normalise)
-    return Features(
-        _phantom_network(steps, progress), f"vgg_small trained on phantoms ({steps} steps)"
-    )
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #f74174a2
-def _phantom_network(
-    steps: int, progress: bool
-):  # a classifier of ten phantom conditions, kept in the cache
-    import torch
-    from filelock import FileLock
-    from safetensors.torch import load_file, save_file
-    from torch.nn.functional import cross_entropy
-
-    from skinrepro.classify import build
-    from skinrepro.core import atomic_path
-    from skinrepro.graph import code_hash
-    from skinrepro.loop import Training, fit
-    from skinrepro.phantom import CONDITIONS, render
-
-    file = (
-        paths().cache
-        / "features"
-        / f"phantom-{steps}-{code_hash('skinrepro.classify.build', 'skinrepro.phantom.render')}.safetensors"
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    network = build("vgg_small", len(CONDITIONS), 64, seed=0)
-    with FileLock(f"{file}.lock"):
-        if not file.is_file():
-            names = list(CONDITIONS)
-            rng = np.random.default_rng([20250121, 1])
-
-            def batches(step):
-                k = rng.integers(len(names), size=32)
-                x = np.stack(
-                    [
-                        render(names[c], 1 + int(rng.integers(6)), int(rng.integers(2**31)), 64)
-                        for c in k
-                    ]
-                )
-                yield (
-                    torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1,
-                    torch.from_numpy(k),
-                )
-
-            fit(
-                network,
-                batches,
-                lambda m, b: cross_entropy(m(b[0]), b[1]),
-                torch.optim.Adam(network.parameters(), 1e-3),
-                Training(steps, every=steps),
-                unit="step",
-                progress=progress,
-                title="features",
-            )
-            with atomic_path(file) as tmp:
-                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp)
-    network.load_state_dict(load_file(file))
-    return network
+    network = feature_network(name, weights, steps, progress=progress)
+    as_trained = name == "efficientnet_lite0" or (name == "vgg19" and normalise)
+    statistics = (network.mean, network.std) if as_trained else None
+    return Features(perceptual_trunk(network), network.weights, statistics)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #f489131c
 def paired_phantoms(

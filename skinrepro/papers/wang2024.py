@@ -6,36 +6,40 @@
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES',
            'TRAIN_TYPES', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'AS_RELEASED', 'TI_DATA', 'LORA_PER',
            'SPLIT_BY', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'token', 'prompt',
-           'specs', 'parents_of', 'kept_weights', 'training_log', 'learn_tokens', 'learn_lora', 'make_images',
-           'write_weights', 'read_weights', 'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
+           'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'make_images', 'write_weights', 'read_weights',
+           'images_of', 'training_set', 'pixels', 'cost', 'find_maker']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .. import __version__
 from skinrepro.core import (
     atomic_path,
     check_choice,
     data_folder,
     has_data,
     hash_text,
-    locked,
     paths,
     ranks,
-    wait_for_everyone,
 )
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..graph import code_hash
-from ..loop import checkpoints
 from ..manifest import content_hash, make, read, validate
-from ..runs import ParameterError, find
-from ..splits import assert_disjoint, flexible_parts, flexible_split, holdout
+from ..photographs import listed, photographs, rendered
+from ..records import read_record
+from ..runs import ParameterError, made_for, made_once
+from skinrepro.splits import (
+    assert_disjoint,
+    flexible_parts,
+    flexible_split,
+    holdout,
+    mix,
+    proportional,
+)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
 CONDITIONS = [
@@ -123,26 +127,17 @@ def load(
     check_choice("missing", missing, ["error", "drop"])
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction = {fraction} is not in (0, 1].")
-    m = {"phantom": _phantoms, "fitzpatrick17k": _fitzpatrick17k, "pad_ufes20": _pad_ufes20}[data](
-        study, label_source
-    )
-    m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
-    m = validate(
-        _thin(m.assign(group=study.group_of(m.skin_type)), fraction).reset_index(drop=True),
-        list(study.labels),
-    )
+
+    def wanted(m):
+        m = m[m.label.isin(study.labels) & m.skin_type.isin(study.majority + study.minority)]
+        return _thin(m.assign(group=study.group_of(m.skin_type)), fraction)
+
     if data == "phantom":
-        from filelock import FileLock
-
-        from skinrepro.phantom import write_phantoms
-
-        paths().data.mkdir(parents=True, exist_ok=True)
-        with FileLock(paths().data / ".lock"):  # runs that start together render once
-            return (
-                write_phantoms(m, paths().data, size, jobs=jobs).assign(group=m.group.to_numpy()),
-                "",
-            )
-    return _whole(m, data, missing)
+        counts, inventory = selection(label_source), ""
+        m = rendered(counts, "wang2024", size, wanted, jobs=jobs)
+    else:
+        m, inventory = photographs(data, study.labels, label_source, wanted, missing)
+    return validate(m, list(study.labels)), inventory
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #fb8082fc
 def selection(
@@ -159,67 +154,6 @@ def selection(
         c[c.label.isin(CONDITIONS) & c.skin_type.isin(MAJORITY + MINORITY)]
         .groupby(["label", "skin_type"], as_index=False)
         .n.sum()
-    )
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #4e8059f3
-def _phantoms(study, label_source):
-    from skinrepro.phantom import phantom_manifest
-
-    return phantom_manifest(selection(label_source), name="wang2024")
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #035ed067
-def _fitzpatrick17k(study, label_source):
-    from skinrepro.fitzpatrick17k import (
-        add_twins,
-        read_annotations,
-        read_twins,
-        to_manifest,
-        twin_clusters,
-    )
-
-    folder = data_folder("fitzpatrick17k")
-    m = to_manifest(read_annotations(), label_source, labels=list(study.labels))
-    twins = folder / "twins_wang2024.csv"
-    if twins.is_file():
-        m = add_twins(m, twin_clusters(read_twins(twins)))
-    return m.assign(path=[str(folder / "images" / p) for p in m.path])
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #2dac78b6
-def _pad_ufes20(study, label_source):
-    from skinrepro.sources import read_pad_ufes20
-
-    return read_pad_ufes20(missing="drop", md5=False)  # what is absent is counted by `_whole`
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #189bdc43
-def _whole(m, data, missing):
-    "The photographs that are there and whole, and the hash of the inventory."
-    from skinrepro.fitzpatrick17k import inventory_hash, read_annotations, verify
-    from skinrepro.sources import inspect_images
-
-    if data == "fitzpatrick17k":  # the only one whose table says which bytes a photograph has
-        ann = read_annotations()
-        images = data_folder(data) / "images"
-        if not images.is_dir():
-            raise FileNotFoundError(
-                f"No folder {images} with the photographs <md5hash>.jpg. `skinrepro data fetch"
-                f" {data}` gets what can be had."
-            )
-        found = verify(ann[ann.md5hash.isin(m.image_id)], images)
-    else:
-        found = inspect_images(m)
-    found = found.set_index("image_id").loc[m.image_id]
-    bad = found[found.status != "ok"]
-    if len(bad) == len(m) or (len(bad) and missing == "error"):
-        kinds = ", ".join(f"{n} {s}" for s, n in bad.status.value_counts().items())
-        example = m.path[m.image_id == bad.index[0]].iloc[0]
-        raise FileNotFoundError(
-            f"{len(bad)} of the {len(m)} photographs of {data} that wang2024 needs cannot be used"
-            f" ({kinds}), e.g. {example}. `skinrepro data fetch {data}` gets what can be had,"
-            f' `skinrepro data verify {data}` lists the rest; missing="drop" goes on without them.'
-        )
-    ok = found.status.eq("ok").to_numpy()
-    return m[ok].assign(md5=found.md5[ok].to_numpy()).reset_index(drop=True), inventory_hash(
-        found.reset_index()
     )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #e67a0698
@@ -300,9 +234,11 @@ def _released(m, study, seed):
     )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #b325dff2
-RECIPES = {  # recipe -> arguments of classify.build
+RECIPES = {  # recipe -> arguments of networks.build
     "scratch": dict(pretrained=False, head="linear", train_layers="all"),
-    "released": dict(pretrained=True, head="mlp", train_layers="head"),
+    "released": dict(  # the script puts the whole model into training mode
+        pretrained=True, head="mlp", train_layers="head", frozen_statistics="updated"
+    ),
     "finetune": dict(pretrained=True, head="linear", train_layers="all"),
 }
 TRAIN_TYPES = ("real", "syn", "real+syn")
@@ -424,14 +360,7 @@ def parents_of(
         raise ValueError(
             f"parents = {parents} is neither a share in (0, 1] nor a number of images."
         )
-    n = min(len(train), round(len(train) * parents) if parents <= 1 else round(parents))
-    if n == len(train):
-        return train
-    lot = np.random.default_rng([seed, 20240602]).permutation(len(train))  # within a stratum
-    order = np.lexsort([lot, train.skin_type.astype(int), train.label.astype(str)])
-    return train.iloc[
-        np.sort(order[((np.arange(max(1, n)) + 0.5) * len(train) / max(1, n)).astype(int)])
-    ]  # evenly spaced over the strata: each gets its share
+    return proportional(train, parents, seed, by=["label", "skin_type"])
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
 AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says so
@@ -452,54 +381,10 @@ AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says
 )
 TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
 
-# %% ../../nbs/papers/wang2024/protocol.ipynb #42f8763f
-def kept_weights(
-    kind: str,  # 'ti' or 'lora'
-    asked: dict,  # all that the result depends on, plain values
-    train: Callable,  # folder -> log (DataFrame); leaves the weights in the folder
-) -> Path:  # folder with the weights, steps.csv and asked.json, named by what was asked
-    """Train once and share: runs that ask the same wait for each other, and a killed training goes
-    on from its checkpoint.
-    """
-    import shutil
-    import time
-
-    asked = asked | dict(
-        version=__version__,
-        code=code_hash(f"skinrepro.papers.wang2024.learn_{dict(ti='tokens', lora='lora')[kind]}"),
-    )
-    folder = (
-        paths().runs
-        / "wang2024"
-        / "weights"
-        / f"{kind}-{hash_text(kind, json.dumps(asked, sort_keys=True))[:12]}"
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder / ".lock"):
-        there = (folder / "asked.json").is_file()
-        wait_for_everyone()  # written last
-        if not there:
-            start = time.time()
-            log = train(folder)
-            with atomic_path(folder / "steps.csv") as tmp:
-                log.to_csv(tmp, index=False)
-            with atomic_path(folder / "asked.json") as tmp:
-                tmp.write_text(
-                    json.dumps(asked | dict(seconds=round(time.time() - start, 1)), indent=1)
-                )
-            wait_for_everyone()
-            for scratch in [folder / "training", *checkpoints(folder)]:
-                shutil.rmtree(scratch, ignore_errors=True)
-    return folder
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #7a346ed4
-def training_log(
-    folder,  # from `learn_tokens` or `learn_lora`
-) -> tuple[pd.DataFrame, float]:  # the log, and the seconds that the training took when it was done
-    return (
-        pd.read_csv(Path(folder) / "steps.csv"),
-        json.loads((Path(folder) / "asked.json").read_text())["seconds"],
-    )
+# %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
+def _weights() -> Path:
+    "Where learned weights lie, made once for all runs that ask the same."
+    return paths().runs / "wang2024" / "weights"
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #9c90052d
 def learn_tokens(
@@ -551,7 +436,8 @@ def learn_tokens(
             f.replace(folder / f.name)
         return pd.concat(log)
 
-    return kept_weights("ti", asked, train_tokens)
+    code = code_hash("skinrepro.papers.wang2024.learn_tokens")
+    return made_once(_weights(), "ti", asked, train_tokens, code)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #5282fa37
 def learn_lora(
@@ -623,7 +509,9 @@ def learn_lora(
                 progress=progress,
             )
 
-        return kept_weights("lora", asked | dict(images=content_hash(rows)), train_lora)
+        code = code_hash("skinrepro.papers.wang2024.learn_lora")
+        own = asked | dict(images=content_hash(rows))
+        return made_once(_weights(), "lora", own, train_lora, code)
 
     labels = sorted(train.label.unique())
     if per != "condition":
@@ -685,33 +573,17 @@ def read_weights(
     """
     if not run_id and method == "vanilla":
         return None, None
-    if not run_id:
-        raise ParameterError(
-            f"method = {method!r} needs learned weights: give the id of a run of weights as"
-            " `learned`. Run it first: skinrepro run wang2024 --section weights (the sections of"
-            " grid.toml that need it find it themselves)."
-        )
-    made = find("wang2024", run_id)
-    if made.notebook.stem != "weights":
-        raise ParameterError(
-            f"learned = {run_id!r} is a run of {made.notebook.stem}, not of weights."
-        )
-    asked = dict(parameters, method=method)
-    differ = {
-        k: (made.parameters[k], asked[k])
-        for k in ("method", "base", *SPLIT_BY)
-        if k in asked and made.parameters[k] != asked[k]
-    }
-    if differ:
-        raise ParameterError(
-            f"learned = {run_id!r} has learned something else: "
-            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
-            + "."
-        )
-    names, folder = (
-        json.loads((made.folder / "weights.json").read_text()),
-        paths().runs / "wang2024" / "weights",
+    made = made_for(
+        "wang2024",
+        run_id,
+        "weights",
+        dict(parameters, method=method),
+        ("method", "base", *SPLIT_BY),
+        given="learned",
+        needed=f"method = {method!r} needs learned weights",
+        differs="has learned something else",
     )
+    names, folder = json.loads((made.folder / "weights.json").read_text()), _weights()
     lost = [
         n
         for n in [names["tokens"], *(names["loras"] or {}).values()]
@@ -734,30 +606,16 @@ def images_of(
     """What a generator has made. Raises ParameterError when it was not run, or was run for another
     split.
     """
-    from skinrepro.runs import read_record
-
-    if not run_id:
-        raise ParameterError(
-            f"train = {parameters.get('train', 'syn')!r} needs synthetic images: give the id of a"
-            " generator run as `images`. Run generator first: skinrepro run wang2024 --section"
-            " generator (sections of grid.toml that train on synthetic images find it themselves)."
-        )
-    made = find("wang2024", run_id)
-    if made.notebook.stem != "generator":
-        raise ParameterError(
-            f"images = {run_id!r} is a run of {made.notebook.stem}, not of generator."
-        )
-    differ = {
-        k: (made.parameters[k], parameters[k])
-        for k in SPLIT_BY
-        if k in parameters and made.parameters[k] != parameters[k]
-    }
-    if differ:
-        raise ParameterError(
-            f"images = {run_id!r} were made for another split: "
-            + ", ".join(f"{k} = {a!r} there, {b!r} here" for k, (a, b) in differ.items())
-            + "."
-        )
+    made = made_for(
+        "wang2024",
+        run_id,
+        "generator",
+        parameters,
+        SPLIT_BY,
+        given="images",
+        needed=f"train = {parameters.get('train', 'syn')!r} needs synthetic images",
+        differs="were made for another split",
+    )
     return read(made.folder / "manifest.parquet"), read_record(made.folder / "records.csv")
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #ac09ba05
@@ -775,26 +633,10 @@ def training_set(
         return split
     if made is None:
         raise ValueError(f"train = {train!r} needs synthetic images.")
-    own = split[split.split == "train"]
-    strange = made.parent_id[made.parent_id.notna() & ~made.parent_id.isin(own.image_id)]
-    if len(strange):
-        raise ValueError(
-            f"{len(strange)} synthetic image(s) were made from images that are not in the training"
-            f" part, first {strange.iloc[0]!r}. Generate again for this split (scenario, seed,"
-            " val_fraction, flexible)."
-        )
-    made = (
-        make(made)
-        .assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy(), split="train")
-        .astype({"split": "string", "group": "string"})
-    )
-    kept = split if train == "real+syn" else split[split.split != "train"]
-    joined = validate(pd.concat([kept, made[kept.columns]], ignore_index=True), list(study.labels))
-    parts = [joined[joined.split == p] for p in ("train", "val", "test")]
-    for i, a in enumerate(parts):
-        for b in parts[i + 1 :]:
-            assert_disjoint(a, b, by=["image_id", "md5", *study.together])
-    return joined
+    made = make(made)
+    made = made.assign(group=study.group_of(made.skin_type.to_numpy()).to_numpy())
+    by = ["image_id", "md5", *study.together]
+    return validate(mix(split, made, train == "real+syn", by), list(study.labels))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #6d28f969
 DARK_ITA, LIGHT_ITA = (
@@ -885,8 +727,7 @@ def _train_size(p) -> float:  # images that are trained on, before synthetic one
     if p["data"] == "pad_ufes20":
         light, dark = 330, 500  # where the photographs are not here
         if has_data("pad_ufes20"):
-            m = _pad_ufes20(study, "")
-            m = m[m.label.isin(study.labels)]
+            m = listed("pad_ufes20", study.labels)
             light, dark = (int(m.skin_type.isin(g).sum()) for g in (study.majority, study.minority))
     else:
         c = selection()

@@ -55,8 +55,11 @@ from PIL import Image
 from torchvision import transforms as T
 
 from skinrepro.core import atomic_path, commit, data_folder, has_data
+from skinrepro.denoise import draw_generator, draw_noise, draw_rows, training_scheduler
+from skinrepro.images import load_image
 from skinrepro.latent import Latents, encode_images, load_base, prompt_ids
-from skinrepro.personalise import draw_generator, draw_noise, draw_rows, lora, training_scheduler
+from skinrepro.loop import Training
+from skinrepro.personalise import lora
 from skinrepro.phantom import render
 
 RESULTS = Path(__file__).resolve().parent / "results" / "lora.csv"
@@ -173,7 +176,7 @@ def peer(
         copy.deepcopy(base.unet),
         base.vae,
         base.text_encoder,
-        training_scheduler(base),
+        training_scheduler(base.scheduler, base.device),
     )
     torch.manual_seed(SEED)
     unet.add_adapter(
@@ -250,20 +253,17 @@ def ours(
 ):  # (the log's losses, seconds of the steps after the warm ones)
     own = replace(base, unet=copy.deepcopy(base.unet))
     watched = Watched(latents.mean, latents.std, latents.scaling_factor, latents.hash)
-    log = lora(
-        own,
-        watched,
-        prompts,
-        rank=RANK,
-        targets=TARGETS,
-        steps=steps,
+    settings = Training(
+        steps,
         batch_size=BATCH,
         lr=LR,
+        clip=1.0,
         seed=SEED,
         precision=precision,
+        weight_decay=1e-2,
         every=every or steps,
-        progress=False,
     )
+    log = lora(own, watched, prompts, settings, rank=RANK, targets=TARGETS, progress=False)
     return log.loss.tolist(), now(base.device) - watched.seen[WARM]
 
 
@@ -336,7 +336,7 @@ def compare(name, codec, base, files, precision, steps, repeats, compared, stamp
     prompts = prompts_of(len(files))
     started = now(base.device)
     which = 0 if base.device.startswith("cuda") else 1  # wall, or processor time
-    latents = encode_images(base, files)
+    latents = encode_images(base, files, load_image)
     encode = float((now(base.device) - started)[which])
     a, _ = ours(base, latents, prompts, compared, precision, every=1)
     b, _ = peer(base, files, prompts, compared, precision)

@@ -275,6 +275,7 @@ def training_rate(
     import torch
 
     from skinrepro.latent import Latents
+    from skinrepro.loop import Training
     from skinrepro.personalise import lora, textual_inversion
 
     model = _timing_base(base, precision)
@@ -284,14 +285,11 @@ def training_rate(
     few = 9 if base == "miniature" else 3
 
     def run(steps):
-        options = dict(
-            steps=steps, batch_size=images, precision=precision, progress=False, every=10**6
+        settings = Training(steps, images, lr=5e-6, precision=precision, every=10**6)
+        train, word = (
+            (lora, "An image of skin") if what == "LoRA" else (textual_inversion, "timing-class")
         )
-        if what == "LoRA":
-            lora(model.copy(), latents, ["An image of skin"] * images, **options)
-        else:
-            prompts = ["timing-class"] * images
-            textual_inversion(model.copy(), latents, prompts, accumulate=1, **options)
+        train(model.copy(), latents, [word] * images, settings, progress=False)
 
     run(1)  # warms up
     return max(1e-6, (_clock(lambda: run(1 + few)) - _clock(lambda: run(1))) / few)

@@ -9,15 +9,21 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import PNDMScheduler
+from PIL import Image
+from transformers import CLIPTokenizer
 
 from skinrepro import latent
+from skinrepro.codec import PatchCodec
+from skinrepro.images import load_image
 from skinrepro.latent import (
     BASES,
-    Base,
     BaseModel,
     BaseModelError,
     encode_images,
@@ -26,6 +32,8 @@ from skinrepro.latent import (
     module_hash,
     prompt_ids,
     refuse_random,
+    toy_base,
+    toy_tokenizer,
 )
 
 FACTS = {  # of the small Stable Diffusion below
@@ -34,9 +42,9 @@ FACTS = {  # of the small Stable Diffusion below
     "scheduler.prediction_type": "epsilon",
     "vae._class_name": "AutoencoderKL",
     "vae.scaling_factor": 0.18215,
-    "unet.block_out_channels": [16, 16],
+    "unet.block_out_channels": [16, 32],
     "unet.cross_attention_dim": 32,
-    "unet.attention_head_dim": 2,
+    "unet.attention_head_dim": 8,
     "tokenizer.model_max_length": 12,
     "text_encoder.hidden_size": 32,
 }
@@ -80,53 +88,19 @@ def clip_files(
 @pytest.fixture(scope="session")
 def small_sd(tmp_path_factory):
     "A folder like those of Stable Diffusion, in every respect but size."
-    import torch
-    from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
     folder = tmp_path_factory.mktemp("bases") / "small"
-    n = clip_files(folder / "tokenizer")
-    torch.manual_seed(0)
-    AutoencoderKL(
-        block_out_channels=(8, 16),
-        latent_channels=4,
-        norm_num_groups=4,
-        scaling_factor=0.18215,
-        sample_size=16,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(folder / "vae")
-    UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        block_out_channels=(16, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).save_pretrained(folder / "unet")
-    CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=n,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=12,
-            bos_token_id=n - 2,
-            eos_token_id=n - 1,
-        )
-    ).save_pretrained(folder / "text_encoder")
-    PNDMScheduler(
+    clip_files(folder / "tokenizer")
+    scheduler = PNDMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         skip_prk_steps=True,
         steps_offset=1,
-    ).save_pretrained(folder / "scheduler")
+    )
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    base = toy_base(tokenizer=tokenizer, scheduler=scheduler)
+    for part in ("vae", "unet", "text_encoder", "scheduler"):
+        getattr(base, part).save_pretrained(folder / part)
     return folder
 
 
@@ -228,7 +202,7 @@ def test_other_bytes_are_refused(model, monkeypatch, name):
         (
             "unet/config.json",
             dict(attention_head_dim=4),
-            "unet.attention_head_dim is 4, expected 2",
+            "unet.attention_head_dim is 4, expected 8",
         ),
         (
             "vae/config.json",
@@ -320,8 +294,6 @@ def test_a_damaged_configuration(model):
 
 
 def test_half_precision_files_are_used_when_there_are_no_others(model):
-    import torch
-
     full = load(model)
     full.unet.half().save_pretrained(model / "unet", variant="fp16")
     (model / UNET).unlink()
@@ -488,8 +460,6 @@ def test_random_weights_are_marked_and_refused():
 
 def test_random_weights_work(monkeypatch):
     "The same code with small widths: an image comes out, and twice the same."
-    import torch
-
     b = BASES["sd14"]
     small = {
         "unet.block_out_channels": [32, 32, 32, 32],
@@ -524,10 +494,7 @@ def test_random_weights_work(monkeypatch):
 # the codec
 @pytest.mark.parametrize("patch", [4, 8])
 def test_codec_is_a_stock_model(tmp_path, patch):
-    import torch
     from diffusers import AutoencoderKL, StableDiffusionPipeline
-
-    from skinrepro.latent import PatchCodec
 
     torch.manual_seed(0)
     codec = PatchCodec(12, patch, width=16)
@@ -548,7 +515,8 @@ def test_codec_is_a_stock_model(tmp_path, patch):
         "mid",
         "fine",
     }
-    assert codec.__class__.__module__ == "skinrepro.latent" and latent.PatchCodec is PatchCodec
+    # the shipped base names the module of its loader
+    assert codec.__class__.__module__ == "skinrepro.codec" and latent.PatchCodec is PatchCodec
     assert (
         set(codec.config)
         >= {
@@ -576,10 +544,6 @@ def test_codec_is_a_stock_model(tmp_path, patch):
 
 
 def test_codec_keeps_the_principal_components():
-    import torch
-
-    from skinrepro.latent import PatchCodec
-
     rng = np.random.default_rng(0)
     basis = np.linalg.qr(rng.normal(size=(48, 5)))[0]  # patches of rank 5 about a grey mean
     P = (rng.normal(size=(400, 5)) * [2, 1, 0.5, 0.3, 0.2]) @ basis.T * 0.1
@@ -602,104 +566,51 @@ def test_codec_keeps_the_principal_components():
         PatchCodec(5, 5)
 
 
-def test_import_is_light():
-    code = (
-        'import sys, skinrepro.latent as l; print([m for m in ("torch", "diffusers",'
-        ' "transformers", "PIL") if m in sys.modules], hasattr(l, "nothing"))'
-    )
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "[] False\n"
-    )
-
-
 @pytest.fixture
-def mini(tmp_path):
-    "A miniature with random weights: word tokenizer, PatchCodec, v-prediction."
-    import torch
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
-
-    words = "<pad> <s> <e> <unk> an image of skin psoriasis dark".split()
-    tok = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    tok.normalizer, tok.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    tok.post_processor = processors.TemplateProcessing(
-        single="<s> $A <e>", special_tokens=[("<s>", 1), ("<e>", 2)]
-    )
-    tok = PreTrainedTokenizerFast(
-        tokenizer_object=tok,
-        bos_token="<s>",
-        eos_token="<e>",
-        pad_token="<e>",
-        unk_token="<unk>",
-        model_max_length=8,
-    )
+def mini():
+    "A miniature with random weights: few words, PatchCodec, v-prediction."
     torch.manual_seed(0)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=10,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=8,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    ).eval()
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=8,
-        out_channels=8,
-        block_out_channels=(16, 16),
-        norm_num_groups=4,
-        layers_per_block=1,
-        cross_attention_dim=32,
-        attention_head_dim=2,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    ).eval()
-    return Base(
-        "miniature",
-        "made",
-        "",
-        latent.PatchCodec(8, 4, 16, sample_size=32).eval(),
-        text,
-        tok,
-        unet,
-        DDIMScheduler(prediction_type="v_prediction", clip_sample=False, steps_offset=1),
-        32,
-        0.5,
-        False,
-        "cpu",
-        torch.float32,
+    base = toy_base(
+        codec=PatchCodec(8, 4, 16, sample_size=32),
+        tokenizer=toy_tokenizer(8, "an image of skin psoriasis dark".split()),
+        noise_offset=0.5,
     )
+    return replace(base, name="miniature", weights="made", weights_hash="")
 
 
-def test_plain_diffusers_in_a_fresh_process(mini, tmp_path):
-    import torch
-
-    mini.pipeline().save_pretrained(tmp_path / "m")
-    index = json.loads((tmp_path / "m" / "model_index.json").read_text())
-    assert index["vae"] == ["skinrepro.latent", "PatchCodec"]
-    edit(tmp_path / "m" / "model_index.json", tokenizer=["transformers", "PreTrainedTokenizerFast"])
-    code = """import sys, torch
+PLAIN = """
+import sys, torch
 from diffusers import StableDiffusionPipeline
-try: StableDiffusionPipeline.from_pretrained(sys.argv[1]) # a library does not import what a folder names
-except ValueError as e: print('import skinrepro.latent before' in str(e))
+folder = sys.argv[1]
+try:
+    StableDiffusionPipeline.from_pretrained(folder)
+except ValueError as e:  # a library does not import what a folder names
+    print('import skinrepro.%s before' % sys.argv[2] in str(e))
 import skinrepro.latent
-def total(pipe):
+codec = skinrepro.latent.PatchCodec.from_pretrained(folder + '/vae')
+for options in ({}, dict(vae=codec)):
+    pipe = StableDiffusionPipeline.from_pretrained(folder, **options)
     pipe.set_progress_bar_config(disable=True)
-    images = pipe('an image of skin', num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type='np').images
-    return float(images.astype('float64').sum())
-print(total(StableDiffusionPipeline.from_pretrained(sys.argv[1])))
-print(total(StableDiffusionPipeline.from_pretrained(sys.argv[1], vae=skinrepro.latent.PatchCodec.from_pretrained(sys.argv[1] + '/vae'))))"""
+    options = dict(generator=torch.Generator().manual_seed(0), output_type='np')
+    images = pipe('an image of skin', num_inference_steps=2, **options).images
+    print(float(images.astype('float64').sum()))
+"""
+
+
+@pytest.mark.parametrize("module", ["codec", "latent"])
+def test_plain_diffusers_in_a_fresh_process(mini, tmp_path, module):
+    "As saved, and as the shipped base names its codec."
+    folder = tmp_path / "m"
+    mini.pipeline().save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index["vae"] == ["skinrepro.codec", "PatchCodec"]
+    edit(
+        folder / "model_index.json",
+        tokenizer=["transformers", "PreTrainedTokenizerFast"],
+        vae=[f"skinrepro.{module}", "PatchCodec"],
+    )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "m")], capture_output=True, text=True
+        [sys.executable, "-c", PLAIN, str(folder), module], capture_output=True, text=True
     )
     images = mini.pipeline()(
         "an image of skin",
@@ -736,8 +647,6 @@ def test_a_copy_shares_nothing(mini):
 # ------------------------------------------------------------------------------------------------
 # prompts
 def test_prompts(mini):
-    import torch
-
     texts = ["an image of skin", "dark skin", "an image of skin", ""]
     calls = []
     forward = mini.text_encoder.forward
@@ -836,9 +745,6 @@ def test_bad_options(mini):
 
 
 def test_files(coded, tmp_path):
-    import torch
-    from PIL import Image
-
     a = pictures(3)
     files = [tmp_path / f"{i}.png" for i in range(3)]
     for f, x in zip(files, a):
@@ -847,10 +753,8 @@ def test_files(coded, tmp_path):
     exif = turned.getexif()
     exif[0x112] = 8  # lies on its side, and says so
     turned.save(tmp_path / "side.png", exif=exif)
-    from_files, from_array = (
-        encode_images(coded, [*files, str(tmp_path / "side.png")], size=16),
-        encode_images(coded, a, size=16),
-    )
+    from_files = encode_images(coded, [*files, str(tmp_path / "side.png")], load_image, size=16)
+    from_array = encode_images(coded, a, size=16)
     assert torch.allclose(from_files.mean[:3], from_array.mean, atol=1e-5) and torch.allclose(
         from_files.mean[3], from_array.mean[0], atol=1e-5
     )
@@ -858,11 +762,42 @@ def test_files(coded, tmp_path):
     with pytest.raises(
         FileNotFoundError, match="1 of 4 images are missing, first in row 2: .*gone.png"
     ):
-        encode_images(coded, [*files[:2], tmp_path / "gone.png", files[2]])
+        encode_images(coded, [*files[:2], tmp_path / "gone.png", files[2]], load_image)
+    with pytest.raises(ValueError, match="read=images.load_image"):
+        encode_images(coded, files)
     assert not coded.asked  # before anything is encoded
     files[1].write_bytes(files[1].read_bytes()[:900])
-    with pytest.raises(ValueError, match=r"1.png is damaged or no image"):
-        encode_images(coded, files)
+    with pytest.raises(ValueError, match=r"1.png is damaged or truncated"):
+        encode_images(coded, files, load_image)
+
+
+def test_grey_of_16_bits_is_grey_and_transparency_is_white(mini, tmp_path):
+    "The pixels are written with Pillow and worked out here."
+    grey = np.random.default_rng(1).integers(0, 65536, (32, 32), dtype=np.uint16)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    assert Image.open(tmp_path / "grey.png").mode.startswith("I")
+    colour = np.random.default_rng(2).integers(0, 256, (32, 32, 4), dtype=np.uint8)
+    colour[..., 3] = np.where(np.arange(32) < 16, 0, 255)  # the left half is not to be seen
+    Image.fromarray(colour, "RGBA").save(tmp_path / "clear.png")
+    want = np.stack([np.repeat((grey / 257).round()[..., None], 3, 2), colour[..., :3]])
+    want[1, :, :16] = 255
+    files = [tmp_path / "grey.png", tmp_path / "clear.png"]
+    found = encode_images(mini, files, load_image)
+    assert torch.equal(found.mean, encode_images(mini, want.astype(np.uint8)).mean)
+
+
+def test_the_decoder_is_a_part_of_the_cache(mini, tmp_path):
+    Image.fromarray(pictures(1)[0]).save(tmp_path / "a.png")
+
+    def dark(path, by=2):
+        return load_image(path) // by
+
+    def get(read):
+        return encode_images(mini, [tmp_path / "a.png"], read, cache=tmp_path / "kept.safetensors")
+
+    found = [get(r) for r in (load_image, dark, partial(dark, by=3), partial(dark, by=3))]
+    assert len({f.hash for f in found}) == 3 and found[2].hash == found[3].hash
+    assert not torch.equal(found[0].mean, found[1].mean)
 
 
 @pytest.mark.parametrize("h, w", [(50, 81), (81, 50), (32, 32), (20, 21), (33, 100)])
@@ -894,8 +829,6 @@ def test_same_pixels_as_torchvision(h, w):
 
 
 def test_crops_belong_to_the_image_and_the_seed(coded):
-    import torch
-
     x = pictures(4, 32, 60)
 
     def get(a, **k):
@@ -910,8 +843,6 @@ def test_crops_belong_to_the_image_and_the_seed(coded):
 
 
 def test_draws(coded):
-    import torch
-
     latents = encode_images(coded, pictures(2), size=16, flips=True)
     index = torch.zeros(4000, dtype=torch.long)
     z = latents.sample(index, torch.Generator().manual_seed(0)) / latents.scaling_factor
@@ -931,8 +862,6 @@ def test_draws(coded):
 
 
 def test_cache(coded, tmp_path):
-    import torch
-
     x = pictures()
     file = tmp_path / "new folder" / "latents.safetensors"
 
@@ -977,21 +906,17 @@ def test_cache(coded, tmp_path):
 
 
 def test_a_killed_writer_leaves_no_cache(coded, tmp_path, monkeypatch):
-    import safetensors.torch
-
     def die(tensors, path, metadata):
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(safetensors.torch, "save_file", die)
+    monkeypatch.setattr(latent, "save_file", die)
     with pytest.raises(KeyboardInterrupt):
         encode_images(coded, pictures(), size=16, cache=tmp_path / "latents.safetensors")
     assert os.listdir(tmp_path) == []
 
 
 def test_out_of_memory_says_what_to_try(coded):
-    import torch
-
     def encode(x):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

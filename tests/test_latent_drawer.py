@@ -4,15 +4,19 @@ every mix, what is computed once, what is refused, and keys that stay.
 
 from pathlib import Path
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
 from skinrepro import generate as g
 from skinrepro import latent
 from skinrepro import latent_drawer as d
+from skinrepro.codec import PatchCodec
 from skinrepro.images import load_image
+from skinrepro.latent import toy_base, toy_tokenizer
 
 PROMPTS = [
     "an image of psoriasis",
@@ -21,95 +25,17 @@ PROMPTS = [
 ]
 
 
-def toy(seed=0, noise_offset=0.0, scheduler="DDIMScheduler", addition=None, patch=False):
+def toy(seed=0, noise_offset=0.0, scheduler=None, addition=None, patch=False):
     "Stable Diffusion's parts with a few thousand random weights: 16 px images, 8 x 8 latents."
-    import diffusers
-    import torch
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
-
-    words = (
-        "<pad> <start> <end> <unk> an image of psoriasis folliculitis on the skin dark light"
-        " individual".split()
-    )
-    t = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
-    t.pre_tokenizer = pre_tokenizers.Whitespace()
-    t.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
-    )
-    tok = PreTrainedTokenizerFast(
-        tokenizer_object=t,
-        pad_token="<end>",
-        bos_token="<start>",
-        eos_token="<end>",
-        unk_token="<unk>",
-        model_max_length=12,
-    )
+    if scheduler:
+        scheduler = getattr(diffusers, scheduler)(
+            prediction_type="v_prediction", steps_offset=1, skip_prk_steps=True
+        )
     torch.manual_seed(seed)
-    text = CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tok),
-            hidden_size=32,
-            intermediate_size=64,
-            projection_dim=32,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            max_position_embeddings=12,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-        )
-    )
-    channels = 8 if patch else 4
-    unet = diffusers.UNet2DConditionModel(
-        sample_size=4 if patch else 8,
-        in_channels=channels,
-        out_channels=channels,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        norm_num_groups=8,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        addition_embed_type=addition,
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        addition_embed_type_num_heads=4,
-    )
-    if patch:
-        vae = latent.PatchCodec(latent_channels=channels, patch=4, sample_size=16)
-    else:
-        vae = diffusers.AutoencoderKL(
-            block_out_channels=(8, 16),
-            latent_channels=4,
-            norm_num_groups=4,
-            sample_size=16,
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-        )
-    options = (
-        dict(clip_sample=False, timestep_spacing="trailing")
-        if scheduler == "DDIMScheduler"
-        else dict(skip_prk_steps=True)
-    )
-    sampler = getattr(diffusers, scheduler)(
-        prediction_type="v_prediction", steps_offset=1, **options
-    )
-    for m in (text, unet, vae):
-        m.eval().requires_grad_(False)
-    return latent.Base(
-        name="toy",
-        weights="made for a test",
-        weights_hash="0" * 64,
-        vae=vae,
-        text_encoder=text,
-        tokenizer=tok,
-        unet=unet,
-        scheduler=sampler,
-        size=16,
-        noise_offset=noise_offset,
-        random=False,
-        device="cpu",
-        dtype=torch.float32,
+    codec = PatchCodec(latent_channels=8, patch=4, sample_size=16) if patch else None
+    embedding = dict(addition_embed_type=addition, addition_embed_type_num_heads=4)
+    return toy_base(
+        seed, codec, toy_tokenizer(length=12), scheduler, noise_offset=noise_offset, **embedding
     )
 
 
@@ -500,6 +426,20 @@ def test_random_weights_make_images_for_timing_only(tmp_path):
     with pytest.raises(latent.BaseModelError, match="random"):
         run(base, t, tmp_path / "out")
     assert len(run(base, t, tmp_path / "out", timing_only=True)) == 1
+
+
+def test_memory_that_a_device_lacks_names_the_batch_size(tmp_path, base, monkeypatch):
+    import torch
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(d, "sample", full)
+    t = table(tmp_path, 4, guidance=1.0, strength=0.5)
+    with pytest.raises(g.GenerationError, match=r"on cpu with 4 image.*batch_size=2"):
+        run(base, t, tmp_path / "out", batch_size=4)
+    with pytest.raises(g.GenerationError, match="half precision"):
+        run(base, t, tmp_path / "out", batch_size=1)
 
 
 def test_numbers_that_are_not_finite_are_never_an_image(tmp_path):

@@ -233,7 +233,8 @@ def wait_for(what, seconds=120):
 
 def run_of(folder, **narrowed):
     return (
-        "from pathlib import Path\nfrom skinrepro import workflow\nfrom skinrepro.grid import read_grid\n"
+        "from pathlib import Path\nfrom skinrepro import workflow\n"
+        "from skinrepro.grid import read_grid\n"
         f"workflow.execute(read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
     )
 

@@ -400,7 +400,9 @@ def learn_tokens(
     progress: bool = True,
 ) -> Path:  # folder with a file for each token, as load_textual_inversion reads it
     "Textual inversion of every condition (section 2; settings of the official code)."
+    from skinrepro.images import load_image
     from skinrepro.latent import encode_images
+    from skinrepro.loop import Training
     from skinrepro.personalise import textual_inversion
 
     check_choice("ti_data", data, TI_DATA)
@@ -412,23 +414,29 @@ def learn_tokens(
         seed=seed,
         precision=precision,
     )
+    scaled = how | dict(lr=lr * (batch_size * accumulate))
+    settings = Training(**scaled, weight_decay=1e-2, every=100)
     asked = dict(how, data=data, base=base.weights_hash, images=content_hash(train))
 
     def train_tokens(folder):
-        own, tokens, scratch = base.copy(), [token(l) for l in train.label], folder / "training"
+        tokens = [token(label) for label in train.label]
+        own, scratch = base.copy(), folder / "training"
         latents = encode_images(
             base,
             train.path.tolist(),
+            load_image,
             squash=True,
             flips=True,
             cache=scratch / "latents.safetensors",
             progress=progress,
         )
         if data == "condition":
-            return textual_inversion(own, latents, tokens, **how, folder=folder, progress=progress)
+            return textual_inversion(
+                own, latents, tokens, settings, folder=folder, progress=progress
+            )
         log = [
             textual_inversion(
-                own, latents, [t] * len(train), **how, folder=scratch / t, progress=progress
+                own, latents, [t] * len(train), settings, folder=scratch / t, progress=progress
             ).assign(token=t)
             for t in sorted(set(tokens))
         ]
@@ -461,7 +469,9 @@ def learn_lora(
     str, Path
 ]:  # label -> folder with pytorch_lora_weights.safetensors, as load_lora_weights reads it
     "LoRA of rank 8 in the UNet's attention layers (section 2; settings of the official code)."
+    from skinrepro.images import load_image
     from skinrepro.latent import encode_images
+    from skinrepro.loop import Training
     from skinrepro.personalise import lora, personalised
 
     check_choice("lora_per", per, LORA_PER)
@@ -488,6 +498,7 @@ def learn_lora(
             latents = encode_images(
                 base,
                 rows.path.tolist(),
+                load_image,
                 crops=crops,
                 cache=folder / "training" / "latents.safetensors",
                 seed=seed,
@@ -500,10 +511,9 @@ def learn_lora(
             return lora(
                 own,
                 latents,
-                [prompt(method, l, int(t)) for l, t in zip(rows.label, rows.skin_type)],
+                [prompt(method, name, int(t)) for name, t in zip(rows.label, rows.skin_type)],
+                Training(**how, clip=1.0, weight_decay=1e-2, every=100),
                 rank=8,
-                clip=1.0,
-                **how,
                 weights=None if share is None else share.to_numpy(),
                 folder=folder,
                 progress=progress,
@@ -516,7 +526,7 @@ def learn_lora(
     labels = sorted(train.label.unique())
     if per != "condition":
         return dict.fromkeys(labels, weights_of(train))
-    return {l: weights_of(train[train.label == l]) for l in labels}
+    return {label: weights_of(train[train.label == label]) for label in labels}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #45218b0a
 def make_images(

@@ -253,8 +253,10 @@ def data_parts(
     augmented, plain = cache_pair(m if pool is None else pool, size, progress=progress)
     mean, std = input_statistics(arch)
     codes = encode_labels(m.label, list(labels)) if targets is None else np.asarray(targets)
-    if len(codes) != len(m):
-        raise ValueError(f"{len(codes)} targets for {len(m)} rows: give one for each image.")
+    if len(codes) != len(m) or not np.isfinite(codes).all():
+        raise ValueError(
+            f"{len(codes)} targets for {len(m)} rows: give one for each image, without nan."
+        )
     where = {part: np.flatnonzero(m.split == part) for part in ("train", "val", *tests)}
     ids = {part: m.image_id.iloc[rows].tolist() for part, rows in where.items()}
     own = codes[where["train"]]

@@ -59,9 +59,8 @@ def _repository() -> Path:
 
 # %% ../nbs/00_core.ipynb #6efb14e1
 def data_folder(
-    name: (
-        str | None
-    ) = None,  # data set, e.g. 'fitzpatrick17k'; None for the folder that holds them all
+    # data set, e.g. 'fitzpatrick17k'; None for the folder that holds them all
+    name: str | None = None,
 ) -> Path:  # $SKINREPRO_DATA or $SKINREPRO_DATA/<name>
     "Folder of real data. Raises FileNotFoundError with the remedy when it is not there."
     value = os.environ.get("SKINREPRO_DATA")
@@ -287,9 +286,8 @@ class Provenance:
     profile: str  # one of PROFILES
     device: str  # e.g. 'cpu' or 'cuda (NVIDIA H200)'
     version: str = ""  # of this package
-    commit: str = (
-        ""  # git commit, with '+' when the package or the notebooks had uncommitted changes
-    )
+    # git commit, with '+' when the package or the notebooks had uncommitted changes
+    commit: str = ""
     libraries: str = ""  # versions of what computes
     seconds: float = field(default=0.0)  # wall time of the run so far
     started: float = field(default_factory=time.time, repr=False)
@@ -345,15 +343,8 @@ def commit() -> str:  # e.g. '1a2b3c4d5e6f' or '1a2b3c4d5e6f+'; '' outside a git
         return ""
     if head.returncode:
         return ""
-    dirty = git(
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        "skinrepro",
-        "nbs",
-        "requirements.lock",
-    )
+    ours = ("skinrepro", "nbs", "requirements.lock")
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", *ours)
     return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
 
 # %% ../nbs/00_core.ipynb #a34769ab
@@ -376,10 +367,8 @@ def _libraries() -> str:
     )
 
 # %% ../nbs/00_core.ipynb #b6525262
-def device_name() -> (
-    str
-):  # e.g. 'NVIDIA H100 80GB HBM3', 'Intel(R) Xeon(R) Platinum 8481C, 2 cores'
-    "What computes here."
+def device_name() -> str:
+    "What computes here, e.g. 'NVIDIA H100 80GB HBM3' or 'Intel(R) Xeon(R) Platinum, 2 cores'."
     import platform
 
     import torch
@@ -388,9 +377,9 @@ def device_name() -> (
         return torch.cuda.get_device_name()
     try:
         model = next(
-            l.split(":", 1)[1].strip()
-            for l in Path("/proc/cpuinfo").read_text().splitlines()
-            if l.startswith("model name")
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
         )
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()

@@ -30,10 +30,10 @@ def inspect_image(
     # (bytes, name) -> what they are, as `images.describe`; raises ValueError for what is no image,
     # with `.status`. None looks at the first bytes only
     decode=None,
-) -> tuple[
-    str, str, str
-]:  # status (ok, re-encoded, wrong, corrupt), MD5 of `data`, explanation ('' if ok)
-    "Judge bytes that should be a certain image. Decoding happens only where the MD5 differs."
+) -> tuple[str, str, str]:  # status, MD5 of `data`, explanation ('' if ok)
+    """Judge bytes that should be a certain image: ok, re-encoded, wrong or corrupt. Decoding
+    happens only where the MD5 differs.
+    """
     found = hashlib.md5(data).hexdigest()
     if found == md5:
         return "ok", found, ""
@@ -67,11 +67,9 @@ def _not_an_image(data):
 def mark_copies(
     table: pd.DataFrame,  # columns status, md5, and a text column named by `where`
     where: str = "message",  # column that explains
-) -> (
-    pd.DataFrame
-):  # a copy, where `re-encoded` became `duplicate` if several rows have the same bytes
-    """Images that are not the data set's and occur under several names: placeholders, or copies of
-    one file.
+) -> pd.DataFrame:  # a copy
+    """`re-encoded` becomes `duplicate` where several rows have the same bytes: images that are not
+    the data set's and occur under several names, placeholders or copies of one file.
     """
     t = table.copy()
     same = t.status.isin(["re-encoded", "duplicate"])
@@ -191,6 +189,21 @@ def _attempt(session, url, timeout, until, stop, limit) -> bytes:
         raise Trouble(f"{type(e).__name__}: {e}") from e
     return b"".join(parts)
 
+# %% ../nbs/03_download.ipynb #39ec96bb
+def _growing(backoff, deadline, told_to_wait):  # state of tenacity -> seconds
+    "The pause before another attempt: longer each time, and not shorter than a server asks for."
+    from tenacity import wait_exponential, wait_random
+
+    grow = wait_exponential(multiplier=backoff, max=60) + wait_random(0, backoff)
+
+    def wait(state):
+        pause = state.outcome.exception().pause
+        if pause:
+            told_to_wait(min(pause, deadline))
+        return max(grow(state), pause)
+
+    return wait
+
 # %% ../nbs/03_download.ipynb #a729b3a7
 def retrieve(
     session,  # requests.Session
@@ -204,38 +217,21 @@ def retrieve(
     told_to_wait=lambda s: None,  # called with the seconds of a Retry-After
 ) -> tuple[bytes, int]:  # the bytes, number of attempts
     "Bytes behind a link. Raises Unavailable with status, http code and `attempts`."
-    from tenacity import (
-        Retrying,
-        retry_if_exception_type,
-        sleep_using_event,
-        stop_after_attempt,
-        stop_before_delay,
-        wait_exponential,
-        wait_random,
-    )
+    from tenacity import Retrying, retry_if_exception_type, sleep_using_event
+    from tenacity import stop_after_attempt, stop_before_delay
 
     stop = stop or threading.Event()
     until = time.monotonic() + deadline
-    grow = wait_exponential(multiplier=backoff, max=60) + wait_random(0, backoff)
-
-    def wait(state):
-        pause = state.outcome.exception().pause
-        if pause:
-            told_to_wait(min(pause, deadline))
-        return max(grow(state), pause)
-
     again = Retrying(
         retry=retry_if_exception_type(Trouble),
-        wait=wait,
+        wait=_growing(backoff, deadline, told_to_wait),
         reraise=True,
         sleep=sleep_using_event(stop),
         stop=stop_after_attempt(1 + retries) | stop_before_delay(deadline),
     )
     try:
-        return (
-            again(_attempt, session, url, timeout, until, stop, limit),
-            again.statistics["attempt_number"],
-        )
+        data = again(_attempt, session, url, timeout, until, stop, limit)
+        return data, again.statistics["attempt_number"]
     except Unavailable as e:
         e.attempts = again.statistics["attempt_number"]
         raise
@@ -300,19 +296,10 @@ class SiteQueue:
         give_up: int = 20,  # this many failures in a row end the asking at a site
         stop=None,  # threading.Event that ends it early
     ):
-        self.per_host, self.delay, self.give_up, self.stop = (
-            per_host,
-            delay,
-            give_up,
-            stop or threading.Event(),
-        )
-        self.waiting, self.active, self.bad, self.free_at = (
-            defaultdict(deque),
-            Counter(),
-            Counter(),
-            Counter(),
-        )
-        self.turn = threading.Condition()
+        self.per_host, self.delay, self.give_up = per_host, delay, give_up
+        self.stop, self.turn = stop or threading.Event(), threading.Condition()
+        self.waiting = defaultdict(deque)
+        self.active, self.bad, self.free_at = Counter(), Counter(), Counter()
         for key, url in urls.items():
             self.waiting[_host(url)].append(key)
 
@@ -327,9 +314,8 @@ class SiteQueue:
                     self.active[host] += 1
                     self.free_at[host] = max(self.free_at[host], now + self.delay)
                     return host, self.waiting[host].popleft(), ask
-                self.turn.wait(
-                    0.5 if host is None else min(0.5, self.free_at[host] - now)
-                )  # at most .5 s, to notice `stop`
+                left = 0.5 if host is None else self.free_at[host] - now
+                self.turn.wait(min(0.5, left))  # not longer, to notice `stop`
 
     def done(self, host, failed):  # `failed`: by the site's fault, not "gone"
         with self.turn:
@@ -368,6 +354,40 @@ def read_log(
         **{c: pd.to_numeric(log[c]).astype("Int64") for c in ("http", "bytes", "attempts")}
     )
 
+# %% ../nbs/03_download.ipynb #ab5c2737
+class _Asking:
+    "What the threads of a download share: whose turn it is, what is known, what came."
+
+    def __init__(self, items, dest, old, rows, queue, decode, patience):
+        self.items, self.dest, self.old, self.rows = items, dest, old, rows
+        self.queue, self.stop, self.decode, self.patience = queue, queue.stop, decode, patience
+        self.known, self.errors, self.lock = set(items.md5), [], threading.Lock()
+
+    def save(self):
+        "Write the log as it is now."
+        _write_log(self.items, self.old, self.rows, self.lock, self.dest / "fetch_log.csv")
+
+    def work(self):
+        "The life of a thread."
+        with new_session() as session:
+            while (turn := self.queue.take()) is not None:
+                self.ask(session, *turn)
+
+    def ask(self, session, host, name, ask):
+        "One file; whatever goes wrong here ends the download and is for the caller to see."
+        row, limits = None, dict(self.patience, told_to_wait=lambda s: self.queue.pause(host, s))
+        try:
+            item, known = self.items.loc[name], self.known
+            row = _fetch_one(item, self.dest, known, self.stop, ask, session, self.decode, **limits)
+            if row is not None:
+                with self.lock:
+                    self.rows[name] = row
+        except BaseException as e:
+            self.errors.append(e)
+            self.stop.set()  # e.g. disk full
+        finally:
+            self.queue.done(host, failed=row is not None and row["status"] == "failed")
+
 # %% ../nbs/03_download.ipynb #226f032d
 def fetch_many(
     # columns name (file name without suffix), url (missing allowed), md5; names and md5 are unique
@@ -377,14 +397,11 @@ def fetch_many(
     jobs: int = 8,  # requests at a time, over all sites
     per_host: int = 2,  # ... to one site
     delay: float = 0.2,  # least seconds between the starts of two requests to one site
-    timeout=(10, 30),  # seconds to connect, seconds of silence
-    deadline: float = 120,  # seconds for one file, attempts and waiting included
-    retries: int = 4,  # further attempts after passing trouble
-    backoff: float = 1.0,  # seconds before the first of them; doubles each time
     give_up: int = 20,  # failures in a row after which a site is left alone
     again: bool = False,  # also ask for what an earlier run found to be gone or wrong
-    progress: bool = True,  # show a bar
     decode=None,  # as for `inspect_image`
+    progress: bool = True,  # show a bar
+    **patience,  # timeout, deadline, retries, backoff of `retrieve`, for each file
 ) -> pd.DataFrame:  # LOG_COLUMNS, one row per item, in their order
     """Download images named and checked by MD5. Ctrl-C ends it early, with everything so far in the
     log.
@@ -392,69 +409,30 @@ def fetch_many(
     Raises ValueError for names that cannot be files, OSError (before anyone is asked) if `dest`
     cannot be written.
     """
-    _check_request(items, jobs, per_host, retries, deadline)
+    _check_request(items, jobs, per_host, patience)
     dest, items = Path(dest), items.set_index("name", drop=False)
-    log, stop, lock = dest / "fetch_log.csv", threading.Event(), threading.Lock()
-    old = read_log(log)
+    old = read_log(dest / "fetch_log.csv")
     rows, todo = _without_asking(items, dest, old, again, jobs)
-    old = old[
-        ~(old["name"].isin(todo) & (old.status == "ok"))
-    ]  # a file that has been deleted since
-
-    def save():
-        return _write_log(items, old, rows, lock, log)
-
-    save()  # also proves that the folder can be written, before anyone is asked
-    queue, known, errors = (
-        SiteQueue(items.url[todo].to_dict(), per_host, delay, give_up, stop),
-        set(items.md5),
-        [],
-    )
-
-    def work():
-        with new_session() as session:
-            while (turn := queue.take()) is not None:
-                host, name, ask = turn
-                row = None
-                try:
-                    row = _fetch_one(
-                        items.loc[name],
-                        dest,
-                        known,
-                        stop,
-                        ask,
-                        session,
-                        decode,
-                        told_to_wait=lambda s, h=host: queue.pause(h, s),
-                        timeout=timeout,
-                        deadline=deadline,
-                        retries=retries,
-                        backoff=backoff,
-                    )
-                    if row is not None:
-                        with lock:
-                            rows[name] = row
-                except BaseException as e:
-                    errors.append(e)
-                    stop.set()  # e.g. disk full: the caller must see it
-                finally:
-                    queue.done(host, failed=row is not None and row["status"] == "failed")
-
-    _watch(
-        [threading.Thread(target=work, daemon=True) for _ in range(min(jobs, len(todo)))],
-        stop,
-        save,
-        rows,
-        len(items),
-        progress,
-    )
-    if errors:
-        raise errors[0]
-    return read_log(log).set_index("name", drop=False).loc[items.index].reset_index(drop=True)
+    deleted = old["name"].isin(todo) & (old.status == "ok")  # files that were there once
+    queue = SiteQueue(items.url[todo].to_dict(), per_host, delay, give_up)
+    asking = _Asking(items, dest, old[~deleted], rows, queue, decode, patience)
+    asking.save()  # also proves that the folder can be written, before anyone is asked
+    threads = [
+        threading.Thread(target=asking.work, daemon=True) for _ in range(min(jobs, len(todo)))
+    ]
+    _watch(threads, asking, progress)
+    if asking.errors:
+        raise asking.errors[0]
+    log = read_log(dest / "fetch_log.csv").set_index("name", drop=False)
+    return log.loc[items.index].reset_index(drop=True)
 
 # %% ../nbs/03_download.ipynb #820884d3
-def _check_request(items, jobs, per_host, retries, deadline):
-    if jobs < 1 or per_host < 1 or retries < 0 or deadline <= 0:
+def _check_request(items, jobs, per_host, patience):
+    unknown = set(patience) - {"timeout", "deadline", "retries", "backoff"}
+    if unknown:
+        raise TypeError(f"There is nothing to say about {sorted(unknown)} in a download.")
+    enough = patience.get("retries", 0) >= 0 and patience.get("deadline", 1) > 0
+    if jobs < 1 or per_host < 1 or not enough:
         raise ValueError(
             "jobs and per_host must be at least 1, retries at least 0, and deadline more than 0"
             " seconds."
@@ -546,12 +524,12 @@ def _write_log(items, old, rows, lock, path):
         mark_copies(table).to_csv(tmp, index=False, lineterminator="\n")
 
 # %% ../nbs/03_download.ipynb #a9204960
-def _watch(threads, stop, save, rows, total, progress, every=10.0):
+def _watch(threads, asking, progress, every=10.0):
     "Run the threads to their end, or to a Ctrl-C."
     from tqdm import tqdm
 
-    saved = time.monotonic()
-    with tqdm(total=total, initial=len(rows), unit="file", disable=not progress) as bar:
+    saved, rows = time.monotonic(), asking.rows
+    with tqdm(total=len(asking.items), initial=len(rows), unit="file", disable=not progress) as bar:
         try:
             for t in threads:
                 t.start()
@@ -559,14 +537,14 @@ def _watch(threads, stop, save, rows, total, progress, every=10.0):
                 time.sleep(0.05)
                 bar.update(len(rows) - bar.n)
                 if time.monotonic() - saved > every:
-                    save()
+                    asking.save()
                     saved = time.monotonic()
                     bar.set_postfix(Counter(r["status"] for r in list(rows.values())))
             bar.update(len(rows) - bar.n)
         finally:
-            stop.set()
+            asking.stop.set()
             # a thread that waits for a silent server is left behind; it can write nothing any more
             patience = time.monotonic() + 2
             for t in threads:
                 t.join(max(patience - time.monotonic(), 0))
-            save()
+            asking.save()

@@ -19,7 +19,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
 
 from . import __version__
 from .core import atomic_path, check_choice, hash_text, ranks, wait_for_everyone
@@ -156,8 +158,6 @@ def write_image(
     quality: int = 95,  # of a JPEG
 ) -> str:  # MD5 of the file
     "Save one image with its record. Raises OSError naming the file and the remedy."
-    from PIL import Image
-
     image = Image.fromarray(pixels)
     if image.size != (size, size):
         image = image.resize((size, size), Image.Resampling.BICUBIC)
@@ -182,8 +182,6 @@ def _said(record: dict) -> tuple[str, str, str]:  # description, software, recor
 
 # %% ../nbs/30_generate.ipynb #a2f8036d
 def _png(image, record: dict, quality: int) -> memoryview:  # PNG has no quality
-    from PIL.PngImagePlugin import PngInfo
-
     info, out = PngInfo(), io.BytesIO()
     for k, v in zip(("Description", "Software", "Comment"), _said(record), strict=True):
         info.add_text(k, v)
@@ -192,8 +190,6 @@ def _png(image, record: dict, quality: int) -> memoryview:  # PNG has no quality
 
 # %% ../nbs/30_generate.ipynb #c16e5b98
 def _jpeg(image, record: dict, quality: int) -> memoryview:
-    from PIL import Image
-
     exif, out = Image.Exif(), io.BytesIO()
     exif[_DESCRIPTION], exif[_SOFTWARE], text = _said(record)
     exif.get_ifd(_EXIF)[_COMMENT] = b"ASCII\0\0\0" + text.encode()
@@ -211,8 +207,6 @@ def read_provenance(
 
 # %% ../nbs/30_generate.ipynb #c8a7f28d
 def _record(data: bytes, name):  # -> (record, Pillow image, not decoded yet)
-    from PIL import Image, UnidentifiedImageError
-
     try:
         image = Image.open(io.BytesIO(data))
         text = (
@@ -246,6 +240,7 @@ class Drawer:
 
     size: int  # side in px of the squares that it draws
     device: str = "cpu"  # where, for messages
+    out_of_memory: tuple = (MemoryError,)  # what it raises when a batch is too large
 
     def settings(self) -> dict:
         "Plain values that all images share and that decide their pixels, e.g. hashes of weights."
@@ -336,8 +331,6 @@ class _Images:
 
     def look(self, rows, run=map, progress: bool = False) -> list[int]:
         "Find what is whole among `rows`; -> those that are not."
-        from tqdm import tqdm
-
         found = run(self._whole, rows)
         bar = tqdm(
             found, total=len(rows), desc="look", unit="image", disable=not progress, leave=False
@@ -401,8 +394,6 @@ def _dealt(todo: pd.DataFrame, drawer: Drawer, batch_size: int | None) -> list[n
 # %% ../nbs/30_generate.ipynb #e1905c3a
 def _make(t: pd.DataFrame, batches: list, drawer: Drawer, images: _Images, pool, progress: bool):
     "Draw batch after batch; threads write the last ones meanwhile."
-    from tqdm import tqdm
-
     if not batches:
         return
     draw, writing = drawer.begin(t, batches, pool), deque()
@@ -413,7 +404,7 @@ def _make(t: pd.DataFrame, batches: list, drawer: Drawer, images: _Images, pool,
         for k, rows in enumerate(batches):
             try:
                 pixels = draw(k)
-            except torch.OutOfMemoryError as e:
+            except drawer.out_of_memory as e:
                 raise GenerationError(_out_of_memory(len(rows), drawer)) from e
             writing.append([pool.submit(images.save, pixels, j, i) for j, i in enumerate(rows)])
             while len(writing) > 2:  # bounds memory; a failure stops here

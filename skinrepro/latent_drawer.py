@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -291,6 +292,7 @@ class LatentDrawer(Drawer):
     # torch.compile the repeated blocks: minutes at the start, for thousands of images on CUDA
     compile: bool = False
     timing_only: bool = False  # accept a base with random weights
+    out_of_memory: ClassVar = (torch.OutOfMemoryError, MemoryError)
 
     def __post_init__(self):
         check_choice("fit", self.fit, FITS)

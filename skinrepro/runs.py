@@ -313,9 +313,8 @@ def made_once(
             seconds = round(time.time() - start, 1)
             tmp.write_text(json.dumps(asked | dict(seconds=seconds), indent=1))
         wait_for_everyone()
-        for pattern in scratch:
-            for folder_or_file in folder.glob(pattern):
-                shutil.rmtree(folder_or_file, ignore_errors=True)
+        for done_with in (f for pattern in scratch for f in folder.glob(pattern)):
+            shutil.rmtree(done_with, ignore_errors=True)
     return folder
 
 # %% ../nbs/01_runs.ipynb #c7670fab
@@ -336,9 +335,8 @@ def import_papermill():
     grammar = "rfc3987_syntax"
     absent = grammar not in sys.modules
     if absent:
-        sys.modules[grammar] = (
-            None  # as if it were not installed; jsonschema then leaves the check out
-        )
+        # as if it were not installed; jsonschema then leaves the check out
+        sys.modules[grammar] = None
     try:
         import papermill
     finally:
@@ -363,11 +361,8 @@ def execute_notebook(
 
     papermill = import_papermill()
     with tempfile.TemporaryDirectory(prefix="skinrepro-", ignore_cleanup_errors=True) as d:
-        sockets = (
-            dict(transport="ipc", connection_file=f"{d}/kernel.json")
-            if len(d) < 80 and os.name == "posix"
-            else {}
-        )  # a path of at most 104 bytes
+        files = len(d) < 80 and os.name == "posix"  # a path of at most 104 bytes
+        sockets = dict(transport="ipc", connection_file=f"{d}/kernel.json") if files else {}
         return papermill.execute_notebook(
             str(notebook),
             str(out),
@@ -377,6 +372,7 @@ def execute_notebook(
             cwd=str(cwd or Path(out).parent),
             config=Config(KernelManager=sockets),
             start_timeout=180,  # a shared disk is slow when many start
+            # the kernel's own warnings are not the reader's concern
             extra_arguments=["--IPKernelApp.log_level=50"],
             **options,
-        )  # the kernel's own warnings are not the reader's concern
+        )

@@ -331,11 +331,8 @@ def test_the_whole_site_waits_when_one_file_is_told_to(serve, tmp_path):
         == ["ok"] * 4
     )
     late = [t - site.starts[0] > 0.9 for t in site.starts]
-    assert (
-        sum(late) >= 3
-        # the repeated request, and the two links that had not started (without the pause: at .4 and
-        # .6 s)
-    )
+    # the repeated request, and the two links that had not started (without the pause: at .4, .6 s)
+    assert sum(late) >= 3
 
 
 def test_a_long_retry_after_is_not_waited_for(serve):

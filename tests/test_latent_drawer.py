@@ -428,6 +428,20 @@ def test_random_weights_make_images_for_timing_only(tmp_path):
     assert len(run(base, t, tmp_path / "out", timing_only=True)) == 1
 
 
+def test_memory_that_a_device_lacks_names_the_batch_size(tmp_path, base, monkeypatch):
+    import torch
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(d, "sample", full)
+    t = table(tmp_path, 4, guidance=1.0, strength=0.5)
+    with pytest.raises(g.GenerationError, match=r"on cpu with 4 image.*batch_size=2"):
+        run(base, t, tmp_path / "out", batch_size=4)
+    with pytest.raises(g.GenerationError, match="half precision"):
+        run(base, t, tmp_path / "out", batch_size=1)
+
+
 def test_numbers_that_are_not_finite_are_never_an_image(tmp_path):
     base = toy()
     t = table(tmp_path, 3)

@@ -411,6 +411,39 @@ def test_find_wants_a_finished_run(tmp_path, store):
         runs.find("wang2024", folder.name)
 
 
+def test_what_two_runs_ask_at_once_is_made_once(tmp_path, store):
+    "Processes that start together: one makes it, the other waits and gets the same."
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "import pandas as pd; from skinrepro.runs import made_once\n"
+        "def make(folder):\n"
+        "    time.sleep(1); (folder / f'by-{sys.argv[1]}').touch()\n"
+        "    return pd.DataFrame(dict(step=[1]))\n"
+        f"print(made_once(Path({str(store)!r}), 'ti', dict(steps=1), make, 'code'))"
+    )
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, str(i)], stdout=subprocess.PIPE, text=True)
+        for i in range(2)
+    ]
+    said = {p.communicate(timeout=60)[0].strip() for p in started}
+    assert [p.returncode for p in started] == [0, 0] and len(said) == 1
+    (folder,) = store.iterdir()
+    assert said == {str(folder)} and len(list(folder.glob("by-*"))) == 1
+
+
+def test_a_maker_that_fails_leaves_nothing_that_looks_made(store):
+    def make(folder):
+        (folder / "half").touch()
+        raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError):
+        runs.made_once(store, "ti", {}, make, "code")
+    (folder,) = store.iterdir()
+    assert (folder / "half").is_file() and not (folder / "asked.json").exists()
+    again = runs.made_once(store, "ti", {}, lambda f: (f / "whole").touch(), "code")
+    assert again == folder and (folder / "asked.json").is_file()
+
+
 def test_overrides_reach_every_section_that_has_the_parameter(tmp_path):
     folder = toy_paper(tmp_path, '[use]\nseed = [1, 2]\nimages = "@make"\n[make]\nseed = [1, 2]\n')
     grid = read_grid(folder, seed=2, steps=7)  # `steps` is the maker's alone

@@ -6,6 +6,7 @@ import getpass
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 import pandas as pd
 import pytest
 from conftest import ROOT
+from test_workflow import start, toy
 
 from skinrepro.grid import read_grid
 from skinrepro.workflow import execute
@@ -203,3 +205,27 @@ def test_a_grid_on_slurm_gives_the_records_of_a_local_run(tmp_path, monkeypatch)
         assert any("slurm" in str(j) for j in jobs), "the jobs were SLURM's"
     for a, b in zip(local, records(grid), strict=True):
         pd.testing.assert_frame_equal(a, b)
+
+
+def test_an_interrupted_command_takes_back_what_it_has_submitted(tmp_path):
+    folder = toy(tmp_path, "[a]\n", a='Path("here").write_text(""); time.sleep(300)')
+    profile = tmp_path / "profile"
+    profile.mkdir()
+    (profile / "config.yaml").write_text(PROFILE)
+    code = (
+        "from pathlib import Path\nfrom skinrepro import runs, workflow\n"
+        f"workflow.execute(runs.read_grid(Path({str(folder)!r})), slurm=Path({str(profile)!r}))"
+    )
+    with cluster(tmp_path / "slurm") as env:
+
+        def queued():
+            command = ["squeue", "-h", "-o", "%i %T"]
+            return subprocess.run(command, env=env, capture_output=True, text=True).stdout
+
+        child = start(code, **env, SKINREPRO_RUNS=str(tmp_path / "store"))
+        here = (tmp_path / "store").glob
+        wait_for(lambda: [*here("*/*/here")], 180, lambda: f"the run never began: {queued()}")
+        assert "RUNNING" in queued()
+        child.send_signal(signal.SIGINT)
+        child.communicate(timeout=120)
+        wait_for(lambda: "RUNNING" not in queued(), 60, lambda: f"still there: {queued()}")

@@ -1,5 +1,6 @@
 "Notebooks and package are in step, and notebooks are committed clean."
 
+import ast
 import json
 import shutil
 import subprocess
@@ -73,6 +74,17 @@ def test_every_export_is_followed_by_a_check(path):
     ]
     if any(c.startswith("#| export") for c in code):
         assert any("assert" in c and not c.startswith("#| export") for c in code)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
+def test_an_exported_cell_holds_one_definition(path):
+    "One function or class a cell, so that each can be followed by its check."
+    for i, c in enumerate(json.loads(path.read_text())["cells"]):
+        source = "".join(c["source"])
+        if c["cell_type"] == "code" and source.startswith("#| export"):
+            kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+            defined = [n.name for n in ast.parse(source).body if isinstance(n, kinds)]
+            assert len(defined) < 2, f"cell {i} defines {defined}: give each a cell of its own"
 
 
 def test_cleaning_keeps_the_parameters_tag(tmp_path):

@@ -13,7 +13,7 @@ from skinrepro import runs
 from skinrepro.colour import ITA_CLASSES, ita_class
 from skinrepro.core import has_data
 from skinrepro.grid import read_grid
-from skinrepro.loop import TrainingError
+from skinrepro.loop import Training, TrainingError
 from skinrepro.papers import lopezperez2025 as paper
 from skinrepro.photographs import photographs
 from skinrepro.records import read_records
@@ -25,7 +25,8 @@ def needs(name):
     return pytest.mark.skipif(
         not has_data(name),
         reason=(
-            f"needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)"
+            f"needs {name}: set SKINREPRO_DATA to a folder that holds it"
+            f" (`skinrepro data list {name}`)"
         ),
     )
 
@@ -95,7 +96,13 @@ def test_a_loss_that_is_not_finite_stops_keeps_the_checkpoint_and_names_the_batc
         return [(x[:4],), (x[4:] if epoch < 2 else x[4:] * float("nan"),)]
 
     with pytest.raises(TrainingError, match="epoch 2, batch 1.*epoch 1 is kept"):
-        train_vae(build_vae(2, 4, (1, 2)), batches, epochs=4, folder=tmp_path, progress=False)
+        train_vae(
+            build_vae(2, 4, (1, 2)),
+            batches,
+            Training(4, clip=10.0),
+            folder=tmp_path,
+            progress=False,
+        )
     assert [f.name for f in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-00001"] and len(
         pd.read_csv(tmp_path / "log.csv")
     ) == 2

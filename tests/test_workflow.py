@@ -139,15 +139,15 @@ def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
         and not after("README.md" if (at / "README.md").exists() else "settings.ini", "", "")[0]
     )
     all_ = {s for s, *_ in json.loads(within(at, STATES, **env))}
-    assert not after("skinrepro/classify.py", "move = lambda t", "# a remark\n    move = lambda t")[
-        0
-    ], "a comment"
+    assert not after("skinrepro/classify.py", "schedule = ", "# a remark\n    schedule = ")[0], (
+        "a comment"
+    )
     assert not after("skinrepro/metrics.py", "def ", "def never_called(): return 1\n\n\ndef ")[0], (
         "a function that nobody calls"
     )
-    assert after("skinrepro/classify.py", "max(1, epochs//3), .1)", "max(1, epochs//3), .2)")[
-        0
-    ] == {"scenario", "synthetic", "ablation", "strength"}
+    assert after(
+        "skinrepro/classify.py", "training.steps // 3), 0.1)", "training.steps // 3), 0.2)"
+    )[0] == {"scenario", "synthetic", "ablation", "strength"}
     touched, found = after(
         "skinrepro/personalise.py",
         "weight_decay:float=1e-2, # of AdamW\n    ema",
@@ -233,7 +233,8 @@ def wait_for(what, seconds=120):
 
 def run_of(folder, **narrowed):
     return (
-        "from pathlib import Path\nfrom skinrepro import workflow\nfrom skinrepro.grid import read_grid\n"
+        "from pathlib import Path\nfrom skinrepro import workflow\n"
+        "from skinrepro.grid import read_grid\n"
         f"workflow.execute(read_grid(Path({str(folder)!r}), **{narrowed!r}), cores=2)"
     )
 

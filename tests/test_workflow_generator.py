@@ -62,7 +62,8 @@ def test_killed_while_generating_gives_the_records_of_an_undisturbed_run(store, 
     grid = read_grid(ROOT / "nbs" / "papers" / "wang2024", "smoke", **NARROWED)
     made = grid[-1].folder / "images"
     child = start(
-        "from skinrepro import workflow\nfrom skinrepro.grid import read_grid\nfrom conftest import ROOT\n"
+        "from skinrepro import workflow\nfrom skinrepro.grid import read_grid\n"
+        "from conftest import ROOT\n"
         f'workflow.execute(read_grid(ROOT/"nbs"/"papers"/"wang2024", "smoke", **{NARROWED!r}))'
     )
     wait_for(lambda: len(list(made.glob("*.*"))) > 2 or child.poll() is not None)

@@ -175,7 +175,7 @@ def test_a_paper_of_sixty_lines(tmp_path, data):
     }
     rows = list(csv.DictReader((figures / "table1.csv").open(encoding="utf-8")))
     assert {r["train"] for r in rows} == {"light", "both"}
-    assert all(0 <= float(r["value"]) <= 100 and int(r["n"]) == 3 for r in rows)
+    assert all(0 <= float(r["reproduced"]) <= 100 and int(r["n_seeds"]) == 3 for r in rows)
     assert {r["verdict"] for r in rows} == {"not comparable"}  # other data than the paper's
     claim, *_ = csv.DictReader((figures / "claims.csv").open(encoding="utf-8"))
     assert claim["draws"] == "3" and claim["verdict"] in (

@@ -8,12 +8,14 @@ python benchmarks/runs.py --repeats 3    # both sides in turns, the order change
 The notebook imports pandas, computes next to nothing, and writes a record. Both sides run it with
 one thread. Memory is the largest sum of the proportional memory (PSS) of all processes of a side,
 sampled four times a second; threads the largest number of running threads at a sample. `load` is
-the load average of the machine when a side started.
+the load average of the machine when a side started; where it is above the cores, others were at
+work, and the seconds of processors tell more than those of the clock.
 """
 
 import argparse
 import json
 import os
+import resource
 import shlex
 import subprocess
 import sys
@@ -56,7 +58,7 @@ def notebook(file):
 
 
 def measured(command, env):
-    "Seconds, peak memory (MB), most threads that were running at a time."
+    "Seconds, those of processors, peak memory (MB), most threads that were running at a time."
     peak, busy, stop = [0.0], [0], threading.Event()
     child = subprocess.Popen(
         command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -81,7 +83,7 @@ def measured(command, env):
             peak[0] = max(peak[0], memory / 2**20)
             busy[0] = max(busy[0], running)
 
-    begin = time.perf_counter()
+    begin, before = time.perf_counter(), _processor()
     watcher = threading.Thread(target=watch)
     watcher.start()
     _, said = child.communicate()
@@ -90,7 +92,12 @@ def measured(command, env):
     watcher.join()
     if child.returncode:
         raise SystemExit(f"{command[:3]} failed:\n{said[-2000:]}")
-    return seconds, peak[0], busy[0]
+    return seconds, _processor() - before, peak[0], busy[0]
+
+
+def _processor():  # seconds of all children that have ended, and of theirs
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _state(pid, thread):
@@ -129,7 +136,7 @@ def compared(n, cores, turn):
         both = list(sides(folder, d, n, cores).items())
         for side, command in both[:: -1 if turn % 2 else 1]:
             load = os.getloadavg()[0]
-            seconds, memory, busy = measured(command, env)
+            seconds, processor, memory, busy = measured(command, env)
             rows.append(
                 dict(
                     runs=n,
@@ -138,6 +145,7 @@ def compared(n, cores, turn):
                     side=side,
                     seconds=round(seconds, 2),
                     seconds_per_run=round(seconds / n, 3),
+                    processor_seconds_per_run=round(processor / n, 3),
                     peak_mb=round(memory),
                     most_running_threads=busy,
                     load=round(load, 1),
@@ -157,12 +165,18 @@ def main():
     p.add_argument("--cores", type=int, default=2)
     p.add_argument("--repeats", type=int, default=1)
     a = p.parse_args()
-    rows = [r for turn in range(a.repeats) for r in compared(a.runs, a.cores, turn)]
-    t = pd.DataFrame(rows)
-    peer = t[t.side != "skinrepro run"].set_index("turn").seconds
-    t["ratio"] = (t.turn.map(peer) / t.seconds).round(2)
+    rows = []
+    for turn in range(a.repeats):
+        rows += compared(a.runs, a.cores, turn)
+        t = pd.DataFrame(rows)
+        peer = t[t.side != "skinrepro run"].set_index("turn")
+        for ratio, column in (
+            ("ratio", "seconds"),
+            ("processor_ratio", "processor_seconds_per_run"),
+        ):
+            t[ratio] = (t.turn.map(peer[column]) / t[column]).round(2)
+        t.to_csv(Path(__file__).parent / "results" / "runs.csv", index=False)
     print(t.to_string(index=False))
-    t.to_csv(Path(__file__).parent / "results" / "runs.csv", index=False)
 
 
 if __name__ == "__main__":

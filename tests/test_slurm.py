@@ -213,8 +213,9 @@ def test_an_interrupted_command_takes_back_what_it_has_submitted(tmp_path):
     profile.mkdir()
     (profile / "config.yaml").write_text(PROFILE)
     code = (
-        "from pathlib import Path\nfrom skinrepro import runs, workflow\n"
-        f"workflow.execute(runs.read_grid(Path({str(folder)!r})), slurm=Path({str(profile)!r}))"
+        "from pathlib import Path\nfrom skinrepro import workflow\n"
+        "from skinrepro.grid import read_grid\n"
+        f"workflow.execute(read_grid(Path({str(folder)!r})), slurm=Path({str(profile)!r}))"
     )
     with cluster(tmp_path / "slurm") as env:
 
@@ -222,7 +223,7 @@ def test_an_interrupted_command_takes_back_what_it_has_submitted(tmp_path):
             command = ["squeue", "-h", "-o", "%i %T"]
             return subprocess.run(command, env=env, capture_output=True, text=True).stdout
 
-        child = start(code, **env, SKINREPRO_RUNS=str(tmp_path / "store"))
+        child = start(code, **env | dict(SKINREPRO_RUNS=str(tmp_path / "store")))
         here = (tmp_path / "store").glob
         wait_for(lambda: [*here("*/*/here")], 180, lambda: f"the run never began: {queued()}")
         assert "RUNNING" in queued()

@@ -150,8 +150,8 @@ def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
     )[0] == {"scenario", "synthetic", "ablation", "strength"}
     touched, found = after(
         "skinrepro/personalise.py",
-        "weight_decay:float=1e-2, # of AdamW\n    ema",
-        "weight_decay:float=2e-2, # of AdamW\n    ema",
+        "adapter = dict(rank=rank, alpha=alpha or rank,",
+        "adapter = dict(rank=rank, alpha=alpha or 2 * rank,",
     )
     assert touched == all_ - {"scenario"}, (
         "LoRA: all that is made with it, and no classifier of real images"

@@ -86,17 +86,27 @@ def train_classifier(
     learned = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(learned, training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, training.steps // 3), 0.1)
+    kept = _Predictions(parts, multi_label, folder, device)
+    weights = _Weights(on_epoch, kept)
     loss = loss or (label_loss if multi_label else class_loss)
-    course = _Course(parts, loss, multi_label, on_epoch, folder, device)
-    course.resume()
+
+    def of_batch(model, batch):
+        images, targets = _move(batch[0], device), _move(batch[1], device)
+        return loss(model(images), targets, weights.of(batch, device))
+
+    def after_epoch(model, epoch):
+        row = kept.predict(model, epoch, bool(on_epoch))
+        weights.ask(epoch)
+        return row
+
     log = fit(
         model,
         train,
-        course.loss,
+        of_batch,
         opt,
         training,
         scheduler=schedule,
-        after_epoch=course.after_epoch,
+        after_epoch=after_epoch,
         folder=folder,
         device=device,
         progress=progress,
@@ -104,7 +114,7 @@ def train_classifier(
         frozen_statistics=getattr(model, "frozen_statistics", "kept"),
     )
     epochs = range(training.steps)
-    return log, {part: np.stack([course.load(part, e) for e in epochs]) for part in parts}
+    return log, {part: np.stack([kept.load(part, e) for e in epochs]) for part in parts}
 
 # %% ../nbs/41_classify.ipynb #2542b3d2
 def class_loss(
@@ -127,62 +137,67 @@ def label_loss(
     each = binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none")
     return each.mean() if weights is None else (each.mean(1) * weights).mean()
 
-# %% ../nbs/41_classify.ipynb #dfaeaa4f
-class _Course:
-    "What a training knows besides its model: predictions of each epoch, and weights of its rows."
+# %% ../nbs/41_classify.ipynb #329ef57a
+class _Predictions:
+    "Probabilities of every part after every epoch, in memory and in the folder of a training."
 
-    def __init__(self, parts, loss, multi_label, on_epoch, folder, device):
-        self.parts, self.of, self.multi_label = parts, loss, multi_label
-        self.on_epoch, self.folder, self.device = on_epoch, folder, device
-        self.kept, self.targets, self.weights = {}, {}, None
+    def __init__(self, parts, multi_label, folder, device):
+        self.parts, self.multi_label = parts, multi_label
+        self.folder, self.device = folder, device
+        self.probabilities, self.targets = {}, {}
 
-    def loss(self, model, batch):
-        images, targets = _move(batch[0], self.device), _move(batch[1], self.device)
-        if self.weights is None:
-            return self.of(model(images), targets, None)
-        weights = torch.as_tensor(self.weights[np.asarray(batch[2])], dtype=torch.float32)
-        return self.of(model(images), targets, weights.to(self.device))
-
-    def after_epoch(self, model, epoch) -> dict:
-        row = {}
+    def predict(self, model, epoch, keep_targets: bool) -> dict:  # numbers for the log
+        row, score = {}, _label_scores if self.multi_label else _class_scores
         for part, in_order in self.parts.items():
             p, y = predict(model, in_order(), self.device, self.multi_label)
-            self.kept[part, epoch], self.targets[part] = p, y
+            self.probabilities[part, epoch], self.targets[part] = p, y
             if self.folder:
                 _save_array(_probabilities_file(self.folder, part, epoch), p)
-                if self.on_epoch:
+                if keep_targets:
                     _save_array(_targets_file(self.folder, part), y)
-            score = _label_scores if self.multi_label else _class_scores
             row |= {f"{part}_{name}": value for name, value in score(p, y).items()}
-        self.weigh(epoch)
         return row
 
-    def weigh(self, epoch):
-        "Ask for the weights of the next epoch."
+    def load(self, part, epoch) -> np.ndarray:  # (n, k) float32
+        if (part, epoch) in self.probabilities:
+            return self.probabilities[part, epoch]
+        return np.load(_probabilities_file(self.folder, part, epoch), allow_pickle=False)
+
+    def of_epoch(self, epoch) -> dict:  # part -> (probabilities, targets)
+        for part in self.parts:
+            if part not in self.targets:
+                file = _targets_file(self.folder, part)
+                self.targets[part] = np.load(file, allow_pickle=False)
+        return {part: (self.load(part, epoch), self.targets[part]) for part in self.parts}
+
+# %% ../nbs/41_classify.ipynb #5e5b332e
+class _Weights:
+    "Weight of each training row, which may change between epochs."
+
+    def __init__(self, on_epoch, predictions: _Predictions):
+        self.on_epoch, self.predictions, self.rows = on_epoch, predictions, None
+        folder = predictions.folder
+        if on_epoch and folder and checkpoints(folder):  # as they were when it was written
+            last = int(checkpoints(folder)[-1].name.rpartition("-")[2])
+            for epoch in range(last + 1):
+                self.ask(epoch)
+
+    def ask(self, epoch):
+        "The weights of the next epoch. Raises ValueError for what is no weight."
         if not self.on_epoch:
             return
-        seen = {part: (self.load(part, epoch), self.targets[part]) for part in self.parts}
-        weights = self.on_epoch(epoch, seen)
-        self.weights = None if weights is None else np.asarray(weights, dtype=np.float32)
-        if self.weights is not None and not (
-            np.isfinite(self.weights).all() and (self.weights >= 0).all()
-        ):
-            raise ValueError(f"on_epoch gave a weight that is negative or no number in {epoch}.")
+        given = self.on_epoch(epoch, self.predictions.of_epoch(epoch))
+        self.rows = None if given is None else np.asarray(given, dtype=np.float32)
+        if self.rows is not None and not (np.isfinite(self.rows).all() and self.rows.min() >= 0):
+            raise ValueError(
+                f"After epoch {epoch} on_epoch gave a weight that is negative or no number."
+            )
 
-    def resume(self):
-        "Weights as they were when the newest checkpoint was written."
-        if not (self.on_epoch and self.folder and checkpoints(self.folder)):
-            return
-        last = int(checkpoints(self.folder)[-1].name.rpartition("-")[2])
-        for part in self.parts:
-            self.targets[part] = np.load(_targets_file(self.folder, part), allow_pickle=False)
-        for epoch in range(last + 1):
-            self.weigh(epoch)
-
-    def load(self, part, epoch) -> np.ndarray:  # (n, k) float32
-        if (part, epoch) in self.kept:
-            return self.kept[part, epoch]
-        return np.load(_probabilities_file(self.folder, part, epoch), allow_pickle=False)
+    def of(self, batch, device):  # (b,) float32 tensor, or None
+        if self.rows is None:
+            return None
+        positions = torch.as_tensor(batch[2]).cpu().numpy()
+        return torch.from_numpy(self.rows[positions]).to(device)
 
 # %% ../nbs/41_classify.ipynb #c8bca64a
 def _move(t, device):

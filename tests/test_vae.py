@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from skinrepro import runs
+from skinrepro import runs, vae
 from skinrepro.colour import ITA_CLASSES, ita_class
 from skinrepro.core import has_data
 from skinrepro.grid import read_grid
@@ -172,6 +172,18 @@ def test_both_terms_are_those_of_torch_distributions():
     torch.testing.assert_close(divergence, kl.mean())
     total = Objective(kl_weight=0.25).of(None, x, y, codes.mean, codes.logvar)
     torch.testing.assert_close(total, square + 0.25 * divergence)
+
+
+def test_no_two_steps_are_given_the_same_noise_and_a_resume_is_given_the_right_one():
+    model, x, seen = build_vae(2, 4, (1, 2)), torch.zeros(2, 3, 16, 16), {}
+    for seed in (0, 1):
+        draws = vae._Draws(seed)
+        for epoch in range(2):
+            draws.begin(epoch)
+            seen |= {(seed, epoch, k): draws.noise(model, x) for k in range(2)}
+    assert len({v.numpy().tobytes() for v in seen.values()}) == 8
+    resumed = vae._Draws(1)
+    assert resumed.begin(1) == 1 and torch.equal(resumed.noise(model, x), seen[1, 1, 0])
 
 
 def test_no_gradient_reaches_the_target_or_the_classifier():

@@ -389,6 +389,24 @@ def test_weight_decay_is_that_of_adam():
         torch.testing.assert_close(net[1].weight.detach() - 1, torch.full((2, 3), moved))
 
 
+def test_a_batch_is_weighted_by_the_numbers_of_its_rows():
+    rng, seen = np.random.default_rng(0), []
+    x, y = toy()
+    weight = rng.uniform(0, 2, 12).astype(np.float32)
+    order = torch.from_numpy(rng.permutation(12))
+    train_classifier(
+        build("resnet_small", 3, 32),
+        lambda epoch: [(x[i], y[i], i) for i in order.split(4)],
+        dict(val=lambda: [(x, y)]),
+        Training(2),
+        loss=lambda logits, targets, w: seen.append(w) or class_loss(logits, targets, w),
+        on_epoch=lambda epoch, found: weight,
+        progress=False,
+    )
+    assert seen[:3] == [None] * 3
+    assert np.array_equal(torch.cat(seen[3:]).numpy(), weight[order.numpy()])
+
+
 def test_weights_after_a_resume_are_those_of_an_unbroken_training(tmp_path):
     "Each call's weights follow from the one before, as a running sum of losses does."
     x, y = toy()

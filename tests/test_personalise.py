@@ -677,6 +677,16 @@ def test_rate_offset_and_rows_of_a_fine_tuning_are_those_that_were_asked_for():
     assert (drawn == [chosen[draw_rows(3, 2, k, 0, "lora")] for k in range(6)]).all()
 
 
+def test_an_offset_that_is_asked_for_is_that_of_a_base_that_has_it():
+    for train, learned in ((words, lambda base: dict(all=table(base))), (low_rank, ab)):
+        asked, has, other = toy(), toy_base(0, noise_offset=0.1), toy()
+        train(asked, noise_offset=0.1)
+        train(has)
+        train(other)
+        found = [learned(base) for base in (asked, has, other)]
+        assert same(found[0], found[1]) and not same(found[0], found[2])
+
+
 def test_a_checkpoint_of_another_part_or_offset_is_refused(tmp_path):
     tune(toy(), only=("attn2",), folder=tmp_path)
     with pytest.raises(ValueError, match="only:"):

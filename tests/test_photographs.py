@@ -105,6 +105,19 @@ def test_missing_photographs_are_refused_or_counted(fitz, paper):
     assert len(m) == 249 and less != stock and not set(m.image_id) & {f.stem for f in lost}
 
 
+def test_a_placeholder_under_several_names_is_no_photograph(fitz):
+    "Bytes that are nobody's by their MD5 count as missing, however often they are there."
+    lost = sorted((fitz / "images").iterdir())[:3]
+    for file in lost:
+        file.write_bytes(picture(10**6, format="JPEG"))
+    with pytest.raises(MissingImages, match=r"3 of the 252 .*\(3 duplicate\)") as e:
+        photographs.photographs("fitzpatrick17k")
+    assert sorted(e.value.names) == [f.stem for f in lost]
+    with pytest.warns(UserWarning, match="3 of the 252"):
+        m, _ = photographs.photographs("fitzpatrick17k", missing="drop")
+    assert len(m) == 249 and m.md5.tolist() == m.image_id.tolist()
+
+
 @pytest.mark.parametrize("paper", PAPERS)
 def test_pad_ufes20_counts_what_is_not_there(pad, paper):
     "A run on 75 test images must not look like one on 107."

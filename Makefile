@@ -39,7 +39,7 @@ export: $(STAMP)  ## notebooks -> package, and strip outputs
 	@$(BIN)/nbdev_export && $(BIN)/nbdev_clean && $(BIN)/jupyter nbconvert --log-level=ERROR --clear-output --inplace $(shell find nbs -name '*.ipynb' -not -path '*/.*')
 
 check: $(STAMP)  ## style, and whether notebooks and package are in step
-	@$(BIN)/ruff check . && $(BIN)/python -m pytest -q tests/test_sync.py tests/test_layers.py tests/test_papers.py
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -m pytest -q tests/test_sync.py tests/test_layers.py tests/test_papers.py
 
 lock:  ## resolve requirements.in into requirements.lock (for maintainers)
 	@$(BIN)/uv pip compile requirements.in --universal --python-version 3.11 --no-header --no-annotate -q -o requirements.lock

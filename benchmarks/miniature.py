@@ -1,154 +1,267 @@
 """How good is the shipped miniature base model, and what does its design rest on?
 
-    python benchmarks/miniature.py card      # samples, judged; writes the model card and its pictures (15 min on 2 cores)
-    python benchmarks/miniature.py ablation  # noise offset and schedule on and off: which tone does image-to-image reach? (20 min)
+python benchmarks/miniature.py card      # samples, judged; writes the model card and its pictures
+(15 min on 2 cores) python benchmarks/miniature.py ablation  # noise offset and schedule on and off:
+which tone does image-to-image reach? (20 min)
 
-The ablation trains four smaller U-Nets (widths 32 and 64) for fewer steps, on the shipped codec; it compares them with each other, not with it.
+The ablation trains four smaller U-Nets (widths 32 and 64) for fewer steps, on the shipped codec; it
+compares them with each other, not with it.
 
-The judge is a small residual network trained on rendered phantoms of all conditions; its own accuracy on fresh phantoms is
-printed first, and nothing that it says is better than that.
-Skin tone is measured, not judged: the median individual typology angle (ITA) of the image; below 10 degrees is dark. Everything is seeded.
+The judge is a small residual network trained on rendered phantoms of all conditions; its own
+accuracy on fresh phantoms is printed first, and nothing that it says is better than that. Skin tone
+is measured, not judged: the median individual typology angle (ITA) of the image; below 10 degrees
+is dark. Everything is seeded.
 """
+
 import argparse
 import json
 import os
 
-os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
 
+from skinrepro.colour import ita
 from skinrepro.core import atomic_path, paths, seed_all
-from skinrepro.phantom import CONDITIONS, ita, render
+from skinrepro.phantom import CONDITIONS, render
 
 NAMES = list(CONDITIONS)
-DARK = 10 # degrees: ITA below it is "brown" or "dark" (Del Bino and Bernerd 2013)
-OUT = paths().figures/'miniature'
+DARK = 10  # degrees: ITA below it is "brown" or "dark" (Del Bino and Bernerd 2013)
+OUT = paths().figures / "miniature"
 
 
 def phantoms(n, stream, difficulty):
-    "n phantoms of all ten conditions and six skin types, from a stream of seeds that nothing else uses."
+    """n phantoms of all ten conditions and six skin types, from a stream of seeds that nothing else
+    uses.
+    """
     from joblib import Parallel, delayed
+
     rng = np.random.default_rng([stream, n])
     k, t, d = rng.integers(len(NAMES), size=n), rng.integers(1, 7, n), rng.uniform(*difficulty, n)
     draw = delayed(render)
-    x = Parallel(2, batch_size=64)(draw(NAMES[a], int(b), stream*10**9 + i, 64, difficulty=float(e)) for i, (a, b, e) in enumerate(zip(k, t, d)))
+    x = Parallel(2, batch_size=64)(
+        draw(NAMES[a], int(b), stream * 10**9 + i, 64, difficulty=float(e))
+        for i, (a, b, e) in enumerate(zip(k, t, d))
+    )
     return np.stack(x), k, t
 
 
 def signed(x):
     import torch
-    return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float()/127.5 - 1
+
+    return torch.from_numpy(np.ascontiguousarray(x)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def train_judge(n=12000, epochs=12, seed=0):
-    "A classifier of the ten conditions; flips, gain and colour are varied so that it looks at the lesion."
+    """A classifier of the ten conditions; flips, gain and colour are varied so that it looks at the
+    lesion.
+    """
     import torch
     import torch.nn.functional as F
 
-    from skinrepro.classify import build
     from skinrepro.loop import fit
+    from skinrepro.networks import build
+
     seed_all(seed)
-    x, y, _ = phantoms(n, 9, (.2, 1.)); x, y = signed(x), torch.tensor(y)
-    model = build('resnet_small', len(NAMES), 64, seed=seed); steps = -(-n//64)
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=.02)
-    once = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs*steps + 1)
+    x, y, _ = phantoms(n, 9, (0.2, 1.0))
+    x, y = signed(x), torch.tensor(y)
+    model = build("resnet_small", len(NAMES), 64, seed=seed)
+    steps = -(-n // 64)
+    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.02)
+    once = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, epochs * steps + 1)
 
     def batches(_):
         for i in torch.randperm(n).split(64):
             b = x[i]
-            if torch.rand(()) < .5: b = b.flip(3)
-            if torch.rand(()) < .5: b = b.flip(2)
-            yield b*(1 + .1*torch.randn(len(b), 1, 1, 1)) + .05*torch.randn(len(b), 3, 1, 1) + .03*torch.rand(1)*torch.randn_like(b), y[i]
+            if torch.rand(()) < 0.5:
+                b = b.flip(3)
+            if torch.rand(()) < 0.5:
+                b = b.flip(2)
+            yield (
+                b * (1 + 0.1 * torch.randn(len(b), 1, 1, 1))
+                + 0.05 * torch.randn(len(b), 3, 1, 1)
+                + 0.03 * torch.rand(1) * torch.randn_like(b),
+                y[i],
+            )
 
     def loss(m, batch):
-        value = F.cross_entropy(m(batch[0]), batch[1], label_smoothing=.05)
-        if optimizer.state: once.step()
+        value = F.cross_entropy(m(batch[0]), batch[1], label_smoothing=0.05)
+        if optimizer.state:
+            once.step()
         return value
+
     fit(model, batches, loss, optimizer, epochs, progress=False)
     model.eval()
 
-    def judge(images): # uint8 (n, 64, 64, 3) -> names
-        with torch.inference_mode(): return np.array(NAMES)[torch.cat([model(b).argmax(1) for b in signed(images).split(256)]).numpy()]
+    def judge(images):  # uint8 (n, 64, 64, 3) -> names
+        with torch.inference_mode():
+            return np.array(NAMES)[
+                torch.cat([model(b).argmax(1) for b in signed(images).split(256)]).numpy()
+            ]
+
     return judge
 
 
-def tone(images): # (n,) degrees
+def tone(images):  # (n,) degrees
     return np.array([np.median(ita(i)) for i in images])
 
 
 def read(manifest):
     from skinrepro.images import load_image
+
     return np.stack([np.asarray(load_image(p)) for p in manifest.path])
 
 
 def make(base, specs, folder):
     from skinrepro.generate import generate
-    return read(generate(base, specs, folder, batch_size=32, progress=False))
+    from skinrepro.latent_drawer import LatentDrawer
+
+    return read(generate(specs, folder, LatentDrawer(base), batch_size=32, progress=False))
 
 
-def structure(a, b): # (n,) correlation of the lightness inside each pair, tone removed
-    from skinrepro.phantom import lab
+def structure(a, b):  # (n,) correlation of the lightness inside each pair, tone removed
+    from skinrepro.colour import lab
+
     u, v = (lab(i)[..., 0].reshape(len(i), -1) for i in (a, b))
     u, v = u - u.mean(1, keepdims=True), v - v.mean(1, keepdims=True)
-    return (u*v).sum(1)/np.sqrt((u*u).sum(1)*(v*v).sum(1))
+    return (u * v).sum(1) / np.sqrt((u * u).sum(1) * (v * v).sum(1))
 
 
 def text_to_image(base, judge, folder, guidance, n=24, steps=25):
     "Known conditions and healthy skin in four tones: does the judge see what was asked?"
     from skinrepro.miniature import KNOWN, NO_LESION, caption
-    rows = [dict(image_id=f't2i-{c[:2]}-{t}-{i}', path='', prompt=caption(c, t), strength=1., guidance=guidance, steps=steps,
-                 seed=1000*t + i + 7*len(c), label=c, skin_type=t, parent_id='') for c in (*KNOWN, NO_LESION) for t in (1, 2, 5, 6) for i in range(n)]
-    specs = pd.DataFrame(rows); x = make(base, specs, folder); angle = tone(x)
-    out = specs.assign(seen=judge(x), ita=angle, right=lambda d: d.seen == d.label, tone=np.where(specs.skin_type >= 5, angle < DARK, angle > 28))
+
+    rows = [
+        dict(
+            image_id=f"t2i-{c[:2]}-{t}-{i}",
+            path="",
+            prompt=caption(c, t),
+            strength=1.0,
+            guidance=guidance,
+            steps=steps,
+            seed=1000 * t + i + 7 * len(c),
+            label=c,
+            skin_type=t,
+            parent_id="",
+        )
+        for c in (*KNOWN, NO_LESION)
+        for t in (1, 2, 5, 6)
+        for i in range(n)
+    ]
+    specs = pd.DataFrame(rows)
+    x = make(base, specs, folder)
+    angle = tone(x)
+    out = specs.assign(
+        seen=judge(x),
+        ita=angle,
+        right=lambda d: d.seen == d.label,
+        tone=np.where(specs.skin_type >= 5, angle < DARK, angle > 28),
+    )
     return x, out
 
 
 def numbers(parents, images, seen, label, asked):
     "Tone, identity and structure of images beside their parents."
     label, asked = np.array(label), np.array(asked)
-    return dict(dark=float((tone(images) < DARK).mean()), ita=float(np.median(tone(images))), parents_condition=float((seen == label).mean()),
-                prompts_condition=float((seen == asked).mean()), structure=float(structure(parents, images).mean()))
+    return dict(
+        dark=float((tone(images) < DARK).mean()),
+        ita=float(np.median(tone(images))),
+        parents_condition=float((seen == label).mean()),
+        prompts_condition=float((seen == asked).mean()),
+        structure=float(structure(parents, images).mean()),
+    )
 
 
-def image_to_image(base, judge, folder, strengths, guidance, n=60, steps=25, controls=(False, True)):
+def image_to_image(
+    base, judge, folder, strengths, guidance, n=60, steps=25, controls=(False, True)
+):
     "Light parents of the known conditions, a dark prompt; the control names another condition."
     from PIL import Image
 
     from skinrepro.miniature import KNOWN, caption
+
     folder.mkdir(parents=True, exist_ok=True)
     label = [KNOWN[i % len(KNOWN)] for i in range(n)]
-    light = np.stack([render(c, 1 + i//4 % 2, 88_000 + i, 64, difficulty=.8) for i, c in enumerate(label)])
-    truth = np.stack([render(c, 5 + i//4 % 2, 88_000 + i, 64, difficulty=.8) for i, c in enumerate(label)])
-    files = [folder/f'parent-{i}.png' for i in range(n)]
-    for f, a in zip(files, light): Image.fromarray(a).save(f)
+    light = np.stack(
+        [render(c, 1 + i // 4 % 2, 88_000 + i, 64, difficulty=0.8) for i, c in enumerate(label)]
+    )
+    truth = np.stack(
+        [render(c, 5 + i // 4 % 2, 88_000 + i, 64, difficulty=0.8) for i, c in enumerate(label)]
+    )
+    files = [folder / f"parent-{i}.png" for i in range(n)]
+    for f, a in zip(files, light):
+        Image.fromarray(a).save(f)
     rows, shown = [], {}
     for s in strengths:
         for control in controls:
             other = [KNOWN[(KNOWN.index(c) + 1) % len(KNOWN)] if control else c for c in label]
-            specs = pd.DataFrame([dict(image_id=f'i2i-{s:g}-{control}-{i}', path=str(f), prompt=caption(o, 5 + i//4 % 2), strength=s,
-                                       guidance=guidance, steps=steps, seed=i, label=c, skin_type=5 + i//4 % 2, parent_id=f.stem)
-                                  for i, (f, c, o) in enumerate(zip(files, label, other))])
-            x = make(base, specs, folder/'out'); seen = judge(x); shown[s, control] = x
-            rows.append(dict(strength=s, guidance=guidance, wrong_prompt=control, **numbers(light, x, seen, label, other)))
-    reference = dict(strength='truth', guidance=guidance, wrong_prompt=False, **numbers(light, truth, judge(truth), label, label))
+            specs = pd.DataFrame(
+                [
+                    dict(
+                        image_id=f"i2i-{s:g}-{control}-{i}",
+                        path=str(f),
+                        prompt=caption(o, 5 + i // 4 % 2),
+                        strength=s,
+                        guidance=guidance,
+                        steps=steps,
+                        seed=i,
+                        label=c,
+                        skin_type=5 + i // 4 % 2,
+                        parent_id=f.stem,
+                    )
+                    for i, (f, c, o) in enumerate(zip(files, label, other))
+                ]
+            )
+            x = make(base, specs, folder / "out")
+            seen = judge(x)
+            shown[s, control] = x
+            rows.append(
+                dict(
+                    strength=s,
+                    guidance=guidance,
+                    wrong_prompt=control,
+                    **numbers(light, x, seen, label, other),
+                )
+            )
+    reference = dict(
+        strength="truth",
+        guidance=guidance,
+        wrong_prompt=False,
+        **numbers(light, truth, judge(truth), label, label),
+    )
     return light, truth, shown, pd.DataFrame([*rows, reference])
 
 
-def sheet(rows, file, titles=(), stamp='drawn by the miniature base model from phantoms: not patients'):
+def sheet(
+    rows, file, titles=(), stamp="drawn by the miniature base model from phantoms: not patients"
+):
     "Rows of images as one picture, with the stamp."
     import matplotlib
-    matplotlib.use('Agg')
+
+    matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+
     h, w = len(rows), max(map(len, rows))
-    fig, axes = plt.subplots(h, w, figsize=(.85*w + 1.3, .87*h + .35), squeeze=False)
-    for ax in axes.flat: ax.axis('off')
+    fig, axes = plt.subplots(h, w, figsize=(0.85 * w + 1.3, 0.87 * h + 0.35), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
     for r, (line, row) in enumerate(zip(axes, rows)):
-        for ax, image in zip(line, row): ax.imshow(image, interpolation='none')
-        if r < len(titles): line[0].text(-6, 32, titles[r], ha='right', va='center', fontsize=7)
-    fig.subplots_adjust(left=1.25/(.85*w + 1.3), right=.998, top=.995, bottom=.3/(.87*h + .35), wspace=.03, hspace=.03)
-    fig.text(.5, .01, stamp, ha='center', fontsize=8, color='crimson')
-    with atomic_path(file) as tmp: fig.savefig(tmp, dpi=130)
+        for ax, image in zip(line, row):
+            ax.imshow(image, interpolation="none")
+        if r < len(titles):
+            line[0].text(-6, 32, titles[r], ha="right", va="center", fontsize=7)
+    fig.subplots_adjust(
+        left=1.25 / (0.85 * w + 1.3),
+        right=0.998,
+        top=0.995,
+        bottom=0.3 / (0.87 * h + 0.35),
+        wspace=0.03,
+        hspace=0.03,
+    )
+    fig.text(0.5, 0.01, stamp, ha="center", fontsize=8, color="crimson")
+    with atomic_path(file) as tmp:
+        fig.savefig(tmp, dpi=130)
     plt.close(fig)
 
 
@@ -197,23 +310,37 @@ prompt names another condition. `truth` is the same scene really rendered on dar
 {img2img}
 
 Pictures: `figures/miniature/samples.png`, `figures/miniature/img2img.png`.
-"""
+"""  # noqa: E501
 
 
 def write_card(facts, table, guidance, shipped):
     "The model card, every number from this measurement."
-    made = json.loads((shipped/'miniature.json').read_text())
-    rows = ['| asked | condition | tone |', '|---|---|---|'] + [f'| {k} | {v["right"]:.0%} | {v["tone"]:.0%} |' for k, v in facts['text_to_image'].items()]
-    control = table[table.wrong_prompt.astype(bool)][['strength', 'parents_condition']].rename(columns={'parents_condition': 'control'})
-    both = table.merge(control, on='strength', how='left')
-    lines = ['| strength | ITA below 10 | ITA, median | judged as the parent | the same, control prompt | structure |', '|---|---|---|---|---|---|']
+    made = json.loads((shipped / "miniature.json").read_text())
+    rows = ["| asked | condition | tone |", "|---|---|---|"] + [
+        f"| {k} | {v['right']:.0%} | {v['tone']:.0%} |" for k, v in facts["text_to_image"].items()
+    ]
+    control = table[table.wrong_prompt.astype(bool)][["strength", "parents_condition"]].rename(
+        columns={"parents_condition": "control"}
+    )
+    both = table.merge(control, on="strength", how="left")
+    lines = [
+        (
+            "| strength | ITA below 10 | ITA, median | judged as the parent | the same, control"
+            " prompt | structure |"
+        ),
+        "|---|---|---|---|---|---|",
+    ]
     for r in both[~both.wrong_prompt.astype(bool)].itertuples():
-        other = '' if np.isnan(r.control) else f'{r.control:.0%}'
-        lines.append(f'| {r.strength} | {r.dark:.0%} | {r.ita:.0f} | {r.parents_condition:.0%} | {other} | {r.structure:.2f} |')
-    n = sum(int(v['n']) for v in facts['text_to_image'].values())
-    values = {'note': '', **made, **facts, 'n': n, 'dark': DARK, 'img2img_guidance': guidance}
-    text = CARD.format(**values, by_label='\n'.join(rows), img2img='\n'.join(lines))
-    with atomic_path(shipped/'README.md') as tmp: tmp.write_text(text)
+        other = "" if np.isnan(r.control) else f"{r.control:.0%}"
+        lines.append(
+            f"| {r.strength} | {r.dark:.0%} | {r.ita:.0f} | {r.parents_condition:.0%} | {other} |"
+            f" {r.structure:.2f} |"
+        )
+    n = sum(int(v["n"]) for v in facts["text_to_image"].values())
+    values = {"note": "", **made, **facts, "n": n, "dark": DARK, "img2img_guidance": guidance}
+    text = CARD.format(**values, by_label="\n".join(rows), img2img="\n".join(lines))
+    with atomic_path(shipped / "README.md") as tmp:
+        tmp.write_text(text)
 
 
 def card(a):
@@ -222,61 +349,121 @@ def card(a):
 
     from skinrepro.latent import load_base
     from skinrepro.miniature import KNOWN, NO_LESION
-    base = load_base('miniature', folder=a.base or None); judge = train_judge()
-    fresh, y, t = phantoms(1500, 11, (.25, .8)); right = judge(fresh) == np.array(NAMES)[y]
-    own = {g: round(float(right[m].mean()), 4) for g, m in dict(all=t > 0, light=t < 3, dark=t > 4).items()}
-    print('judge on fresh phantoms:', own, flush=True)
+
+    base = load_base("miniature", folder=a.base or None)
+    judge = train_judge()
+    fresh, y, t = phantoms(1500, 11, (0.25, 0.8))
+    right = judge(fresh) == np.array(NAMES)[y]
+    own = {
+        g: round(float(right[m].mean()), 4)
+        for g, m in dict(all=t > 0, light=t < 3, dark=t > 4).items()
+    }
+    print("judge on fresh phantoms:", own, flush=True)
     with tempfile.TemporaryDirectory() as d:
-        x, seen = text_to_image(base, judge, Path(d)/'t2i', a.guidance)
-        by = seen.groupby('label').agg(right=('right', 'mean'), tone=('tone', 'mean'), n=('right', 'size'))
-        spread = seen.groupby('skin_type').ita.agg(['mean', 'std'])
-        print(by.round(3), '\nITA\n', spread.round(1), '\nall:', seen.right.mean().round(4), seen.tone.mean().round(4), flush=True)
-        light, truth, shown, table = image_to_image(base, judge, Path(d)/'i2i', a.strengths, a.img2img_guidance)
+        x, seen = text_to_image(base, judge, Path(d) / "t2i", a.guidance)
+        by = seen.groupby("label").agg(
+            right=("right", "mean"), tone=("tone", "mean"), n=("right", "size")
+        )
+        spread = seen.groupby("skin_type").ita.agg(["mean", "std"])
+        print(
+            by.round(3),
+            "\nITA\n",
+            spread.round(1),
+            "\nall:",
+            seen.right.mean().round(4),
+            seen.tone.mean().round(4),
+            flush=True,
+        )
+        light, truth, shown, table = image_to_image(
+            base, judge, Path(d) / "i2i", a.strengths, a.img2img_guidance
+        )
         print(table.round(3).to_string(), flush=True)
-    facts = dict(judge=own, guidance=a.guidance,
-                 text_to_image={k: {c: round(float(v), 4) for c, v in r.items()} for k, r in by.to_dict('index').items()},
-                 condition=round(float(seen.right.mean()), 4), skin_group=round(float(seen.tone.mean()), 4),
-                 ita={int(k): {c: round(float(v), 1) for c, v in r.items()} for k, r in spread.to_dict('index').items()}, weights_hash=base.weights_hash,
-                 parameters=sum(p.numel() for m in (base.unet, base.text_encoder, base.vae) for p in m.parameters())/1e6)
+    facts = dict(
+        judge=own,
+        guidance=a.guidance,
+        text_to_image={
+            k: {c: round(float(v), 4) for c, v in r.items()} for k, r in by.to_dict("index").items()
+        },
+        condition=round(float(seen.right.mean()), 4),
+        skin_group=round(float(seen.tone.mean()), 4),
+        ita={
+            int(k): {c: round(float(v), 1) for c, v in r.items()}
+            for k, r in spread.to_dict("index").items()
+        },
+        weights_hash=base.weights_hash,
+        parameters=sum(
+            p.numel() for m in (base.unet, base.text_encoder, base.vae) for p in m.parameters()
+        )
+        / 1e6,
+    )
     OUT.mkdir(parents=True, exist_ok=True)
-    with atomic_path(OUT/'card.json') as tmp: tmp.write_text(json.dumps(facts, indent=1) + '\n')
-    with atomic_path(OUT/'img2img.csv') as tmp: table.round(4).to_csv(tmp, index=False)
-    if not a.base: write_card(facts, table, a.img2img_guidance, paths().root/'skinrepro'/'miniature_base')
-    groups = [x[((seen.label == c) & (seen.skin_type == s)).to_numpy()][:3] for c in (NO_LESION, *KNOWN) for s in (1, 2, 5, 6)]
-    rows = [np.concatenate(groups[i:i + 4]) for i in range(0, len(groups), 4)]
-    sheet(rows, OUT/'samples.png', [c.replace(' ', '\n') for c in ('healthy skin', *KNOWN)])
-    titles = ['parent', 'same scene\ntruly dark', *(f'strength {s:g}' for s in a.strengths)]
-    sheet([light[:12], truth[:12], *(shown[s, False][:12] for s in a.strengths)], OUT/'img2img.png', titles)
+    with atomic_path(OUT / "card.json") as tmp:
+        tmp.write_text(json.dumps(facts, indent=1) + "\n")
+    with atomic_path(OUT / "img2img.csv") as tmp:
+        table.round(4).to_csv(tmp, index=False)
+    if not a.base:
+        write_card(facts, table, a.img2img_guidance, paths().root / "skinrepro" / "miniature_base")
+    groups = [
+        x[((seen.label == c) & (seen.skin_type == s)).to_numpy()][:3]
+        for c in (NO_LESION, *KNOWN)
+        for s in (1, 2, 5, 6)
+    ]
+    rows = [np.concatenate(groups[i : i + 4]) for i in range(0, len(groups), 4)]
+    sheet(rows, OUT / "samples.png", [c.replace(" ", "\n") for c in ("healthy skin", *KNOWN)])
+    titles = ["parent", "same scene\ntruly dark", *(f"strength {s:g}" for s in a.strengths)]
+    sheet(
+        [light[:12], truth[:12], *(shown[s, False][:12] for s in a.strengths)],
+        OUT / "img2img.png",
+        titles,
+    )
 
 
 def ablation(a):
     import tempfile
+    from dataclasses import replace
     from pathlib import Path
 
     from skinrepro.latent import load_base
-    from skinrepro.miniature import train, training_set
-    judge = train_judge(6000, 8); fresh, y, _ = phantoms(1000, 11, (.25, .8)); rows = []
-    print(f'judge on fresh phantoms: {(judge(fresh) == np.array(NAMES)[y]).mean():.3f}', flush=True)
-    given, codec = training_set(a.pictures), load_base('miniature').vae
-    for offset in (.5, 0.):
-        for shift in (.6, 1.): # 1 is the plain cosine schedule
+    from skinrepro.miniature import TRAINING, Recipe, train, training_set
+
+    judge = train_judge(6000, 8)
+    fresh, y, _ = phantoms(1000, 11, (0.25, 0.8))
+    rows = []
+    print(f"judge on fresh phantoms: {(judge(fresh) == np.array(NAMES)[y]).mean():.3f}", flush=True)
+    given, codec = training_set(a.pictures), load_base("miniature").vae
+    for offset in (0.5, 0.0):
+        for shift in (0.6, 1.0):  # 1 is the plain cosine schedule
             with tempfile.TemporaryDirectory() as d:
-                train(Path(d)/'base', steps=a.steps, noise_offset=offset, shift=shift, widths=(32, 64), every=a.steps, given=given, codec=codec,
-                      progress=False)
-                base = load_base('miniature', folder=Path(d)/'base')
-                *_, table = image_to_image(base, judge, Path(d)/'i2i', (.5, .6, .7, .8), a.img2img_guidance, n=40, controls=(False,))
-                rows.append(table[~table.wrong_prompt].assign(noise_offset=offset, shift=shift)); print(rows[-1].round(3).to_string(), flush=True)
+                recipe = Recipe(a.pictures, widths=(32, 64), noise_offset=offset, shift=shift)
+                training = replace(TRAINING, steps=a.steps, every=a.steps)
+                train(Path(d) / "base", recipe, training, given=given, codec=codec, progress=False)
+                base = load_base("miniature", folder=Path(d) / "base")
+                *_, table = image_to_image(
+                    base,
+                    judge,
+                    Path(d) / "i2i",
+                    (0.5, 0.6, 0.7, 0.8),
+                    a.img2img_guidance,
+                    n=40,
+                    controls=(False,),
+                )
+                rows.append(table[~table.wrong_prompt].assign(noise_offset=offset, shift=shift))
+                print(rows[-1].round(3).to_string(), flush=True)
     OUT.mkdir(parents=True, exist_ok=True)
-    with atomic_path(OUT/'ablation.csv') as tmp: pd.concat(rows).round(4).assign(steps=a.steps, pictures=a.pictures).to_csv(tmp, index=False)
+    with atomic_path(OUT / "ablation.csv") as tmp:
+        pd.concat(rows).round(4).assign(steps=a.steps, pictures=a.pictures).to_csv(tmp, index=False)
 
 
-if __name__ == '__main__':
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('what', choices=['card', 'ablation'])
-    p.add_argument('--base', default='', help='model folder; the shipped one where absent')
-    p.add_argument('--guidance', type=float, default=2.)
-    p.add_argument('--img2img-guidance', type=float, default=4.)
-    p.add_argument('--strengths', type=float, nargs='+', default=[.4, .5, .6, .7, .8])
-    p.add_argument('--steps', type=int, default=500); p.add_argument('--pictures', type=int, default=6000)
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("what", choices=["card", "ablation"])
+    p.add_argument("--base", default="", help="model folder; the shipped one where absent")
+    p.add_argument("--guidance", type=float, default=2.0)
+    p.add_argument("--img2img-guidance", type=float, default=4.0)
+    p.add_argument("--strengths", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.8])
+    p.add_argument("--steps", type=int, default=500)
+    p.add_argument("--pictures", type=int, default=6000)
     a = p.parse_args()
-    {'card': card, 'ablation': ablation}[a.what](a)
+    {"card": card, "ablation": ablation}[a.what](a)

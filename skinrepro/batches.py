@@ -4,245 +4,413 @@
 
 # %% auto #0
 __all__ = ['resize_for', 'train_store_size', 'cache_pair', 'normalisation', 'eval_transform', 'Draw', 'draw_augmentation',
-           'augment', 'train_transform', 'encode_labels', 'weighted_sampler', 'batches']
+           'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'weighted_sampler',
+           'batches', 'image_batches']
 
 # %% ../nbs/16_batches.ipynb #1e117ac8
 import queue
 import threading
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from .core import check_choice
 from .images import ImageStore, cache_images
 
 # %% ../nbs/16_batches.ipynb #2bcf01f8
 def resize_for(
-    size:int, # input side of the network in pixels
-) -> int:     # side to resize to before the centre crop; 256 for 224
+    size: int,  # input side of the network in pixels
+) -> int:  # side to resize to before the centre crop; 256 for 224
     "The 256 of '256, then crop 224', for any size."
-    return size + 4*max(1, round(size/28))
+    return size + 4 * max(1, round(size / 28))
 
 # %% ../nbs/16_batches.ipynb #0d2be65e
 def train_store_size(
-    size:int, # input side of the network in pixels
-) -> int:     # side of the squashed training store; 320 for 224
+    size: int,  # input side of the network in pixels
+) -> int:  # side of the squashed training store; 320 for 224
     "Smallest side from which an 80 % crop still has as many pixels as it is resized to."
-    return -(-resize_for(size)*5//4)
+    return -(-resize_for(size) * 5 // 4)
 
-
+# %% ../nbs/16_batches.ipynb #d0e68ddc
 def cache_pair(
-    manifest:pd.DataFrame, # as for cache_images
-    size:int,              # input side of the network in pixels
-    **options,             # root, folder, threads, progress of cache_images
-) -> tuple:                # (training store: squash, evaluation store: shorter)
+    manifest: pd.DataFrame,  # as for cache_images
+    size: int,  # input side of the network in pixels
+    **options,  # root, folder, threads, progress of cache_images
+) -> tuple:  # (training store: squash, evaluation store: shorter)
     "The two stores that `train_transform(size)` and `eval_transform(size)` want."
-    return (cache_images(manifest, train_store_size(size), 'squash', **options),
-            cache_images(manifest, resize_for(size), 'shorter', **options))
+    return (
+        cache_images(manifest, train_store_size(size), "squash", **options),
+        cache_images(manifest, resize_for(size), "shorter", **options),
+    )
 
 # %% ../nbs/16_batches.ipynb #60ca1815
 def normalisation(
-    model_name:str|None=None, # timm model, with or without tag, e.g. 'vgg16.tv_in1k'; None for a network trained from scratch
-) -> tuple:                   # (mean, std), three numbers each, for pixels in [0, 1]
-    "Mean and standard deviation that a network's weights expect. Raises ValueError for a model that timm does not know."
-    if model_name is None: return (.5, .5, .5), (.5, .5, .5)
+    # timm model, with or without tag, e.g. 'vgg16.tv_in1k'; None for one trained from scratch
+    model_name: str | None = None,
+) -> tuple:  # (mean, std), three numbers each, for pixels in [0, 1]
+    """Mean and standard deviation that a network's weights expect. Raises ValueError for a model
+    that timm does not know.
+    """
+    if model_name is None:
+        return (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     from timm.models import get_pretrained_cfg, is_model
+
     if not is_model(model_name):
-        raise ValueError(f'timm knows no model {model_name!r}. Use one of timm.list_models(), or None for a network of your own.')
+        raise ValueError(
+            f"timm knows no model {model_name!r}. Use one of timm.list_models(), or None for a"
+            " network of your own."
+        )
     cfg = get_pretrained_cfg(model_name)
     return tuple(cfg.mean), tuple(cfg.std)
 
 # %% ../nbs/16_batches.ipynb #f9b2f212
 def eval_transform(
-    size:int=224,                  # side of the network's input in pixels
-    mean:tuple=(.5, .5, .5),       # per channel, for pixels in [0, 1]
-    std:tuple=(.5, .5, .5),        # per channel
-):                                 # function: (B, S, S, 3) uint8 tensor -> (B, 3, size, size) float32
-    "Centre crop and normalisation; on a 'shorter' store of `resize_for(size)` this is Groh et al.'s test transform."
-    def transform(x, generator=None, sizes=None): # the two last are for the training transform; nothing is drawn here
+    size: int = 224,  # side of the network's input in pixels
+    mean: tuple = (0.5, 0.5, 0.5),  # per channel, for pixels in [0, 1]
+    std: tuple = (0.5, 0.5, 0.5),  # per channel
+):  # function: (B, S, S, 3) uint8 tensor -> (B, 3, size, size) float32
+    """Centre crop and normalisation; on a 'shorter' store of `resize_for(size)` this is Groh et
+    al.'s test transform.
+    """
+
+    def transform(
+        x, generator=None, sizes=None
+    ):  # the two last are for the training transform; nothing is drawn here
         import torch
+
         _check_batch(x)
-        if sizes is not None: raise ValueError("Evaluation wants a store of fit='shorter', this one is squashed. See cache_pair.")
+        if sizes is not None:
+            raise ValueError(
+                "Evaluation wants a store of fit='shorter', this one is squashed. See cache_pair."
+            )
         if x.shape[1] not in (size, resize_for(size)):
-            raise ValueError(f'The store has {x.shape[1]} px; a network of {size} px is evaluated on {resize_for(size)} (or {size}).')
-        off = round((x.shape[1] - size)/2)
-        scale, shift = (torch.tensor(v, device=x.device).repeat(size) for v in _affine(mean, std)) # one row of pixels
-        out = torch.empty(len(x), size, size*3, device=x.device)
+            raise ValueError(
+                f"The store has {x.shape[1]} px; a network of {size} px is evaluated on"
+                f" {resize_for(size)} (or {size})."
+            )
+        off = round((x.shape[1] - size) / 2)
+        scale, shift = (
+            torch.tensor(v, device=x.device).repeat(size) for v in _affine(mean, std)
+        )  # one row of pixels
+        out = torch.empty(len(x), size, size * 3, device=x.device)
         for s in _slices(x, size):
-            out[s].copy_(x[s, off:off + size, off:off + size].reshape(-1, size, size*3)).mul_(scale).add_(shift)
+            out[s].copy_(x[s, off : off + size, off : off + size].reshape(-1, size, size * 3)).mul_(
+                scale
+            ).add_(shift)
         return out.view(-1, size, size, 3).permute(0, 3, 1, 2)
+
     return transform
 
-
-def _slices(x, size:int) -> list: # parts of a batch that fit the processor's cache; a GPU takes it in one piece
-    step = max(1, 50_000//size**2) if x.device.type == 'cpu' else len(x)
+# %% ../nbs/16_batches.ipynb #3fc8fa6a
+def _slices(
+    x, size: int
+) -> list:  # parts of a batch that fit the processor's cache; a GPU takes it in one piece
+    step = max(1, 50_000 // size**2) if x.device.type == "cpu" else len(x)
     return [slice(i, i + step) for i in range(0, len(x), step)]
 
+# %% ../nbs/16_batches.ipynb #09e10276
+def _affine(mean, std):  # (pixel/255 - mean)/std as pixel*scale + shift
+    return [1 / (255 * s) for s in std], [-m / s for m, s in zip(mean, std, strict=True)]
 
-def _affine(mean, std): # (pixel/255 - mean)/std as pixel*scale + shift
-    return [1/(255*s) for s in std], [-m/s for m, s in zip(mean, std, strict=True)]
-
-
+# %% ../nbs/16_batches.ipynb #04a103c0
 def _check_batch(x):
-    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or 'uint8' not in str(x.dtype):
-        raise ValueError(f'Expected a uint8 tensor of shape (B, S, S, 3), got {x.dtype} {tuple(x.shape)}. Use store.take(rows).')
+    if x.ndim != 4 or x.shape[1] != x.shape[2] or x.shape[3] != 3 or "uint8" not in str(x.dtype):
+        raise ValueError(
+            f"Expected a uint8 tensor of shape (B, S, S, 3), got {x.dtype} {tuple(x.shape)}. Use"
+            " store.take(rows)."
+        )
 
 # %% ../nbs/16_batches.ipynb #718c7bb3
 class Draw(NamedTuple):
     "What is random about training images; one row per image."
-    box:np.ndarray   # (B, 4) left, top, width, height in pixels of the original, whole numbers
-    angle:np.ndarray # (B,) degrees, counter-clockwise
-    flip:np.ndarray  # (B,) bool
 
+    box: np.ndarray  # (B, 4) left, top, width, height in pixels of the original, whole numbers
+    angle: np.ndarray  # (B,) degrees, counter-clockwise
+    flip: np.ndarray  # (B,) bool
 
+# %% ../nbs/16_batches.ipynb #791dd362
 def draw_augmentation(
-    sizes,                         # (B, 2) width and height of the originals
-    generator:np.random.Generator, # e.g. np.random.default_rng(seed)
-    scale:tuple=(.8, 1.),          # share of the area
-    ratio:tuple=(3/4, 4/3),        # width / height
-    degrees:float=15.,             # largest angle
+    sizes,  # (B, 2) width and height of the originals
+    generator: np.random.Generator,  # e.g. np.random.default_rng(seed)
+    scale: tuple = (0.8, 1.0),  # share of the area
+    ratio: tuple = (3 / 4, 4 / 3),  # width / height
+    degrees: float = 15.0,  # largest angle
 ) -> Draw:
-    "Parameters of RandomResizedCrop, RandomRotation and RandomHorizontalFlip. Source: torchvision, Groh et al. 2021."
+    """Parameters of RandomResizedCrop, RandomRotation and RandomHorizontalFlip. Source:
+    torchvision, Groh et al. 2021.
+    """
     W, H = np.asarray(sizes, dtype=float).T[:, :, None]
-    area, r = W*H*generator.uniform(*scale, (len(W), 10)), np.exp(generator.uniform(*np.log(ratio), (len(W), 10)))
+    area, r = (
+        W * H * generator.uniform(*scale, (len(W), 10)),
+        np.exp(generator.uniform(*np.log(ratio), (len(W), 10))),
+    )
     v = generator.random((len(W), 4))
-    w = np.concatenate([np.sqrt(area*r).round(), np.minimum(W, (H*ratio[1]).round())], 1) # the last column: centred
-    h = np.concatenate([np.sqrt(area/r).round(), np.minimum(H, (W/ratio[0]).round())], 1)
-    fits = (w > 0) & (w <= W) & (h > 0) & (h <= H); fits[:, 10] = True
-    each, k = np.arange(len(W)), fits.argmax(1) # the first try that fits
+    w = np.concatenate(
+        [np.sqrt(area * r).round(), np.minimum(W, (H * ratio[1]).round())], 1
+    )  # the last column: centred
+    h = np.concatenate([np.sqrt(area / r).round(), np.minimum(H, (W / ratio[0]).round())], 1)
+    fits = (w > 0) & (w <= W) & (h > 0) & (h <= H)
+    fits[:, 10] = True
+    each, k = np.arange(len(W)), fits.argmax(1)  # the first try that fits
     w, h = w[each, k], h[each, k]
     free = np.stack([W[:, 0] - w, H[:, 0] - h], 1)
-    corner = np.where(k[:, None] == 10, free//2, np.floor(v[:, :2]*(free + 1)))
-    return Draw(np.stack([*corner.T, w, h], 1), (2*v[:, 2] - 1)*degrees, v[:, 3] < .5)
+    corner = np.where(k[:, None] == 10, free // 2, np.floor(v[:, :2] * (free + 1)))
+    return Draw(np.stack([*corner.T, w, h], 1), (2 * v[:, 2] - 1) * degrees, v[:, 3] < 0.5)
 
 # %% ../nbs/16_batches.ipynb #3c5efc4c
-def _tables(draw:Draw, sizes, size:int): # -> (B, size) columns and rows, complex, and (B, 2*size) stretch and move, interleaved x and y
-    "Where the pixels of the result come from: floor(columns + rows) in the resized crop, times stretch plus move in grid_sample's [-1, 1]."
-    resize, box = resize_for(size), draw.box/np.tile(np.asarray(sizes, dtype=float), 2) # shares of the picture
-    at = np.arange(size) + (1 - size)/2                                                 # pixel centres, from the middle
-    turn = np.exp(1j*np.deg2rad(draw.angle))[:, None]
-    columns = turn*at*np.where(draw.flip, -1, 1)[:, None] + (1 + 1j)*resize/2
-    stretch, move = 2*box[:, 2:]/resize, 2*box[:, :2] + box[:, 2:]/resize - 1
-    return columns.astype(np.complex64), (turn*1j*at).astype(np.complex64), *(np.tile(v, size).astype(np.float32) for v in (stretch, move))
+def _tables(
+    draw: Draw, sizes, size: int
+):  # (B, size) columns and rows, complex; (B, 2*size) stretch and move, interleaved x and y
+    """Where the pixels of the result come from: floor(columns + rows) in the resized crop, times
+    stretch plus move in grid_sample's [-1, 1].
+    """
+    resize, box = (
+        resize_for(size),
+        draw.box / np.tile(np.asarray(sizes, dtype=float), 2),
+    )  # shares of the picture
+    at = np.arange(size) + (1 - size) / 2  # pixel centres, from the middle
+    turn = np.exp(1j * np.deg2rad(draw.angle))[:, None]
+    columns = turn * at * np.where(draw.flip, -1, 1)[:, None] + (1 + 1j) * resize / 2
+    stretch, move = 2 * box[:, 2:] / resize, 2 * box[:, :2] + box[:, 2:] / resize - 1
+    return (
+        columns.astype(np.complex64),
+        (turn * 1j * at).astype(np.complex64),
+        *(np.tile(v, size).astype(np.float32) for v in (stretch, move)),
+    )
 
 # %% ../nbs/16_batches.ipynb #68a17a68
 def augment(
-    x,                        # (B, S, S, 3) uint8 tensor: squashed images
-    draw:Draw,                # what to do with each
-    sizes,                    # (B, 2) width and height of the originals
-    size:int=224,             # side of the result in pixels
-    mean:tuple=(.5, .5, .5),  # per channel
-    std:tuple=(.5, .5, .5),   # per channel
-):                            # (B, 3, size, size) float32
-    "RandomResizedCrop(resize), RandomRotation, flip, CenterCrop(size) and normalisation with given parameters."
+    x,  # (B, S, S, 3) uint8 tensor: squashed images
+    draw: Draw,  # what to do with each
+    sizes,  # (B, 2) width and height of the originals
+    size: int = 224,  # side of the result in pixels
+    mean: tuple = (0.5, 0.5, 0.5),  # per channel
+    std: tuple = (0.5, 0.5, 0.5),  # per channel
+):  # (B, 3, size, size) float32
+    """RandomResizedCrop(resize), RandomRotation, flip, CenterCrop(size) and normalisation with
+    given parameters.
+    """
     import torch
-    new = lambda *shape, dtype=torch.float32: torch.empty(*shape, dtype=dtype, device=x.device)
-    columns, rows, stretch, move = (torch.from_numpy(v).to(x.device) for v in _tables(draw, sizes, size))
+
+    def new(*shape, dtype=torch.float32):
+        return torch.empty(*shape, dtype=dtype, device=x.device)
+
+    tables = [torch.from_numpy(v).to(x.device) for v in _tables(draw, sizes, size)]
     scale, shift = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in _affine(mean, std))
-    stored, last, slices, out = x.shape[1], resize_for(size) - 1, _slices(x, size), new(len(x), 3, size, size)
+    stored, slices, out = x.shape[1], _slices(x, size), new(len(x), 3, size, size)
     n = min(len(x), slices[0].stop)
-    plane, grid, source = new(n, size, size, dtype=torch.complex64), new(n, size, 2*size), new(n, stored, stored, 3)
+    plane, grid = new(n, size, size, dtype=torch.complex64), new(n, size, 2 * size)
+    source = new(n, stored, stored, 3)
     for s in slices:
         n = len(x[s])
-        at = torch.view_as_real(torch.add(columns[s, None], rows[s, :, None], out=plane[:n])).view(n, size, 2*size).floor_()
-        g = torch.clamp(at, 0, last, out=grid[:n])
-        at.sub_(g)                                                                   # not 0 where the rotation looks beyond the crop
-        g.mul_(stretch[s, None]).add_(move[s, None])
-        if stored < train_store_size(size): g.clamp_(1/stored - 1, 1 - 1/stored)     # enlarging reads half a pixel beyond the border
-        g.add_(at, alpha=1e3)                                                        # so far off that grid_sample gives 0, black
-        y = torch.nn.functional.grid_sample(source[:n].copy_(x[s]).permute(0, 3, 1, 2), g.view(n, size, size, 2), align_corners=False)
+        g = _grid(*(v[s] for v in tables), stored, plane[:n], grid[:n])
+        y = torch.nn.functional.grid_sample(
+            source[:n].copy_(x[s]).permute(0, 3, 1, 2), g, align_corners=False
+        )
         torch.mul(y, scale, out=out[s]).add_(shift)
     return out
 
+# %% ../nbs/16_batches.ipynb #9444cef9
+def _grid(columns, rows, stretch, move, stored: int, plane, grid):  # (n, size, size, 2)
+    "Places to read at, for grid_sample; `plane` and `grid` are memory to work in."
+    import torch
+
+    n, size = columns.shape
+    at = torch.view_as_real(torch.add(columns[:, None], rows[:, :, None], out=plane))
+    at = at.view(n, size, 2 * size).floor_()
+    torch.clamp(at, 0, resize_for(size) - 1, out=grid)
+    at.sub_(grid)  # not 0 where the rotation looks beyond the crop
+    grid.mul_(stretch[:, None]).add_(move[:, None])
+    if stored < train_store_size(size):  # enlarging reads half a pixel beyond the border
+        grid.clamp_(1 / stored - 1, 1 - 1 / stored)
+    grid.add_(at, alpha=1e3)  # so far off that grid_sample gives 0, black
+    return grid.view(n, size, size, 2)
+
 # %% ../nbs/16_batches.ipynb #dd06c759
 def train_transform(
-    size:int=224,             # side of the network's input in pixels
-    mean:tuple=(.5, .5, .5),  # per channel, for pixels in [0, 1]
-    std:tuple=(.5, .5, .5),   # per channel
-):                            # function: (B, S, S, 3) uint8 tensor, generator, sizes -> (B, 3, size, size) float32
-    "Groh et al.'s training transform, as used by Wang et al. 2024. Give it a 'squash' store of `train_store_size(size)`."
+    size: int = 224,  # side of the network's input in pixels
+    mean: tuple = (0.5, 0.5, 0.5),  # per channel, for pixels in [0, 1]
+    std: tuple = (0.5, 0.5, 0.5),  # per channel
+):  # function: (B, S, S, 3) uint8 tensor, generator, sizes -> (B, 3, size, size) float32
+    """Groh et al.'s training transform, as used by Wang et al. 2024. Give it a 'squash' store of
+    `train_store_size(size)`.
+    """
+
     def transform(x, generator, sizes=None):
         _check_batch(x)
-        sizes = [(x.shape[1], x.shape[1])]*len(x) if sizes is None else sizes
+        sizes = [(x.shape[1], x.shape[1])] * len(x) if sizes is None else sizes
         return augment(x, draw_augmentation(sizes, generator), sizes, size, mean, std)
+
     return transform
 
 # %% ../nbs/16_batches.ipynb #f37d1675
 def encode_labels(
-    labels,        # n label names
-    classes:list,  # the protocol's list; its order gives the codes
-) -> np.ndarray:   # (n,) int64
+    labels,  # n label names
+    classes: list,  # the protocol's list; its order gives the codes
+) -> np.ndarray:  # (n,) int64
     "Names to codes. Raises ValueError naming a label that is not in the list."
     code = {c: i for i, c in enumerate(classes)}
-    if len(code) < len(classes): raise ValueError(f'The list of classes names one twice: {list(classes)}.')
+    if len(code) < len(classes):
+        raise ValueError(f"The list of classes names one twice: {list(classes)}.")
     unknown = [label for label in labels if label not in code]
-    if unknown: raise ValueError(f'Label {unknown[0]!r} is not one of the classes {list(classes)}. Correct the manifest, or drop the row.')
+    if unknown:
+        raise ValueError(
+            f"Label {unknown[0]!r} is not one of the classes {list(classes)}. Correct the manifest,"
+            " or drop the row."
+        )
     return np.array([code[label] for label in labels], dtype=np.int64)
 
+# %% ../nbs/16_batches.ipynb #0748ca34
+def encode_multi(
+    labels,  # n texts of label names joined by '|'; missing where nobody looked
+    classes: list,  # the protocol's list; its order gives the columns
+    ignore: Iterable = (),  # names without a column, e.g. 'No Finding' or what is not asked for
+    unknown: str = "error",  # for a missing text: 'error', or 'nan': a row of nan
+) -> np.ndarray:  # (n, k) float32: 1 where named, 0 where not
+    """Several names for each image to columns of 0 and 1. Raises ValueError naming a label that is
+    not in the list, or the row that has none.
+    """
+    check_choice("unknown", unknown, ["error", "nan"])
+    ignore = set(ignore)
+    out = np.zeros((len(labels), len(classes)), np.float32)
+    for row, text in enumerate(labels):
+        if not pd.isna(text):
+            named = [name for name in str(text).split("|") if name not in ignore]
+            out[row, encode_labels(named, classes)] = 1
+        elif unknown == "nan":
+            out[row] = np.nan
+        else:
+            raise ValueError(
+                f"Row {row} has no labels. Drop it, or pass unknown='nan' and leave it out of the"
+                " loss."
+            )
+    return out
+
 # %% ../nbs/16_batches.ipynb #cc6bad1f
+def class_weights(
+    codes: np.ndarray,  # (n,) class codes of the training images
+    power: float = 1.0,  # 1: inverse frequency; 0.5: its root; 0: all alike
+    n_classes: int | None = None,  # length of the result; None for the largest code and one
+) -> np.ndarray:  # (k,) float; 0 for a class without images
+    "Weight 1 / count ** power of each class, for a sampler or a loss."
+    count = np.bincount(np.asarray(codes), minlength=n_classes or 0)
+    return np.where(count > 0, 1 / np.maximum(count, 1) ** power, 0.0)
+
+# %% ../nbs/16_batches.ipynb #ec7e863d
 def weighted_sampler(
-    codes:np.ndarray, # (n,) class codes of the training images
-    seed:int,         # of the run
-    epoch:int,        # each has its own draw, so that a resumed run continues with the right one
-) -> np.ndarray:      # (n,) positions 0..n-1, drawn with replacement
-    "Epoch's order with weights 1 / class count. Source: WeightedRandomSampler in the classifier script of Wang et al. 2024."
+    codes: np.ndarray,  # (n,) class codes of the training images
+    seed: int,  # of the run
+    epoch: int,  # each has its own draw, so that a resumed run continues with the right one
+    power: float = 1.0,  # see `class_weights`
+) -> np.ndarray:  # (n,) positions 0..n-1, drawn with replacement
+    """Epoch's order with weights 1 / class count. Source: WeightedRandomSampler in the classifier
+    script of Wang et al. 2024.
+    """
     codes = np.asarray(codes)
-    weight = 1/np.bincount(codes)[codes]
-    return np.random.default_rng([seed, epoch]).choice(len(codes), len(codes), p=weight/weight.sum())
+    weight = class_weights(codes, power)[codes]
+    return np.random.default_rng([seed, epoch]).choice(
+        len(codes), len(codes), p=weight / weight.sum()
+    )
 
 # %% ../nbs/16_batches.ipynb #2e945721
 def batches(
-    store:ImageStore,          # of the images
-    rows,                      # (n,) positions in the store, from store.rows(ids)
-    codes,                     # (n,) class codes
-    batch_size:int,            # images per batch
-    transform,                 # eval_transform(...) or train_transform(...)
-    order=None,                # positions 0..n-1 in the order wanted, e.g. weighted_sampler(...); None for each once, in sequence
-    seed:int=0,                # of the run
-    epoch:int=0,               # with the seed decides what is drawn
-    device:str='cpu',          # where transforms run and results live
-    drop_last:bool=False,      # leave out a last, smaller batch
-    prefetch:int=2,            # batches prepared ahead; 0 prepares in the calling thread
-):                             # yields (x float32 (B, 3, size, size), y int64 (B,), row int64 (B,)), all on the device
+    store: ImageStore,  # of the images
+    rows,  # (n,) positions in the store, from store.rows(ids)
+    codes,  # (n,) class codes
+    batch_size: int,  # images per batch
+    transform,  # eval_transform(...) or train_transform(...)
+    # positions 0..n-1 in the order wanted, e.g. weighted_sampler(...); None for each once, in
+    # sequence
+    order=None,
+    seed: int = 0,  # of the run
+    epoch: int = 0,  # with the seed decides what is drawn
+    device: str = "cpu",  # where transforms run and results live
+    drop_last: bool = False,  # leave out a last, smaller batch
+    prefetch: int = 2,  # batches prepared ahead; 0 prepares in the calling thread
+):  # yields (x float32 (B, 3, size, size), y int64 (B,), row int64 (B,)), all on the device
     "Images of an epoch, transformed. Errors of the background thread are raised here."
     rows, codes = np.asarray(rows, dtype=np.int64), np.asarray(codes, dtype=np.int64)
-    if len(rows) != len(codes): raise ValueError(f'{len(rows)} rows but {len(codes)} label codes: give one for each image.')
-    if batch_size < 1: raise ValueError(f'batch_size = {batch_size} must be at least 1.')
+    if len(rows) != len(codes):
+        raise ValueError(f"{len(rows)} rows but {len(codes)} label codes: give one for each image.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size = {batch_size} must be at least 1.")
     order = np.arange(len(rows)) if order is None else np.asarray(order, dtype=np.int64)
     stop = len(order) - len(order) % batch_size if drop_last else len(order)
-    parts = [order[i:i + batch_size] for i in range(0, stop, batch_size)]
+    parts = [order[i : i + batch_size] for i in range(0, stop, batch_size)]
 
     def prepare(k):
         import torch
+
         row = rows[parts[k]]
         generator = np.random.default_rng([seed, epoch, k])
         x = torch.from_numpy(store.take(row)).to(device)
-        sizes = store.sizes[row] if store.fit == 'squash' else None
-        return transform(x, generator, sizes), torch.from_numpy(codes[parts[k]]).to(device), torch.from_numpy(row).to(device)
+        sizes = store.sizes[row] if store.fit == "squash" else None
+        return (
+            transform(x, generator, sizes),
+            torch.from_numpy(codes[parts[k]]).to(device),
+            torch.from_numpy(row).to(device),
+        )
 
     return _ahead(prepare, len(parts), prefetch) if prefetch else map(prepare, range(len(parts)))
 
-
-def _ahead(prepare, n:int, prefetch:int):
+# %% ../nbs/16_batches.ipynb #62485f97
+def _ahead(prepare, n: int, prefetch: int):
     "prepare(0), prepare(1), ... computed in one background thread, at most `prefetch` ahead."
     ready, stop = queue.Queue(prefetch), threading.Event()
 
-    def put(item): # gives up when the reader has left, instead of blocking for ever
+    def put(item):  # gives up when the reader has left, instead of blocking for ever
         while not stop.is_set():
-            try: ready.put(item, timeout=.1); return
-            except queue.Full: pass
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                pass
 
     def work():
         try:
             for k in range(n):
-                if stop.is_set(): return
+                if stop.is_set():
+                    return
                 put((prepare(k), None))
-        except BaseException as e: put((None, e))
+        except BaseException as e:
+            put((None, e))
 
-    thread = threading.Thread(target=work, daemon=True); thread.start()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
     try:
         for _ in range(n):
             item, error = ready.get()
-            if error: raise error
+            if error:
+                raise error
             yield item
-    finally: stop.set(); thread.join()
+    finally:
+        stop.set()
+        thread.join()
+
+# %% ../nbs/16_batches.ipynb #84f10db4
+def image_batches(
+    store: ImageStore,  # of the images
+    image_ids,  # in order; an id may stand there several times
+    batch_size: int = 64,
+    seed: int = 0,  # of order and flips
+    train: bool = False,  # a new order every epoch, and mirrored images
+):  # function: epoch -> batches ((b, 3, s, s) float in [-1, 1],)
+    "Batches of pixels without labels. Raises ValueError for an id that is not in the store."
+    rows = store.rows(image_ids)
+
+    def of(epoch=0):
+        import torch
+
+        rng = np.random.default_rng([seed, epoch])
+        order = rng.permutation(len(rows)) if train else np.arange(len(rows))
+        for start in range(0, len(order), batch_size):
+            pixels = torch.from_numpy(store.take(rows[order[start : start + batch_size]]))
+            x = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+            if train:
+                flip = torch.from_numpy(rng.random(len(x)) < 0.5)
+                x[flip] = x[flip].flip(3)
+            yield (x.contiguous(memory_format=torch.channels_last),)
+
+    return of

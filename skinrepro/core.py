@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice', 'Provenance', 'provenance',
-           'commit', 'device_name']
+           'ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice', 'check_choices', 'Provenance',
+           'provenance', 'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
@@ -23,254 +23,374 @@ from pathlib import Path
 @dataclass(frozen=True)
 class Paths:
     "The folders of the project; nothing here is created before something is written."
-    root: Path     # the repository
-    nbs: Path      # notebooks
-    papers: Path   # one folder a paper
+
+    root: Path  # the repository
+    nbs: Path  # notebooks
+    papers: Path  # one folder a paper
     figures: Path  # regenerated tables and figures, committed
-    runs: Path     # what runs write, git-ignored
-    cache: Path    # decoded images, git-ignored, may be deleted
-    data: Path     # images that the project itself makes (phantoms), git-ignored
+    runs: Path  # what runs write, git-ignored
+    cache: Path  # decoded images, git-ignored, may be deleted
+    data: Path  # images that the project itself makes (phantoms), git-ignored
 
-
-def paths() -> Paths: # read anew at each call, so that a test may set the variables
+# %% ../nbs/00_core.ipynb #39013570
+def paths() -> Paths:  # read anew at each call, so that a test may set the variables
     "Folders resolved from the package and the environment, never from the current directory."
-    root = Path(__file__).resolve().parents[1] if '__file__' in globals() else _repository()
-    env = lambda name, default: Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
-    return Paths(root=root, nbs=root/'nbs', papers=root/'nbs'/'papers', figures=env('SKINREPRO_FIGURES', root/'figures'),
-                 runs=env('SKINREPRO_RUNS', root/'runs'), cache=env('SKINREPRO_CACHE', root/'cache'),
-                 data=env('SKINREPRO_CACHE', root/'cache')/'phantoms')
+    root = Path(__file__).resolve().parents[1] if "__file__" in globals() else _repository()
 
+    def env(name, default):
+        return Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
 
+    return Paths(
+        root=root,
+        nbs=root / "nbs",
+        papers=root / "nbs" / "papers",
+        figures=env("SKINREPRO_FIGURES", root / "figures"),
+        runs=env("SKINREPRO_RUNS", root / "runs"),
+        cache=env("SKINREPRO_CACHE", root / "cache"),
+        data=env("SKINREPRO_CACHE", root / "cache") / "phantoms",
+    )
+
+# %% ../nbs/00_core.ipynb #2fe8f40a
 def _repository() -> Path:
     "The repository when this very notebook runs instead of the exported module."
     import skinrepro
+
     return Path(skinrepro.__file__).resolve().parents[1]
 
 # %% ../nbs/00_core.ipynb #6efb14e1
 def data_folder(
-    name:str|None=None, # data set, e.g. 'fitzpatrick17k'; None for the folder that holds them all
-) -> Path:              # $SKINREPRO_DATA or $SKINREPRO_DATA/<name>
+    # data set, e.g. 'fitzpatrick17k'; None for the folder that holds them all
+    name: str | None = None,
+) -> Path:  # $SKINREPRO_DATA or $SKINREPRO_DATA/<name>
     "Folder of real data. Raises FileNotFoundError with the remedy when it is not there."
-    value = os.environ.get('SKINREPRO_DATA')
+    value = os.environ.get("SKINREPRO_DATA")
     if not value:
-        raise FileNotFoundError(f'Real data{f" of {name!r}" if name else ""} was asked for, but SKINREPRO_DATA is not set. '
-                                'Set it to the folder that holds the data sets (`skinrepro data list` tells their layout), or use data="phantom".')
+        raise FileNotFoundError(
+            f"Real data{f' of {name!r}' if name else ''} was asked for, but SKINREPRO_DATA is not"
+            " set. Set it to the folder that holds the data sets (`skinrepro data list` tells"
+            ' their layout), or use data="phantom".'
+        )
     folder = Path(value).expanduser().resolve()
-    if name: folder = folder/name
+    if name:
+        folder = folder / name
     if not folder.is_dir():
-        raise FileNotFoundError(f'No folder {folder}. SKINREPRO_DATA is {value!r}; `skinrepro data list` tells what belongs there and how to get it.')
+        raise FileNotFoundError(
+            f"No folder {folder}. SKINREPRO_DATA is {value!r}; `skinrepro data list` tells what"
+            " belongs there and how to get it."
+        )
     return folder
 
-
+# %% ../nbs/00_core.ipynb #b1498303
 def has_data(
-    name:str|None=None, # data set, or None for the whole data folder
+    name: str | None = None,  # data set, or None for the whole data folder
 ) -> bool:
     "Whether `data_folder(name)` would succeed."
-    try: return data_folder(name).is_dir()
-    except FileNotFoundError: return False
+    try:
+        return data_folder(name).is_dir()
+    except FileNotFoundError:
+        return False
 
 # %% ../nbs/00_core.ipynb #4d847970
 @contextmanager
 def atomic_path(
-    path, # the final name of a file or folder
-):        # yields a temporary sibling to write to
-    "Write to a temporary name, rename on success, remove on failure. Raises PermissionError naming the folder when it cannot be written."
+    path,  # the final name of a file or folder
+):  # yields a temporary sibling to write to
+    """Write to a temporary name, rename on success, remove on failure. Raises PermissionError
+    naming the folder when it cannot be written.
+    """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # the random part keeps processes apart; the suffix stays last since writers choose a format by it
-        fd, name = tempfile.mkstemp(dir=path.parent, prefix=f'.tmp-{path.stem[:60]}-', suffix=path.suffix)
-        os.close(fd); tmp = Path(name); tmp.unlink()
+        # the random part keeps processes apart; the suffix stays last since writers choose a format
+        # by it
+        fd, name = tempfile.mkstemp(
+            dir=path.parent, prefix=f".tmp-{path.stem[:60]}-", suffix=path.suffix
+        )
+        os.close(fd)
+        tmp = Path(name)
+        tmp.unlink()
     except OSError as e:
-        raise type(e)(f'Cannot write {path}: {e.strerror or e}. Make {path.parent} writable, or choose another place '
-                      'with SKINREPRO_RUNS, SKINREPRO_CACHE or SKINREPRO_FIGURES.') from e
+        raise type(e)(
+            f"Cannot write {path}: {e.strerror or e}. Make {path.parent} writable, or choose"
+            " another place with SKINREPRO_RUNS, SKINREPRO_CACHE or SKINREPRO_FIGURES."
+        ) from e
     try:
         yield tmp
-        if tmp.is_file(): os.chmod(tmp, 0o666 & ~_umask()) # mkstemp's 0600 would hide results from colleagues
+        if tmp.is_file():
+            os.chmod(tmp, 0o666 & ~_umask())  # mkstemp's 0600 would hide results from colleagues
         os.replace(tmp, path)
     finally:
-        if tmp.is_dir(): _remove_tree(tmp)
-        elif tmp.exists(): tmp.unlink()
+        if tmp.is_dir():
+            _remove_tree(tmp)
+        elif tmp.exists():
+            tmp.unlink()
 
-
+# %% ../nbs/00_core.ipynb #a350f0c7
 @cache
 def _umask() -> int:
-    mask = os.umask(0); os.umask(mask)
+    mask = os.umask(0)
+    os.umask(mask)
     return mask
 
-
+# %% ../nbs/00_core.ipynb #ce763cb9
 def _remove_tree(folder):
     import shutil
+
     shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../nbs/00_core.ipynb #990e7871
-def _digest(path, algorithm:str) -> str:
-    with open(path, 'rb') as f: return hashlib.file_digest(f, algorithm).hexdigest()
+def _digest(path, algorithm: str) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, algorithm).hexdigest()
 
-
-def sha256_file(path) -> str: # 64 hexadecimal digits
+# %% ../nbs/00_core.ipynb #37c23b14
+def sha256_file(path) -> str:  # 64 hexadecimal digits
     "SHA-256 of a file's bytes."
-    return _digest(path, 'sha256')
+    return _digest(path, "sha256")
 
+# %% ../nbs/00_core.ipynb #6490caa8
+def md5_file(path) -> str:  # 32 hexadecimal digits
+    """MD5 of a file's bytes: not for security, but data sets (Fitzpatrick17k) name their images by
+    it.
+    """
+    return _digest(path, "md5")
 
-def md5_file(path) -> str: # 32 hexadecimal digits
-    "MD5 of a file's bytes: not for security, but data sets (Fitzpatrick17k) name their images by it."
-    return _digest(path, 'md5')
-
-
+# %% ../nbs/00_core.ipynb #3a0e9e18
 def hash_text(
-    *parts, # anything with a stable `str`
-) -> str:   # 64 hexadecimal digits
+    *parts,  # anything with a stable `str`
+) -> str:  # 64 hexadecimal digits
     "SHA-256 of the parts, kept apart by a separator."
-    return hashlib.sha256('\x1f'.join(str(p) for p in parts).encode()).hexdigest()
+    return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()
 
 # %% ../nbs/00_core.ipynb #4709bd8c
-def ranks() -> tuple[int, int]: # (this process, how many there are); (0, 1) for an ordinary run
+def ranks() -> tuple[int, int]:  # (this process, how many there are); (0, 1) for an ordinary run
     "Which of the processes of one run this is."
-    return int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 
-
+# %% ../nbs/00_core.ipynb #15300546
 def _together():
     import torch
     from accelerate import PartialState
+
     return PartialState(cpu=not torch.cuda.is_available())
 
-
+# %% ../nbs/00_core.ipynb #4e7a9067
 def wait_for_everyone():
     "Go on when all processes of the run are here."
-    if ranks()[1] > 1: _together().wait_for_everyone()
+    if ranks()[1] > 1:
+        _together().wait_for_everyone()
 
-
+# %% ../nbs/00_core.ipynb #cb460f91
 @contextmanager
 def locked(
-    file, # of the lock
+    file,  # of the lock
 ):
     "A file lock that a run holds once, whatever the number of its processes."
     from filelock import FileLock
+
     rank, n = ranks()
     if n == 1:
-        with FileLock(file): yield
+        with FileLock(file):
+            yield
         return
     lock = FileLock(file)
-    if rank == 0: lock.acquire()
+    if rank == 0:
+        lock.acquire()
     wait_for_everyone()
-    try: yield
+    try:
+        yield
     finally:
-        if rank == 0: lock.release()
+        if rank == 0:
+            lock.release()
 
 # %% ../nbs/00_core.ipynb #5fa86548
 def seed_all(
-    seed:int,         # 0 .. 2**32 - 1
-    torch:bool=False, # load torch to seed it too (it is seeded anyway when it is already loaded)
+    seed: int,  # 0 .. 2**32 - 1
+    # load torch to seed it too (it is seeded anyway when it is already loaded)
+    torch: bool = False,
 ) -> int:
     "Seed Python, numpy and torch (all devices)."
     import sys
 
     import numpy as np
-    random.seed(seed); np.random.seed(seed)
-    if torch or 'torch' in sys.modules:
+
+    random.seed(seed)
+    np.random.seed(seed)
+    if torch or "torch" in sys.modules:
         import torch as t
+
         t.manual_seed(seed)
     return seed
 
-
+# %% ../nbs/00_core.ipynb #e7f7f60e
 def device(
-    name:str='auto', # 'auto', or a torch device such as 'cpu', 'cuda', 'cuda:1', 'mps'
+    name: str = "auto",  # 'auto', or a torch device such as 'cpu', 'cuda', 'cuda:1', 'mps'
 ) -> str:
-    "CUDA if there is one, else Apple's MPS, else the CPU. Raises RuntimeError when a named device is absent."
+    """CUDA if there is one, else Apple's MPS, else the CPU. Raises RuntimeError when a named device
+    is absent.
+    """
     import torch
-    have = {'cuda': torch.cuda.is_available(), 'mps': torch.backends.mps.is_available(), 'cpu': True}
-    if ranks()[1] > 1: _together() # makes this process's own GPU the current one
-    if name == 'auto': return next(d for d, ok in have.items() if ok)
-    kind = name.split(':')[0]
-    if kind not in have: raise RuntimeError(f'Unknown device {name!r}: use auto, cpu, mps, cuda or cuda:<index>.')
-    if not have[kind] or (kind == 'cuda' and ':' in name and int(name.split(':')[1]) >= torch.cuda.device_count()):
-        raise RuntimeError(f'Device {name!r} is not available on this machine; use device="auto" or "cpu".')
+
+    have = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if ranks()[1] > 1:
+        _together()  # makes this process's own GPU the current one
+    if name == "auto":
+        return next(d for d, ok in have.items() if ok)
+    kind = name.split(":")[0]
+    if kind not in have:
+        raise RuntimeError(f"Unknown device {name!r}: use auto, cpu, mps, cuda or cuda:<index>.")
+    if not have[kind] or (
+        kind == "cuda" and ":" in name and int(name.split(":")[1]) >= torch.cuda.device_count()
+    ):
+        raise RuntimeError(
+            f'Device {name!r} is not available on this machine; use device="auto" or "cpu".'
+        )
     return name
 
 # %% ../nbs/00_core.ipynb #6d964c86
 PROFILES = {
-    'smoke': 'a handful of images, the smallest models; proves that the code runs, says nothing about skin',
-    'mini': 'small models really trained on 64 px images; minutes on two CPU cores',
-    'paper': 'the models, image sizes and hyperparameters that the paper states; hours on a CUDA machine',
+    "smoke": (
+        "a handful of images, the smallest models; proves that the code runs, says nothing about"
+        " skin"
+    ),
+    "mini": "small models really trained on 64 px images; minutes on two CPU cores",
+    "paper": (
+        "the models, image sizes and hyperparameters that the paper states; hours on a CUDA machine"
+    ),
 }
 
-
+# %% ../nbs/00_core.ipynb #c095babc
 def check_choice(
-    name:str, # what is being chosen, for the message
-    value,    # what was asked for
+    name: str,  # what is being chosen, for the message
+    value,  # what was asked for
     choices,  # what there is
 ):
     "Return `value` if it is one of `choices`; otherwise raise a ValueError that lists them."
-    if value not in list(choices): raise ValueError(f'{name} = {value!r} is not one of {", ".join(map(repr, choices))}.')
+    if value not in list(choices):
+        raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}.")
     return value
+
+# %% ../nbs/00_core.ipynb #f8849cee
+def check_choices(
+    values: dict,  # name -> what was asked for, e.g. the parameters of a run
+    choices: dict,  # name -> what there is; a name that was not asked for is passed over
+):
+    "Check every value for which there is a list. Raises ValueError as `check_choice` does."
+    for name, possible in choices.items():
+        if name in values:
+            check_choice(name, values[name], possible)
 
 # %% ../nbs/00_core.ipynb #6eb4917d
 @dataclass
 class Provenance:
     "What made a number. All fields are plain values, so that they become columns of a record."
-    data: str                 # data set, e.g. 'phantom'
-    data_hash: str            # hash of the list of images, see `manifest.content_hash`
-    weights: str              # what the model started from, e.g. a timm tag, or 'random'
-    weights_hash: str         # SHA-256 of the loaded state, '' for random initialisation
-    profile: str              # one of PROFILES
-    device: str               # e.g. 'cpu' or 'cuda (NVIDIA H200)'
-    version: str = ''         # of this package
-    commit: str = ''          # git commit, with '+' when the package or the notebooks had uncommitted changes
-    libraries: str = ''       # versions of what computes
-    seconds: float = field(default=0.) # wall time of the run so far
+
+    data: str  # data set, e.g. 'phantom'
+    data_hash: str  # hash of the list of images, see `manifest.content_hash`
+    weights: str  # what the model started from, e.g. a timm tag, or 'random'
+    weights_hash: str  # SHA-256 of the loaded state, '' for random initialisation
+    profile: str  # one of PROFILES
+    device: str  # e.g. 'cpu' or 'cuda (NVIDIA H200)'
+    version: str = ""  # of this package
+    # git commit, with '+' when the package or the notebooks had uncommitted changes
+    commit: str = ""
+    libraries: str = ""  # versions of what computes
+    seconds: float = field(default=0.0)  # wall time of the run so far
     started: float = field(default_factory=time.time, repr=False)
 
-    def row(self) -> dict: # the stamp as columns, `seconds` up to now
-        d = asdict(self); started = d.pop('started')
-        d['seconds'] = round(time.time() - started, 1)
+    def row(self) -> dict:  # the stamp as columns, `seconds` up to now
+        d = asdict(self)
+        started = d.pop("started")
+        d["seconds"] = round(time.time() - started, 1)
         return d
 
-
+# %% ../nbs/00_core.ipynb #7e089318
 def provenance(
-    data:str,                # data set
-    data_hash:str,           # hash of its image list
-    weights:str='random',    # initialisation
-    weights_hash:str='',     # SHA-256 of loaded weights
-    profile:str='smoke',     # size of the experiment
-    device:str='cpu',        # where it runs
+    data: str,  # data set
+    data_hash: str,  # hash of its image list
+    weights: str = "random",  # initialisation
+    weights_hash: str = "",  # SHA-256 of loaded weights
+    profile: str = "smoke",  # size of the experiment
+    device: str = "cpu",  # where it runs
 ) -> Provenance:
     "Stamp of a run that starts now."
     import skinrepro
-    check_choice('profile', profile, PROFILES)
-    if device.startswith('cuda'):
+
+    check_choice("profile", profile, PROFILES)
+    if device.startswith("cuda"):
         import torch
-        device = f'{device} ({torch.cuda.get_device_name(device)})'
-    return Provenance(data, data_hash, weights, weights_hash, profile, device, skinrepro.__version__, commit(), _libraries())
 
+        device = f"{device} ({torch.cuda.get_device_name(device)})"
+    return Provenance(
+        data,
+        data_hash,
+        weights,
+        weights_hash,
+        profile,
+        device,
+        skinrepro.__version__,
+        commit(),
+        _libraries(),
+    )
 
+# %% ../nbs/00_core.ipynb #cd1345da
 @cache
-def commit() -> str: # e.g. '1a2b3c4d5e6f' or '1a2b3c4d5e6f+'; '' outside a git checkout
+def commit() -> str:  # e.g. '1a2b3c4d5e6f' or '1a2b3c4d5e6f+'; '' outside a git checkout
     "Short git commit of the repository; '+' marks uncommitted changes of code."
-    git = lambda *a: subprocess.run(['git', '-C', str(paths().root), *a], capture_output=True, text=True, timeout=20)
-    try: head = git('rev-parse', '--short=12', 'HEAD')
-    except (OSError, subprocess.TimeoutExpired): return ''
-    if head.returncode: return ''
-    dirty = git('status', '--porcelain', '--untracked-files=no', '--', 'skinrepro', 'nbs', 'requirements.lock')
-    return head.stdout.strip() + ('+' if dirty.stdout.strip() else '')
 
+    def git(*a):
+        return subprocess.run(
+            ["git", "-C", str(paths().root), *a], capture_output=True, text=True, timeout=20
+        )
 
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if head.returncode:
+        return ""
+    ours = ("skinrepro", "nbs", "requirements.lock")
+    dirty = git("status", "--porcelain", "--untracked-files=no", "--", *ours)
+    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+
+# %% ../nbs/00_core.ipynb #a34769ab
 @cache
 def _libraries() -> str:
     import platform
     from importlib.metadata import PackageNotFoundError, version
+
     def v(name):
-        try: return f'{name} {version(name)}'
-        except PackageNotFoundError: return f'{name} -'
-    return '; '.join([f'python {platform.python_version()}', *map(v, ('torch', 'timm', 'diffusers', 'numpy', 'pillow', 'scikit-learn'))])
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"{name} -"
+
+    return "; ".join(
+        [
+            f"python {platform.python_version()}",
+            *map(v, ("torch", "timm", "diffusers", "numpy", "pillow", "scikit-learn")),
+        ]
+    )
 
 # %% ../nbs/00_core.ipynb #b6525262
-def device_name() -> str: # e.g. 'NVIDIA H100 80GB HBM3', 'Intel(R) Xeon(R) Platinum 8481C, 2 cores'
-    "What computes here."
+def device_name() -> str:
+    "What computes here, e.g. 'NVIDIA H100 80GB HBM3' or 'Intel(R) Xeon(R) Platinum, 2 cores'."
     import platform
 
     import torch
-    if torch.cuda.is_available(): return torch.cuda.get_device_name()
-    try: model = next(l.split(':', 1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name'))
-    except (OSError, StopIteration): model = platform.processor() or platform.machine()
-    return f'{model}, {os.cpu_count()} cores'
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        model = next(
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        model = platform.processor() or platform.machine()
+    return f"{model}, {os.cpu_count()} cores"

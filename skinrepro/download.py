@@ -22,324 +22,529 @@ from .core import atomic_path, md5_file, sha256_file
 
 # %% ../nbs/03_download.ipynb #9668c876
 def inspect_image(
-    data:bytes,          # what a server sent or a file holds
-    md5:str,             # MD5 that the data set states, 32 hexadecimal digits
-    others=(),           # MD5 sums of the other files of the data set (a set or dict): those bytes are certainly the wrong image
-) -> tuple[str, str, str]: # status (ok, re-encoded, wrong, corrupt), MD5 of `data`, explanation ('' if ok)
-    "Judge bytes that should be a certain image. Decoding happens only where the MD5 differs."
+    data: bytes,  # what a server sent or a file holds
+    md5: str,  # MD5 that the data set states, 32 hexadecimal digits
+    # MD5 sums of the other files of the data set (a set or dict): those bytes are certainly the
+    # wrong image
+    others=(),
+    # (bytes, name) -> what they are, as `images.describe`; raises ValueError for what is no image,
+    # with `.status`. None looks at the first bytes only
+    decode=None,
+) -> tuple[str, str, str]:  # status, MD5 of `data`, explanation ('' if ok)
+    """Judge bytes that should be a certain image: ok, re-encoded, wrong or corrupt. Decoding
+    happens only where the MD5 differs.
+    """
     found = hashlib.md5(data).hexdigest()
-    if found == md5: return 'ok', found, ''
-    if not data: return 'corrupt', found, 'empty'
-    if found in others: return 'wrong', found, f'these are the bytes of {found}'
-    from PIL import Image, UnidentifiedImageError
-    try:
-        with Image.open(io.BytesIO(data)) as im:
-            about = f'{im.format} {im.width}x{im.height}'
-            im.load()
-    except UnidentifiedImageError: return 'wrong', found, _not_an_image(data)
-    except Image.DecompressionBombError as e: return 'wrong', found, str(e)
-    except Exception as e: # decoders of damaged files raise OSError, SyntaxError, ValueError, struct.error, ...
-        return 'corrupt', found, f'does not decode: {e}'
-    return 're-encoded', found, f'{about}, {len(data)} bytes, another MD5'
+    if found == md5:
+        return "ok", found, ""
+    if not data:
+        return "corrupt", found, "empty"
+    if found in others:
+        return "wrong", found, f"these are the bytes of {found}"
+    if decode is None:
+        about = _not_an_image(data)
+        if not about.startswith("starts like"):
+            return "wrong", found, about
+        about = "not decoded"
+    else:
+        try:
+            about = decode(data, md5)
+        except ValueError as e:
+            status = getattr(e, "status", "corrupt")
+            return status, found, _not_an_image(data) if status == "wrong" else str(e)
+    return "re-encoded", found, f"{about}, {len(data)} bytes, another MD5"
 
-
+# %% ../nbs/03_download.ipynb #b3ed6abb
 def _not_an_image(data):
     start = data[:1024].lstrip().lower()
-    if start.startswith((b'<!doctype', b'<html', b'<?xml', b'<head', b'<body')): return 'html instead of an image'
-    if start.startswith((b'\xff\xd8', b'\x89png', b'gif8')): return 'starts like an image but is none'
-    return f'not an image; starts with {data[:12]!r}'
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<body")):
+        return "html instead of an image"
+    if start.startswith((b"\xff\xd8", b"\x89png", b"gif8")):
+        return "starts like an image but is none"
+    return f"not an image; starts with {data[:12]!r}"
 
 # %% ../nbs/03_download.ipynb #92d93c8b
 def mark_copies(
-    table:pd.DataFrame, # columns status, md5, and a text column named by `where`
-    where:str='message',# column that explains
-) -> pd.DataFrame:      # a copy, where `re-encoded` became `duplicate` if several rows have the same bytes
-    "Images that are not the data set's and occur under several names: placeholders, or copies of one file."
+    table: pd.DataFrame,  # columns status, md5, and a text column named by `where`
+    where: str = "message",  # column that explains
+) -> pd.DataFrame:  # a copy
+    """`re-encoded` becomes `duplicate` where several rows have the same bytes: images that are not
+    the data set's and occur under several names, placeholders or copies of one file.
+    """
     t = table.copy()
-    same = t.status.isin(['re-encoded', 'duplicate']); same &= t.md5.where(same).duplicated(keep=False) & t.md5.notna()
-    t.loc[same, where] = 'the same bytes under ' + t.md5[same].map(t.md5[same].value_counts()).astype(str) + ' names, e.g. a placeholder'
-    t.loc[same, 'status'] = 'duplicate'
+    same = t.status.isin(["re-encoded", "duplicate"])
+    same &= t.md5.where(same).duplicated(keep=False) & t.md5.notna()
+    t.loc[same, where] = (
+        "the same bytes under "
+        + t.md5[same].map(t.md5[same].value_counts()).astype(str)
+        + " names, e.g. a placeholder"
+    )
+    t.loc[same, "status"] = "duplicate"
     return t
 
 # %% ../nbs/03_download.ipynb #8fe5fc0f
 class Unavailable(Exception):
     "An answer that asking again will not change."
-    status, http, pause = 'failed', None, 0.
-    def __init__(self, message, **facts): super().__init__(message); self.__dict__.update(facts)
 
+    status, http, pause = "failed", None, 0.0
 
+    def __init__(self, message, **facts):
+        super().__init__(message)
+        self.__dict__.update(facts)
+
+# %% ../nbs/03_download.ipynb #1d867d5c
 class Trouble(Unavailable):
     "Something that may pass; `pause` is what the server asked for, in seconds."
 
+# %% ../nbs/03_download.ipynb #d98c90c3
+PASSING = {
+    408,
+    425,
+    429,
+    500,
+    502,
+    503,
+    504,
+    507,
+    509,
+    520,
+    521,
+    522,
+    523,
+    524,
+    529,
+    530,
+}  # 52x, 530: Cloudflare, 529: overloaded
 
-PASSING = {408, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524, 529, 530} # 52x, 530: Cloudflare, 529: overloaded
-
-
+# %% ../nbs/03_download.ipynb #1d195220
 def user_agent() -> str:
-    "How we introduce ourselves: several old sites refuse programs with 403, so a browser's form, which still says who asks."
+    """How we introduce ourselves: several old sites refuse programs with 403, so a browser's form,
+    which still says who asks.
+    """
     from skinrepro import __version__
-    return f'Mozilla/5.0 (compatible; skinrepro/{__version__}; research reproduction; +https://github.com/skinrepro/skinrepro)'
 
+    return (
+        f"Mozilla/5.0 (compatible; skinrepro/{__version__}; research reproduction;"
+        " +https://github.com/skinrepro/skinrepro)"
+    )
 
+# %% ../nbs/03_download.ipynb #af5d19ee
 def _check_answer(r):
     "Raise unless the answer is 200."
     code = r.status_code
-    if code == 200: return
-    if code in (404, 410): raise Unavailable(f'{code}: gone', status='missing', http=code)
+    if code == 200:
+        return
+    if code in (404, 410):
+        raise Unavailable(f"{code}: gone", status="missing", http=code)
     if code in PASSING:
         from urllib3.exceptions import HTTPError
         from urllib3.util import Retry
-        pause = 0.
-        with suppress(HTTPError): pause = Retry().parse_retry_after(r.headers.get('Retry-After', '0')) # seconds or a date
-        raise Trouble(f'{code}: {r.reason}' + (f', asks to wait {pause:.0f} s' if pause else ''), http=code, pause=pause)
-    raise Unavailable(f'{code}: {r.reason}', http=code)
+
+        pause = 0.0
+        with suppress(HTTPError):
+            pause = Retry().parse_retry_after(
+                r.headers.get("Retry-After", "0")
+            )  # seconds or a date
+        raise Trouble(
+            f"{code}: {r.reason}" + (f", asks to wait {pause:.0f} s" if pause else ""),
+            http=code,
+            pause=pause,
+        )
+    raise Unavailable(f"{code}: {r.reason}", http=code)
 
 # %% ../nbs/03_download.ipynb #2399232f
 def _attempt(session, url, timeout, until, stop, limit) -> bytes:
     "One request. Raises Unavailable or Trouble."
     import requests
     from urllib3.exceptions import HTTPError, ProtocolError
-    if stop.is_set(): raise Unavailable('stopped')
-    left = max(until - time.monotonic(), .05); parts, size = [], 0
+
+    if stop.is_set():
+        raise Unavailable("stopped")
+    left = max(until - time.monotonic(), 0.05)
+    parts, size = [], 0
     try:
         with session.get(url, stream=True, timeout=tuple(min(t, left) for t in timeout)) as r:
             _check_answer(r)
             while part := r.raw.read1(1 << 16, decode_content=True):
-                parts.append(part); size += len(part)
-                if stop.is_set(): raise Unavailable('stopped')
-                if size > limit: raise Unavailable(f'more than {limit} bytes', status='wrong', http=200)
-                if time.monotonic() > until: raise Unavailable(f'not finished in time ({size} bytes so far)', http=200)
-    except ProtocolError as e: raise Trouble(f'broke off after {size} bytes: {e}', status='corrupt', http=200) from e # in the body
-    except (requests.exceptions.InvalidURL, requests.exceptions.InvalidSchema, requests.exceptions.MissingSchema,
-            requests.exceptions.TooManyRedirects) as e: raise Unavailable(f'{type(e).__name__}: {e}') from e
-    except (requests.RequestException, HTTPError, OSError) as e: raise Trouble(f'{type(e).__name__}: {e}') from e
-    return b''.join(parts)
+                parts.append(part)
+                size += len(part)
+                if stop.is_set():
+                    raise Unavailable("stopped")
+                if size > limit:
+                    raise Unavailable(f"more than {limit} bytes", status="wrong", http=200)
+                if time.monotonic() > until:
+                    raise Unavailable(f"not finished in time ({size} bytes so far)", http=200)
+    except ProtocolError as e:
+        raise Trouble(
+            f"broke off after {size} bytes: {e}", status="corrupt", http=200
+        ) from e  # in the body
+    except (
+        requests.exceptions.InvalidURL,
+        requests.exceptions.InvalidSchema,
+        requests.exceptions.MissingSchema,
+        requests.exceptions.TooManyRedirects,
+    ) as e:
+        raise Unavailable(f"{type(e).__name__}: {e}") from e
+    except (requests.RequestException, HTTPError, OSError) as e:
+        raise Trouble(f"{type(e).__name__}: {e}") from e
+    return b"".join(parts)
 
+# %% ../nbs/03_download.ipynb #39ec96bb
+def _growing(backoff, deadline, told_to_wait):  # state of tenacity -> seconds
+    "The pause before another attempt: longer each time, and not shorter than a server asks for."
+    from tenacity import wait_exponential, wait_random
 
-def retrieve(
-    session,                  # requests.Session
-    url:str,                  # http or https
-    timeout=(10, 30),         # seconds to connect, seconds of silence
-    deadline:float=120,       # seconds for all attempts together, waiting included
-    retries:int=4,            # further attempts after passing trouble
-    backoff:float=1.,         # seconds before the first further attempt; doubles each time
-    stop=None,                # threading.Event that ends it early
-    limit:int=64 << 20,       # largest acceptable size, bytes
-    told_to_wait=lambda s: None, # called with the seconds of a Retry-After
-) -> tuple[bytes, int]:       # the bytes, number of attempts
-    "Bytes behind a link. Raises Unavailable with status, http code and `attempts`."
-    from tenacity import (Retrying, retry_if_exception_type, sleep_using_event, stop_after_attempt, stop_before_delay,
-                          wait_exponential, wait_random)
-    stop = stop or threading.Event(); until = time.monotonic() + deadline
     grow = wait_exponential(multiplier=backoff, max=60) + wait_random(0, backoff)
+
     def wait(state):
         pause = state.outcome.exception().pause
-        if pause: told_to_wait(min(pause, deadline))
+        if pause:
+            told_to_wait(min(pause, deadline))
         return max(grow(state), pause)
-    again = Retrying(retry=retry_if_exception_type(Trouble), wait=wait, reraise=True, sleep=sleep_using_event(stop),
-                     stop=stop_after_attempt(1 + retries) | stop_before_delay(deadline))
-    try: return again(_attempt, session, url, timeout, until, stop, limit), again.statistics['attempt_number']
-    except Unavailable as e: e.attempts = again.statistics['attempt_number']; raise
 
+    return wait
 
+# %% ../nbs/03_download.ipynb #a729b3a7
+def retrieve(
+    session,  # requests.Session
+    url: str,  # http or https
+    timeout=(10, 30),  # seconds to connect, seconds of silence
+    deadline: float = 120,  # seconds for all attempts together, waiting included
+    retries: int = 4,  # further attempts after passing trouble
+    backoff: float = 1.0,  # seconds before the first further attempt; doubles each time
+    stop=None,  # threading.Event that ends it early
+    limit: int = 64 << 20,  # largest acceptable size, bytes
+    told_to_wait=lambda s: None,  # called with the seconds of a Retry-After
+) -> tuple[bytes, int]:  # the bytes, number of attempts
+    "Bytes behind a link. Raises Unavailable with status, http code and `attempts`."
+    from tenacity import Retrying, retry_if_exception_type, sleep_using_event
+    from tenacity import stop_after_attempt, stop_before_delay
+
+    stop = stop or threading.Event()
+    until = time.monotonic() + deadline
+    again = Retrying(
+        retry=retry_if_exception_type(Trouble),
+        wait=_growing(backoff, deadline, told_to_wait),
+        reraise=True,
+        sleep=sleep_using_event(stop),
+        stop=stop_after_attempt(1 + retries) | stop_before_delay(deadline),
+    )
+    try:
+        data = again(_attempt, session, url, timeout, until, stop, limit)
+        return data, again.statistics["attempt_number"]
+    except Unavailable as e:
+        e.attempts = again.statistics["attempt_number"]
+        raise
+
+# %% ../nbs/03_download.ipynb #dd7cb6f0
 def new_session():
     "A requests session that introduces itself and asks for bytes as they are."
     import requests
-    s = requests.Session(); s.max_redirects = 10
-    s.headers.update({'User-Agent': user_agent(), 'Accept': 'image/*,*/*;q=0.8', 'Accept-Encoding': 'identity'})
+
+    s = requests.Session()
+    s.max_redirects = 10
+    s.headers.update(
+        {"User-Agent": user_agent(), "Accept": "image/*,*/*;q=0.8", "Accept-Encoding": "identity"}
+    )
     return s
 
 # %% ../nbs/03_download.ipynb #198f84ac
 def fetch_file(
-    url:str,      # where it is
-    path,         # where it goes
-    sha256:str,   # what its bytes must be
-    **limits,     # timeout, deadline, retries, backoff, limit of `retrieve`
+    url: str,  # where it is
+    path,  # where it goes
+    sha256: str,  # what its bytes must be
+    **limits,  # timeout, deadline, retries, backoff, limit of `retrieve`
 ) -> Path:
-    """Download one file unless it is there already. An existing file with other bytes is never overwritten.
+    """Download one file unless it is there already. An existing file with other bytes is never
+    overwritten.
 
-    Raises ConnectionError or ValueError, each with the remedy."""
+    Raises ConnectionError or ValueError, each with the remedy.
+    """
     path = Path(path)
     if path.exists():
-        if sha256_file(path) == sha256: return path
-        raise ValueError(f'{path} exists but is another version (its SHA-256 is not {sha256}). Move it away to fetch this one.')
-    try: data, _ = retrieve(new_session(), url, **limits)
+        if sha256_file(path) == sha256:
+            return path
+        raise ValueError(
+            f"{path} exists but is another version (its SHA-256 is not {sha256}). Move it away to"
+            " fetch this one."
+        )
+    try:
+        data, _ = retrieve(new_session(), url, **limits)
     except Unavailable as e:
-        raise ConnectionError(f'Could not fetch {url}: {e}. Try again later, or download it with a browser and put it at {path}.') from e
+        raise ConnectionError(
+            f"Could not fetch {url}: {e}. Try again later, or download it with a browser and put it"
+            f" at {path}."
+        ) from e
     found = hashlib.sha256(data).hexdigest()
-    if found != sha256: raise ValueError(f'{url} sent another file: SHA-256 {found}, expected {sha256}. Nothing was kept.')
-    with atomic_path(path) as tmp: tmp.write_bytes(data)
+    if found != sha256:
+        raise ValueError(
+            f"{url} sent another file: SHA-256 {found}, expected {sha256}. Nothing was kept."
+        )
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(data)
     return path
 
 # %% ../nbs/03_download.ipynb #1c4cbfe1
 class SiteQueue:
     "Links by site; `take` waits for one that may be asked for now."
-    def __init__(self,
-        urls:dict,        # key -> url
-        per_host:int=2,   # requests at a time to one site
-        delay:float=.2,   # least seconds between the starts of two requests to one site
-        give_up:int=20,   # this many failures in a row end the asking at a site
-        stop=None,        # threading.Event that ends it early
-    ):
-        self.per_host, self.delay, self.give_up, self.stop = per_host, delay, give_up, stop or threading.Event()
-        self.waiting, self.active, self.bad, self.free_at = defaultdict(deque), Counter(), Counter(), Counter()
-        self.turn = threading.Condition()
-        for key, url in urls.items(): self.waiting[_host(url)].append(key)
 
-    def take(self): # (host, key, whether to ask), or None when nothing is left
+    def __init__(
+        self,
+        urls: dict,  # key -> url
+        per_host: int = 2,  # requests at a time to one site
+        delay: float = 0.2,  # least seconds between the starts of two requests to one site
+        give_up: int = 20,  # this many failures in a row end the asking at a site
+        stop=None,  # threading.Event that ends it early
+    ):
+        self.per_host, self.delay, self.give_up = per_host, delay, give_up
+        self.stop, self.turn = stop or threading.Event(), threading.Condition()
+        self.waiting = defaultdict(deque)
+        self.active, self.bad, self.free_at = Counter(), Counter(), Counter()
+        for key, url in urls.items():
+            self.waiting[_host(url)].append(key)
+
+    def take(self):  # (host, key, whether to ask), or None when nothing is left
         with self.turn:
             while any(self.waiting.values()) and not self.stop.is_set():
                 ready = [h for h, q in self.waiting.items() if q and self.active[h] < self.per_host]
                 host = min(ready, key=lambda h: self.free_at[h], default=None)
-                now = time.monotonic(); ask = host is not None and self.bad[host] < self.give_up
+                now = time.monotonic()
+                ask = host is not None and self.bad[host] < self.give_up
                 if host is not None and (self.free_at[host] <= now or not ask):
-                    self.active[host] += 1; self.free_at[host] = max(self.free_at[host], now + self.delay)
+                    self.active[host] += 1
+                    self.free_at[host] = max(self.free_at[host], now + self.delay)
                     return host, self.waiting[host].popleft(), ask
-                self.turn.wait(.5 if host is None else min(.5, self.free_at[host] - now)) # at most .5 s, to notice `stop`
+                left = 0.5 if host is None else self.free_at[host] - now
+                self.turn.wait(min(0.5, left))  # not longer, to notice `stop`
 
-    def done(self, host, failed): # `failed`: by the site's fault, not "gone"
+    def done(self, host, failed):  # `failed`: by the site's fault, not "gone"
         with self.turn:
             self.active[host] -= 1
             self.bad[host] = self.bad[host] + 1 if failed else 0
             self.turn.notify_all()
 
-    def pause(self, host, seconds): # the site asked for patience: all its links wait
-        with self.turn: self.free_at[host] = max(self.free_at[host], time.monotonic() + seconds)
+    def pause(self, host, seconds):  # the site asked for patience: all its links wait
+        with self.turn:
+            self.free_at[host] = max(self.free_at[host], time.monotonic() + seconds)
 
-
+# %% ../nbs/03_download.ipynb #1aa4a9bf
 def _host(url):
-    try: return urlsplit(url).netloc
-    except ValueError: return '' # a malformed link; the request will say so
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""  # a malformed link; the request will say so
 
 # %% ../nbs/03_download.ipynb #2f128027
-LOG_COLUMNS = ['name', 'status', 'http', 'bytes', 'md5', 'attempts', 'message', 'url', 'when']
-FINAL = ('missing', 're-encoded', 'wrong', 'duplicate')
+LOG_COLUMNS = ["name", "status", "http", "bytes", "md5", "attempts", "message", "url", "when"]
+FINAL = ("missing", "re-encoded", "wrong", "duplicate")
 
-
+# %% ../nbs/03_download.ipynb #39f6b8ca
 def read_log(
-    path, # fetch_log.csv
-) -> pd.DataFrame: # LOG_COLUMNS; empty if there is no log
+    path,  # fetch_log.csv
+) -> pd.DataFrame:  # LOG_COLUMNS; empty if there is no log
     "Outcomes of an earlier download. Raises ValueError if the file is something else."
-    if not Path(path).is_file(): return pd.DataFrame(columns=LOG_COLUMNS)
+    if not Path(path).is_file():
+        return pd.DataFrame(columns=LOG_COLUMNS)
     log = pd.read_csv(path, dtype=dict.fromkeys(LOG_COLUMNS, str), keep_default_na=False)
-    if list(log.columns) != LOG_COLUMNS: raise ValueError(f'{path} is not a download log (columns {list(log.columns)}); delete or move it.')
-    return log.assign(**{c: pd.to_numeric(log[c]).astype('Int64') for c in ('http', 'bytes', 'attempts')})
+    if list(log.columns) != LOG_COLUMNS:
+        raise ValueError(
+            f"{path} is not a download log (columns {list(log.columns)}); delete or move it."
+        )
+    return log.assign(
+        **{c: pd.to_numeric(log[c]).astype("Int64") for c in ("http", "bytes", "attempts")}
+    )
 
+# %% ../nbs/03_download.ipynb #ab5c2737
+class _Asking:
+    "What the threads of a download share: whose turn it is, what is known, what came."
 
-def fetch_many(
-    items:pd.DataFrame,    # columns name (file name without suffix), url (missing allowed), md5; names and md5 are unique
-    dest,                  # folder; files become <name>.jpg, other images go to re-encoded/, outcomes to fetch_log.csv
-    jobs:int=8,            # requests at a time, over all sites
-    per_host:int=2,        # ... to one site
-    delay:float=.2,        # least seconds between the starts of two requests to one site
-    timeout=(10, 30),      # seconds to connect, seconds of silence
-    deadline:float=120,    # seconds for one file, attempts and waiting included
-    retries:int=4,         # further attempts after passing trouble
-    backoff:float=1.,      # seconds before the first of them; doubles each time
-    give_up:int=20,        # failures in a row after which a site is left alone
-    again:bool=False,      # also ask for what an earlier run found to be gone or wrong
-    progress:bool=True,    # show a bar
-) -> pd.DataFrame:         # LOG_COLUMNS, one row per item, in their order
-    """Download images named and checked by MD5. Ctrl-C ends it early, with everything so far in the log.
+    def __init__(self, items, dest, old, rows, queue, decode, patience):
+        self.items, self.dest, self.old, self.rows = items, dest, old, rows
+        self.queue, self.stop, self.decode, self.patience = queue, queue.stop, decode, patience
+        self.known, self.errors, self.lock = set(items.md5), [], threading.Lock()
 
-    Raises ValueError for names that cannot be files, OSError (before anyone is asked) if `dest` cannot be written."""
-    _check_request(items, jobs, per_host, retries, deadline)
-    dest, items = Path(dest), items.set_index('name', drop=False)
-    log, stop, lock = dest/'fetch_log.csv', threading.Event(), threading.Lock()
-    old = read_log(log); rows, todo = _without_asking(items, dest, old, again, jobs)
-    old = old[~(old['name'].isin(todo) & (old.status == 'ok'))] # a file that has been deleted since
-    save = lambda: _write_log(items, old, rows, lock, log)
-    save() # also proves that the folder can be written, before anyone is asked
-    queue, known, errors = SiteQueue(items.url[todo].to_dict(), per_host, delay, give_up, stop), set(items.md5), []
+    def save(self):
+        "Write the log as it is now."
+        _write_log(self.items, self.old, self.rows, self.lock, self.dest / "fetch_log.csv")
 
-    def work():
+    def work(self):
+        "The life of a thread."
         with new_session() as session:
-            while (turn := queue.take()) is not None:
-                host, name, ask = turn; row = None
-                try:
-                    row = _fetch_one(items.loc[name], dest, known, stop, ask, session, told_to_wait=lambda s, h=host: queue.pause(h, s),
-                                     timeout=timeout, deadline=deadline, retries=retries, backoff=backoff)
-                    if row is not None:
-                        with lock: rows[name] = row
-                except BaseException as e: errors.append(e); stop.set() # e.g. disk full: the caller must see it
-                finally: queue.done(host, failed=row is not None and row['status'] == 'failed')
+            while (turn := self.queue.take()) is not None:
+                self.ask(session, *turn)
 
-    _watch([threading.Thread(target=work, daemon=True) for _ in range(min(jobs, len(todo)))], stop, save, rows, len(items), progress)
-    if errors: raise errors[0]
-    return read_log(log).set_index('name', drop=False).loc[items.index].reset_index(drop=True)
+    def ask(self, session, host, name, ask):
+        "One file; whatever goes wrong here ends the download and is for the caller to see."
+        row, limits = None, dict(self.patience, told_to_wait=lambda s: self.queue.pause(host, s))
+        try:
+            item, known = self.items.loc[name], self.known
+            row = _fetch_one(item, self.dest, known, self.stop, ask, session, self.decode, **limits)
+            if row is not None:
+                with self.lock:
+                    self.rows[name] = row
+        except BaseException as e:
+            self.errors.append(e)
+            self.stop.set()  # e.g. disk full
+        finally:
+            self.queue.done(host, failed=row is not None and row["status"] == "failed")
 
+# %% ../nbs/03_download.ipynb #226f032d
+def fetch_many(
+    # columns name (file name without suffix), url (missing allowed), md5; names and md5 are unique
+    items: pd.DataFrame,
+    # folder; files become <name>.jpg, other images go to re-encoded/, outcomes to fetch_log.csv
+    dest,
+    jobs: int = 8,  # requests at a time, over all sites
+    per_host: int = 2,  # ... to one site
+    delay: float = 0.2,  # least seconds between the starts of two requests to one site
+    give_up: int = 20,  # failures in a row after which a site is left alone
+    again: bool = False,  # also ask for what an earlier run found to be gone or wrong
+    decode=None,  # as for `inspect_image`
+    progress: bool = True,  # show a bar
+    **patience,  # timeout, deadline, retries, backoff of `retrieve`, for each file
+) -> pd.DataFrame:  # LOG_COLUMNS, one row per item, in their order
+    """Download images named and checked by MD5. Ctrl-C ends it early, with everything so far in the
+    log.
 
-def _check_request(items, jobs, per_host, retries, deadline):
-    if jobs < 1 or per_host < 1 or retries < 0 or deadline <= 0:
-        raise ValueError('jobs and per_host must be at least 1, retries at least 0, and deadline more than 0 seconds.')
-    for c in ('name', 'md5'):
+    Raises ValueError for names that cannot be files, OSError (before anyone is asked) if `dest`
+    cannot be written.
+    """
+    _check_request(items, jobs, per_host, patience)
+    dest, items = Path(dest), items.set_index("name", drop=False)
+    old = read_log(dest / "fetch_log.csv")
+    rows, todo = _without_asking(items, dest, old, again, jobs)
+    deleted = old["name"].isin(todo) & (old.status == "ok")  # files that were there once
+    queue = SiteQueue(items.url[todo].to_dict(), per_host, delay, give_up)
+    asking = _Asking(items, dest, old[~deleted], rows, queue, decode, patience)
+    asking.save()  # also proves that the folder can be written, before anyone is asked
+    threads = [
+        threading.Thread(target=asking.work, daemon=True) for _ in range(min(jobs, len(todo)))
+    ]
+    _watch(threads, asking, progress)
+    if asking.errors:
+        raise asking.errors[0]
+    log = read_log(dest / "fetch_log.csv").set_index("name", drop=False)
+    return log.loc[items.index].reset_index(drop=True)
+
+# %% ../nbs/03_download.ipynb #820884d3
+def _check_request(items, jobs, per_host, patience):
+    unknown = set(patience) - {"timeout", "deadline", "retries", "backoff"}
+    if unknown:
+        raise TypeError(f"There is nothing to say about {sorted(unknown)} in a download.")
+    enough = patience.get("retries", 0) >= 0 and patience.get("deadline", 1) > 0
+    if jobs < 1 or per_host < 1 or not enough:
+        raise ValueError(
+            "jobs and per_host must be at least 1, retries at least 0, and deadline more than 0"
+            " seconds."
+        )
+    for c in ("name", "md5"):
         twice = items[c][items[c].duplicated()]
-        if len(twice): raise ValueError(f'{c} {twice.iloc[0]!r} occurs twice; each file is one row.')
-    bad = ~items['name'].str.fullmatch(r'[\w-][\w.-]*')
-    if bad.any(): raise ValueError(f'{items["name"][bad].iloc[0]!r} is not usable as a file name: letters, digits, dots, dashes only.')
+        if len(twice):
+            raise ValueError(f"{c} {twice.iloc[0]!r} occurs twice; each file is one row.")
+    bad = ~items["name"].str.fullmatch(r"[\w-][\w.-]*")
+    if bad.any():
+        raise ValueError(
+            f"{items['name'][bad].iloc[0]!r} is not usable as a file name: letters, digits, dots,"
+            " dashes only."
+        )
 
 # %% ../nbs/03_download.ipynb #b55abaf6
 def _without_asking(items, dest, log, again, jobs):
     "Rows that need no request, by name, and the names that do."
     from concurrent.futures import ThreadPoolExecutor
-    old = log.set_index('name', drop=False).to_dict('index'); rows, todo = {}, []
-    def size_if_right(name): # None unless the file is there and has the right bytes
-        file = dest/f'{name}.jpg'
+
+    old = log.set_index("name", drop=False).to_dict("index")
+    rows, todo = {}, []
+
+    def size_if_right(name):  # None unless the file is there and has the right bytes
+        file = dest / f"{name}.jpg"
         return file.stat().st_size if file.is_file() and md5_file(file) == items.md5[name] else None
-    with ThreadPoolExecutor(jobs) as pool: sizes = list(pool.map(size_if_right, items.index))
+
+    with ThreadPoolExecutor(jobs) as pool:
+        sizes = list(pool.map(size_if_right, items.index))
     for name, url, md5, size in zip(items.index, items.url, items.md5, sizes):
-        was = old.get(name, {}); same = was.get('url') == ('' if pd.isna(url) else url)
-        if size is not None: rows[name] = was if same and was['status'] == 'ok' else _row('ok', bytes=size, md5=md5, message='was there')
-        elif pd.isna(url) or url == '': rows[name] = _row('no-url', message='the data set has no link')
-        elif same and was['status'] in FINAL and not again: rows[name] = was
-        else: todo.append(name)
+        was = old.get(name, {})
+        same = was.get("url") == ("" if pd.isna(url) else url)
+        if size is not None:
+            rows[name] = (
+                was
+                if same and was["status"] == "ok"
+                else _row("ok", bytes=size, md5=md5, message="was there")
+            )
+        elif pd.isna(url) or url == "":
+            rows[name] = _row("no-url", message="the data set has no link")
+        elif same and was["status"] in FINAL and not again:
+            rows[name] = was
+        else:
+            todo.append(name)
     return rows, todo
 
-
+# %% ../nbs/03_download.ipynb #80c2ba8c
 def _row(status, **facts):
-    return {'status': status, 'when': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime()), **facts}
+    return {"status": status, "when": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **facts}
 
-
-def _fetch_one(item, dest, known, stop, ask, session, **limits):
+# %% ../nbs/03_download.ipynb #127b1300
+def _fetch_one(item, dest, known, stop, ask, session, decode, **limits):
     "Ask for one file, judge it, write it. None when stopped."
-    if not ask: return _row('failed', attempts=0, message='not asked: too many failures in a row at this site; run again later')
-    try: data, attempts = retrieve(session, item.url, stop=stop, **limits)
-    except Unavailable as e: return None if stop.is_set() else _row(e.status, http=e.http, attempts=e.attempts, message=str(e))
-    if stop.is_set(): return None
-    status, found, message = inspect_image(data, item.md5, known)
-    folder = {'ok': dest, 're-encoded': dest/'re-encoded'}.get(status)
+    if not ask:
+        return _row(
+            "failed",
+            attempts=0,
+            message="not asked: too many failures in a row at this site; run again later",
+        )
+    try:
+        data, attempts = retrieve(session, item.url, stop=stop, **limits)
+    except Unavailable as e:
+        return (
+            None
+            if stop.is_set()
+            else _row(e.status, http=e.http, attempts=e.attempts, message=str(e))
+        )
+    if stop.is_set():
+        return None
+    status, found, message = inspect_image(data, item.md5, known, decode)
+    folder = {"ok": dest, "re-encoded": dest / "re-encoded"}.get(status)
     if folder is not None:
-        with atomic_path(folder/f'{item["name"]}.jpg') as tmp: tmp.write_bytes(data)
+        with atomic_path(folder / f"{item['name']}.jpg") as tmp:
+            tmp.write_bytes(data)
     return _row(status, http=200, bytes=len(data), md5=found, attempts=attempts, message=message)
 
 # %% ../nbs/03_download.ipynb #b1eb8306
 def _write_log(items, old, rows, lock, path):
     "Outcomes of this run, over those of earlier runs (which may have asked for other files)."
     urls = items.url.to_dict()
-    with lock: new = {name: {**row, 'name': name, 'url': urls[name]} for name, row in rows.items()}
-    known = {**old.set_index('name', drop=False).to_dict('index'), **new}
+    with lock:
+        new = {name: {**row, "name": name, "url": urls[name]} for name, row in rows.items()}
+    known = {**old.set_index("name", drop=False).to_dict("index"), **new}
     order = [n for n in items.index if n in known] + [n for n in known if n not in items.index]
     table = pd.DataFrame([known[n] for n in order], columns=LOG_COLUMNS)
-    for c in ('http', 'bytes', 'attempts'): table[c] = table[c].astype('Int64')
-    with atomic_path(path) as tmp: mark_copies(table).to_csv(tmp, index=False, lineterminator='\n')
+    for c in ("http", "bytes", "attempts"):
+        table[c] = table[c].astype("Int64")
+    with atomic_path(path) as tmp:
+        mark_copies(table).to_csv(tmp, index=False, lineterminator="\n")
 
-
-def _watch(threads, stop, save, rows, total, progress, every=10.):
+# %% ../nbs/03_download.ipynb #a9204960
+def _watch(threads, asking, progress, every=10.0):
     "Run the threads to their end, or to a Ctrl-C."
     from tqdm import tqdm
-    saved = time.monotonic()
-    with tqdm(total=total, initial=len(rows), unit='file', disable=not progress) as bar:
+
+    saved, rows = time.monotonic(), asking.rows
+    with tqdm(total=len(asking.items), initial=len(rows), unit="file", disable=not progress) as bar:
         try:
-            for t in threads: t.start()
+            for t in threads:
+                t.start()
             while any(t.is_alive() for t in threads):
-                time.sleep(.05)
+                time.sleep(0.05)
                 bar.update(len(rows) - bar.n)
                 if time.monotonic() - saved > every:
-                    save(); saved = time.monotonic()
-                    bar.set_postfix(Counter(r['status'] for r in list(rows.values())))
+                    asking.save()
+                    saved = time.monotonic()
+                    bar.set_postfix(Counter(r["status"] for r in list(rows.values())))
             bar.update(len(rows) - bar.n)
         finally:
-            stop.set()
-            patience = time.monotonic() + 2 # a thread that waits for a silent server is left behind; it can write nothing any more
-            for t in threads: t.join(max(patience - time.monotonic(), 0))
-            save()
+            asking.stop.set()
+            # a thread that waits for a silent server is left behind; it can write nothing any more
+            patience = time.monotonic() + 2
+            for t in threads:
+                t.join(max(patience - time.monotonic(), 0))
+            asking.save()

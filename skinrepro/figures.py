@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'VERMILION', 'GREY', 'VERDICT_COLOURS', 'style', 'read_picture',
-           'save_figure', 'forest', 'gallery', 'canvas', 'box', 'arrow', 'picture']
+           'save_figure', 'forest', 'gallery', 'label_grid', 'canvas', 'box', 'arrow', 'picture']
 
 # %% ../nbs/61_figures.ipynb #ae0445a6
 from collections.abc import Mapping
@@ -18,196 +18,419 @@ from .core import atomic_path, paths
 from .tables import PHANTOM_STAMP, csv_text, is_phantom, refuse_timing, stamp_of
 
 # %% ../nbs/61_figures.ipynb #d6772632
-STYLE = {'font.size': 8, 'axes.titlesize': 8.5, 'axes.labelsize': 8, 'legend.fontsize': 7.5, 'xtick.labelsize': 7.5, 'ytick.labelsize': 7.5,
-         'axes.spines.top': False, 'axes.spines.right': False, 'axes.grid': True, 'axes.axisbelow': True, 'grid.color': '0.9', 'grid.linewidth': .7,
-         'axes.edgecolor': '0.4', 'legend.frameon': False, 'lines.linewidth': 1.4, 'lines.markersize': 4.5, 'figure.constrained_layout.use': True,
-         'figure.dpi': 110, 'savefig.dpi': 160, 'savefig.bbox': 'tight', 'svg.fonttype': 'none', 'svg.hashsalt': 'skinrepro'}
-BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY = '#0072B2', '#E69F00', '#009E73', '#CC79A7', '#D55E00', '#6E6E6E' # Okabe & Ito (2008)
+STYLE = {
+    "font.size": 8,
+    "axes.titlesize": 8.5,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7.5,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.7,
+    "axes.edgecolor": "0.4",
+    "legend.frameon": False,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 4.5,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 110,
+    "savefig.dpi": 160,
+    "savefig.bbox": "tight",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "skinrepro",
+}
+BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#D55E00",
+    "#6E6E6E",
+)  # Okabe & Ito (2008)
 
-
+# %% ../nbs/61_figures.ipynb #899504c9
 @contextmanager
 def style():
     "Draw and save in the house style: `with style(): ...`."
     import matplotlib.pyplot as plt
-    with plt.rc_context(STYLE): yield
+
+    with plt.rc_context(STYLE):
+        yield
 
 # %% ../nbs/61_figures.ipynb #5f9a28f8
 def read_picture(
-    path,         # image file
-    pixels:int=0, # longest side; 0 keeps the file's
+    path,  # image file
+    pixels: int = 0,  # longest side; 0 keeps the file's
 ) -> np.ndarray:  # (H, W, 3) uint8
     "An image for a figure."
     from PIL import Image
+
     with Image.open(path) as im:
-        im = im.convert('RGB')
-        if pixels and max(im.size) > pixels: im.thumbnail((pixels, pixels))
+        im = im.convert("RGB")
+        if pixels and max(im.size) > pixels:
+            im.thumbnail((pixels, pixels))
         return np.asarray(im)
 
 # %% ../nbs/61_figures.ipynb #c19c5bea
 def save_figure(
-    fig,                  # matplotlib figure
-    stem,                 # 'wang2024/fig2' below the figures folder, or an absolute path without suffix
-    numbers:pd.DataFrame, # what is drawn, one row per mark or picture. Needs a column `data` or a `stamp`
-    stamp:str|None=None,  # what it was made from; None derives it from the column `data`
-) -> list[Path]:          # .png, .svg, .csv
-    "Stamp a figure and write it with its numbers. Same input, same bytes of csv and svg. Raises ValueError."
-    path = Path(stem) if Path(stem).is_absolute() else paths().figures/stem; refuse_timing(numbers)
-    if len(numbers) == 0: raise ValueError(f'{path.name}: nothing is drawn. Pass the numbers of the figure, or do not save it.')
-    if 'data' not in numbers:
-        if not stamp: raise ValueError(f'{path.name}: the numbers have no column `data`: say with `stamp` what they were made from.')
-        numbers = numbers.assign(data=stamp)
-    derived = stamp_of(numbers); stamp = derived if stamp is None else stamp
-    if is_phantom(derived) and not is_phantom(stamp):
-        raise ValueError(f'{path.name} shows phantoms, but its stamp is {stamp!r}. Leave it out, or say {PHANTOM_STAMP!r}.')
-    if 'path' in numbers: numbers = numbers.drop(columns='path') # where a file lies on this machine is nobody's concern
+    fig,  # matplotlib figure
+    stem,  # 'wang2024/fig2' below the figures folder, or an absolute path without suffix
+    # what is drawn, one row per mark or picture. Needs a column `data` or a `stamp`
+    numbers: pd.DataFrame,
+    stamp: str | None = None,  # what it was made from; None derives it from the column `data`
+) -> list[Path]:  # .png, .svg, .csv
+    """Stamp a figure and write it with its numbers. Same input, same bytes of csv and svg. Raises
+    ValueError.
+    """
+    path = Path(stem) if Path(stem).is_absolute() else paths().figures / stem
+    numbers, stamp = _stamped(numbers, stamp, path.name)
+    if "path" in numbers:  # where a file lies on this machine is nobody's concern
+        numbers = numbers.drop(columns="path")
     _write_stamp(fig, stamp)
-    files = [path.with_name(path.name + s) for s in ('.png', '.svg', '.csv')]
-    with style(), atomic_path(files[0]) as png, atomic_path(files[1]) as svg, atomic_path(files[2]) as table:
-        fig.savefig(png, metadata={'Software': None})
-        fig.savefig(svg, metadata={'Date': None})
-        svg.write_text('\n'.join(l.rstrip() for l in svg.read_text(encoding='utf-8').splitlines()) + '\n', encoding='utf-8')
+    files = [path.with_name(path.name + s) for s in (".png", ".svg", ".csv")]
+    with (
+        style(),
+        atomic_path(files[0]) as png,
+        atomic_path(files[1]) as svg,
+        atomic_path(files[2]) as table,
+    ):
+        fig.savefig(png, metadata={"Software": None})
+        fig.savefig(svg, metadata={"Date": None})
+        lines = svg.read_text(encoding="utf-8").splitlines()
+        svg.write_text("\n".join(line.rstrip() for line in lines) + "\n", encoding="utf-8")
         table.write_bytes(csv_text(numbers).encode())
     return files
 
+# %% ../nbs/61_figures.ipynb #4fb91183
+def _stamped(
+    numbers: pd.DataFrame, stamp: str | None, name: str
+) -> tuple[pd.DataFrame, str]:  # the numbers with a column `data`, and what stands under the figure
+    "Refuse a figure that would say less than a reader must know."
+    refuse_timing(numbers)
+    if len(numbers) == 0:
+        raise ValueError(
+            f"{name}: nothing is drawn. Pass the numbers of the figure, or do not save it."
+        )
+    if "data" not in numbers:
+        if not stamp:
+            raise ValueError(
+                f"{name}: the numbers have no column `data`: say with `stamp` what they were"
+                " made from."
+            )
+        numbers = numbers.assign(data=stamp)
+    derived = stamp_of(numbers)
+    stamp = derived if stamp is None else stamp
+    if is_phantom(derived) and not is_phantom(stamp):
+        raise ValueError(
+            f"{name} shows phantoms, but its stamp is {stamp!r}. Leave it out, or say"
+            f" {PHANTOM_STAMP!r}."
+        )
+    return numbers, stamp
 
-def _write_stamp(fig, stamp:str):
+# %% ../nbs/61_figures.ipynb #7424e550
+def _write_stamp(fig, stamp: str):
     "One line under the picture; a second call replaces the first."
-    for t in [t for t in fig.texts if t.get_gid() == 'stamp']: t.remove()
+    for t in [t for t in fig.texts if t.get_gid() == "stamp"]:
+        t.remove()
     red = is_phantom(stamp)
-    fig.text(.005, -.01, stamp, ha='left', va='top', size=7, color=VERMILION if red else GREY, weight='bold' if red else 'normal', gid='stamp')
+    fig.text(
+        0.005,
+        -0.01,
+        stamp,
+        ha="left",
+        va="top",
+        size=7,
+        color=VERMILION if red else GREY,
+        weight="bold" if red else "normal",
+        gid="stamp",
+    )
 
 # %% ../nbs/61_figures.ipynb #d6f4616c
-VERDICT_COLOURS = {'supported': GREEN, 'contradicted': VERMILION, 'inconclusive': BLUE, 'not run': GREY}
+VERDICT_COLOURS = {
+    "supported": GREEN,
+    "contradicted": VERMILION,
+    "inconclusive": BLUE,
+    "not run": GREY,
+}
 
-
+# %% ../nbs/61_figures.ipynb #301aab91
 def forest(
-    table:pd.DataFrame,       # row order is drawing order; columns label, group, effect, low, high, printed, mde, verdict
-    xlabel:str='percentage points',
-    title:str='',
-    limit:float=float('inf'), # the axis ends at ±limit; an interval that goes on ends in an arrowhead
-):                            # matplotlib figure
+    # row order is drawing order; columns label, group, effect, low, high, printed, mde, verdict
+    table: pd.DataFrame,
+    xlabel: str = "percentage points",
+    title: str = "",
+    # the axis ends at ±limit; an interval that goes on ends in an arrowhead
+    limit: float = float("inf"),
+):  # matplotlib figure
     "Effects with intervals, one line each, the detectable difference as a band behind."
     import matplotlib.pyplot as plt
-    from matplotlib.lines import Line2D
-    from matplotlib.patches import Patch
-    groups = list(dict.fromkeys(table.group)); y, ticks = 0., []
+
     with style():
-        fig, ax = plt.subplots(figsize=(6.4, .8 + .2*len(table) + .26*len(groups)))
-        for g in groups:
-            ax.text(0, y, g, transform=ax.get_yaxis_transform(), weight='bold', va='center', size=7.5); y += 1
-            for r in table[table.group == g].to_dict('records'): ticks.append((y, r['label'])); _effect(ax, y, r, limit); y += 1
-            y += .3
-        ax.axvline(0, color='0.3', lw=.8)
-        ax.set(ylim=(y - .5, -.7), yticks=[t for t, _ in ticks], yticklabels=[s for _, s in ticks], xlabel=xlabel, title=title)
-        if limit < float('inf'): ax.set_xlim(-limit, limit)
-        ax.grid(axis='y', visible=False); ax.tick_params(axis='y', length=0)
-        seen = [v for v in VERDICT_COLOURS if v in set(table.verdict) and v != 'not run']
-        handles = [Line2D([], [], marker='o', color=VERDICT_COLOURS[v], label=v) for v in seen]
-        handles += [Line2D([], [], marker='D', mfc='white', color=GREY, ls='', label='printed in the paper'),
-                    Patch(color='0.9', label='too small for the test set (power 0.8)')]
-        fig.legend(handles=handles, loc='outside upper center', ncols=len(handles), handletextpad=.4, columnspacing=1.)
+        fig, ax = plt.subplots(figsize=(6.4, 0.8 + 0.2 * len(table) + 0.26 * table.group.nunique()))
+        bottom, ticks = _forest_lines(ax, table, limit)
+        ax.axvline(0, color="0.3", lw=0.8)
+        ax.set(
+            ylim=(bottom - 0.5, -0.7),
+            yticks=[y for y, _ in ticks],
+            yticklabels=[label for _, label in ticks],
+            xlabel=xlabel,
+            title=title,
+        )
+        if limit < float("inf"):
+            ax.set_xlim(-limit, limit)
+        ax.grid(axis="y", visible=False)
+        ax.tick_params(axis="y", length=0)
+        _forest_legend(fig, set(table.verdict))
     return fig
 
+# %% ../nbs/61_figures.ipynb #3b26ee8e
+def _forest_lines(ax, table: pd.DataFrame, limit: float) -> tuple[float, list]:
+    "The effects under the names of their groups; where the next line would be, and the ticks."
+    y, ticks = 0.0, []
+    for g in dict.fromkeys(table.group):
+        ax.text(0, y, g, transform=ax.get_yaxis_transform(), weight="bold", va="center", size=7.5)
+        y += 1
+        for r in table[table.group == g].to_dict("records"):
+            ticks.append((y, r["label"]))
+            _effect(ax, y, r, limit)
+            y += 1
+        y += 0.3
+    return y, ticks
 
-def _effect(ax, y:float, r:Mapping, limit:float):
+# %% ../nbs/61_figures.ipynb #31a44c5b
+def _forest_legend(fig, verdicts: set):
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    seen = [v for v in VERDICT_COLOURS if v in verdicts and v != "not run"]
+    handles = [Line2D([], [], marker="o", color=VERDICT_COLOURS[v], label=v) for v in seen]
+    handles += [
+        Line2D([], [], marker="D", mfc="white", color=GREY, ls="", label="printed in the paper"),
+        Patch(color="0.9", label="too small for the test set (power 0.8)"),
+    ]
+    fig.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=len(handles),
+        handletextpad=0.4,
+        columnspacing=1.0,
+    )
+
+# %% ../nbs/61_figures.ipynb #0a22dc1c
+def _effect(ax, y: float, r: Mapping, limit: float):
     "One line of a forest plot."
-    colour = VERDICT_COLOURS.get(r['verdict'], GREY)
-    if r['mde'] == r['mde']: ax.barh(y, 2*r['mde'], left=-r['mde'], height=.9, color='0.9', lw=0, zorder=0)
-    if r['printed'] == r['printed']: ax.plot(r['printed'], y, 'D', mfc='white', color=GREY, ms=4, zorder=2)
-    if r['effect'] != r['effect']: return
-    if r['low'] == r['low']: ax.plot([r['low'], r['high']], [y, y], color=colour, lw=1.8, solid_capstyle='butt', zorder=3)
-    if r['low'] < -limit: ax.plot(-limit, y, '<', color=colour, ms=4, clip_on=False, zorder=3)
-    if r['high'] > limit: ax.plot(limit, y, '>', color=colour, ms=4, clip_on=False, zorder=3)
-    ax.plot(r['effect'], y, 'o', color=colour, zorder=4)
+    colour = VERDICT_COLOURS.get(r["verdict"], GREY)
+    if r["mde"] == r["mde"]:
+        ax.barh(y, 2 * r["mde"], left=-r["mde"], height=0.9, color="0.9", lw=0, zorder=0)
+    if r["printed"] == r["printed"]:
+        ax.plot(r["printed"], y, "D", mfc="white", color=GREY, ms=4, zorder=2)
+    if r["effect"] != r["effect"]:
+        return
+    if r["low"] == r["low"]:
+        ax.plot(
+            [r["low"], r["high"]], [y, y], color=colour, lw=1.8, solid_capstyle="butt", zorder=3
+        )
+    if r["low"] < -limit:
+        ax.plot(-limit, y, "<", color=colour, ms=4, clip_on=False, zorder=3)
+    if r["high"] > limit:
+        ax.plot(limit, y, ">", color=colour, ms=4, clip_on=False, zorder=3)
+    ax.plot(r["effect"], y, "o", color=colour, zorder=4)
 
 # %% ../nbs/61_figures.ipynb #4aec44f3
 def gallery(
-    pictures:pd.DataFrame, # one row = one picture: row, column, path; optional: caption (under the picture), parent (bool: not made by a generator)
-    title:str='',
-    size:float=.82,        # inch per picture
-    pixels:int=0,          # reduce to this many px a side, so that the svg stays small; 0 keeps the file's
-):                         # matplotlib figure
-    "Images in rows and columns, in the order in which rows and columns first appear. Raises FileNotFoundError naming the picture."
+    # one row = one picture: row, column, path (or the picture itself, an array); optional: caption
+    # (under the picture), parent (bool: not made by a generator)
+    pictures: pd.DataFrame,
+    title: str = "",
+    size: float = 0.82,  # inch per picture
+    # reduce to this many px a side, so that the svg stays small; 0 keeps the file's
+    pixels: int = 0,
+):  # matplotlib figure
+    """Images in rows and columns, in the order in which rows and columns first appear. Raises
+    FileNotFoundError naming the picture.
+    """
     import matplotlib.pyplot as plt
-    for r in pictures.itertuples():
-        if not Path(r.path).is_file(): raise FileNotFoundError(f'No image {r.path} for {r.row}, {r.column}. Run its generator again.')
-    where = pictures.groupby(['row', 'column']).size()
-    if (where > 1).any(): raise ValueError(f'{int(where.max())} pictures at {where.idxmax()}: one picture per row and column.')
+
+    _check_pictures(pictures)
     rows, columns = list(dict.fromkeys(pictures.row)), list(dict.fromkeys(pictures.column))
     with style():
-        fig, axes = plt.subplots(len(rows), len(columns), figsize=(size*len(columns) + 1.1, size*len(rows) + .45), squeeze=False)
-        for ax in axes.flat: ax.set(xticks=[], yticks=[]); ax.grid(False); [s.set_visible(False) for s in ax.spines.values()]
-        for r in pictures.to_dict('records'): _place(axes[rows.index(r['row'])][columns.index(r['column'])], r, pixels)
-        for ax, name in zip(axes[0], columns): ax.set_title(name, size=7)
-        for ax, name in zip(axes[:, 0], rows): ax.set_ylabel(str(name).replace(' ', '\n'), rotation=0, ha='right', va='center', size=7, labelpad=5)
-        if title: fig.suptitle(title, size=8.5)
+        fig, axes = plt.subplots(
+            len(rows),
+            len(columns),
+            figsize=(size * len(columns) + 1.1, size * len(rows) + 0.45),
+            squeeze=False,
+        )
+        for ax in axes.flat:
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+            for spine in ax.spines.values():
+                spine.set_visible(False)
+        for r in pictures.to_dict("records"):
+            _place(axes[rows.index(r["row"])][columns.index(r["column"])], r, pixels)
+        _name_lines(axes, rows, columns)
+        if title:
+            fig.suptitle(title, size=8.5)
     return fig
 
+# %% ../nbs/61_figures.ipynb #8915fd25
+def _check_pictures(pictures: pd.DataFrame):
+    "Every picture is there, and no two are in one place."
+    for r in pictures.itertuples():
+        if not (isinstance(r.path, np.ndarray) or Path(r.path).is_file()):
+            raise FileNotFoundError(
+                f"No image {r.path} for {r.row}, {r.column}. Run its generator again."
+            )
+    where = pictures.groupby(["row", "column"]).size()
+    if (where > 1).any():
+        raise ValueError(
+            f"{int(where.max())} pictures at {where.idxmax()}: one picture per row and column."
+        )
 
-def _place(ax, r:Mapping, pixels:int):
+# %% ../nbs/61_figures.ipynb #0cc5cfb3
+def _name_lines(axes, rows: list, columns: list):
+    "Names above the columns and beside the rows."
+    for ax, name in zip(axes[0], columns):
+        ax.set_title(name, size=7)
+    for ax, name in zip(axes[:, 0], rows):
+        ax.set_ylabel(
+            str(name).replace(" ", "\n"), rotation=0, ha="right", va="center", size=7, labelpad=5
+        )
+
+# %% ../nbs/61_figures.ipynb #4ad39fd5
+def _place(ax, r: Mapping, pixels: int):
     "One picture with a frame: blue for a photograph or phantom, none for a synthetic image."
-    ax.imshow(read_picture(r['path'], pixels), interpolation='nearest')
-    if r.get('parent') is True:
-        for s in ax.spines.values(): s.set(visible=True, color=BLUE, linewidth=1.6)
-    caption = r.get('caption', '')
-    if isinstance(caption, str) and caption: ax.set_xlabel(caption, size=5.5, labelpad=1.5)
+    shown = r["path"] if isinstance(r["path"], np.ndarray) else read_picture(r["path"], pixels)
+    ax.imshow(shown, interpolation="nearest")
+    if r.get("parent") is True:
+        for s in ax.spines.values():
+            s.set(visible=True, color=BLUE, linewidth=1.6)
+    caption = r.get("caption", "")
+    if isinstance(caption, str) and caption:
+        ax.set_xlabel(caption, size=5.5, labelpad=1.5)
+
+# %% ../nbs/61_figures.ipynb #11a2170c
+def label_grid(
+    rows: Mapping,  # name of a row -> its images: label, path, perhaps caption; the first are shown
+    labels,  # columns, in their order
+    title: str = "",
+    names: Mapping | None = None,  # label -> what stands above its column, where it is not itself
+):  # matplotlib figure
+    "One image of each label in every row. Raises as `gallery`."
+    columns = {label: (names or {}).get(label, label).replace(" ", "\n") for label in labels}
+    shown = [
+        of_row.assign(row=name, column=of_row.label.map(columns)).drop_duplicates("column")
+        for name, of_row in rows.items()
+    ]
+    pictures = pd.concat(shown, ignore_index=True).dropna(subset="column")
+    order = list(columns.values())
+    return gallery(pictures.sort_values("column", key=lambda c: c.map(order.index)), title)
 
 # %% ../nbs/61_figures.ipynb #9bd61534
 def canvas(
-    width:float,  # of the drawing, in its own units
-    height:float,
-    inch:float=1, # per unit
-):                # figure, axes
+    width: float,  # of the drawing, in its own units
+    height: float,
+    inch: float = 1,  # per unit
+):  # figure, axes
     "Empty axes with equal units and the origin at the lower left."
     import matplotlib.pyplot as plt
+
     with style():
-        fig, ax = plt.subplots(figsize=(width*inch, height*inch))
-        ax.set(xlim=(0, width), ylim=(0, height), aspect='equal'); ax.axis('off')
+        fig, ax = plt.subplots(figsize=(width * inch, height * inch))
+        ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
+        ax.axis("off")
     return fig, ax
 
-
+# %% ../nbs/61_figures.ipynb #a80bc355
 def box(
     ax,
-    x:float, y:float,                  # centre
-    text:str,
-    width:float=1., height:float=.5,
-    face:str='white', edge:str='0.4',  # colours
-    size:float=7,                      # of the letters, pt
-    round:bool=True,                   # corners; False draws a plain rectangle
+    x: float,
+    y: float,  # centre
+    text: str,
+    width: float = 1.0,
+    height: float = 0.5,
+    face: str = "white",
+    edge: str = "0.4",  # colours
+    size: float = 7,  # of the letters, pt
+    round: bool = True,  # corners; False draws a plain rectangle
 ):
     "A labelled box."
     from matplotlib.patches import FancyBboxPatch
-    corners = 'round,pad=0,rounding_size=.08' if round else 'square,pad=0'
-    ax.add_patch(FancyBboxPatch((x - width/2, y - height/2), width, height, boxstyle=corners, fc=face, ec=edge, lw=1))
-    ax.text(x, y, text, ha='center', va='center', size=size, linespacing=1.15)
 
+    corners = "round,pad=0,rounding_size=.08" if round else "square,pad=0"
+    ax.add_patch(
+        FancyBboxPatch(
+            (x - width / 2, y - height / 2), width, height, boxstyle=corners, fc=face, ec=edge, lw=1
+        )
+    )
+    ax.text(x, y, text, ha="center", va="center", size=size, linespacing=1.15)
 
+# %% ../nbs/61_figures.ipynb #feaa19c0
 def arrow(
     ax,
-    start:tuple, end:tuple, # (x, y)
-    text:str='',            # beside the middle
-    color:str='0.3',
-    bend:float=0.,          # curvature
-    dashed:bool=False,
+    start: tuple,
+    end: tuple,  # (x, y)
+    text: str = "",  # beside the middle
+    color: str = "0.3",
+    bend: float = 0.0,  # curvature
+    dashed: bool = False,
 ):
     "An arrow with a label."
-    ax.annotate('', end, start, arrowprops=dict(arrowstyle='-|>', color=color, lw=1.1, shrinkA=0, shrinkB=0, mutation_scale=9,
-                                                connectionstyle=f'arc3,rad={bend}', ls='--' if dashed else '-'))
-    if text: ax.text((start[0] + end[0])/2, (start[1] + end[1])/2 + .06, text, ha='center', va='bottom', size=6.5, color=color)
+    ax.annotate(
+        "",
+        end,
+        start,
+        arrowprops=dict(
+            arrowstyle="-|>",
+            color=color,
+            lw=1.1,
+            shrinkA=0,
+            shrinkB=0,
+            mutation_scale=9,
+            connectionstyle=f"arc3,rad={bend}",
+            ls="--" if dashed else "-",
+        ),
+    )
+    if text:
+        ax.text(
+            (start[0] + end[0]) / 2,
+            (start[1] + end[1]) / 2 + 0.06,
+            text,
+            ha="center",
+            va="bottom",
+            size=6.5,
+            color=color,
+        )
 
-
+# %% ../nbs/61_figures.ipynb #79db838f
 def picture(
     ax,
-    x:float, y:float,           # centre
-    rgb:np.ndarray|None=None,   # (H, W, 3) uint8; None draws an empty frame
-    size:float=.6,              # side
-    text:str='',                # under it
-    edge:str='0.4',             # colour of the frame
-    layer:int=2,                # a higher one lies on top
+    x: float,
+    y: float,  # centre
+    rgb: np.ndarray | None = None,  # (H, W, 3) uint8; None draws an empty frame
+    size: float = 0.6,  # side
+    text: str = "",  # under it
+    edge: str = "0.4",  # colour of the frame
+    layer: int = 2,  # a higher one lies on top
 ):
     "A small image, or the frame where one would be."
     from matplotlib.patches import Rectangle
-    extent = (x - size/2, x + size/2, y - size/2, y + size/2)
-    if rgb is not None: ax.imshow(rgb, extent=extent, interpolation='nearest', zorder=layer)
-    ax.add_patch(Rectangle((extent[0], extent[2]), size, size, fc='0.93' if rgb is None else 'none', ec=edge, lw=1, zorder=layer + .5))
-    if text: ax.text(x, y - size/2 - .05, text, ha='center', va='top', size=6.5, linespacing=1.1)
+
+    extent = (x - size / 2, x + size / 2, y - size / 2, y + size / 2)
+    if rgb is not None:
+        ax.imshow(rgb, extent=extent, interpolation="nearest", zorder=layer)
+    ax.add_patch(
+        Rectangle(
+            (extent[0], extent[2]),
+            size,
+            size,
+            fc="0.93" if rgb is None else "none",
+            ec=edge,
+            lw=1,
+            zorder=layer + 0.5,
+        )
+    )
+    if text:
+        ax.text(x, y - size / 2 - 0.05, text, ha="center", va="top", size=6.5, linespacing=1.1)

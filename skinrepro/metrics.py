@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'check_codes', 'top1', 'confusion', 'accuracy', 'precision', 'recall', 'f1', 'performance', 'by_group',
-           'recall_gap']
+           'score', 'recall_gap', 'shares', 'total_variation', 'mean_rows']
 
 # %% ../nbs/50_metrics.ipynb #f208552f
 from collections.abc import Callable
@@ -14,124 +14,236 @@ import pandas as pd
 
 # %% ../nbs/50_metrics.ipynb #ac0bd31c
 def check_codes(
-    y,             # (n,) true classes
-    p,             # (n,) predicted classes
-    n_classes:int, # length k of the paper's class list
-) -> tuple[np.ndarray, np.ndarray]: # both as integer arrays
+    y,  # (n,) true classes
+    p,  # (n,) predicted classes
+    n_classes: int,  # length k of the paper's class list
+) -> tuple[np.ndarray, np.ndarray]:  # both as integer arrays
     "Refuse what is not two equally long, non-empty arrays of codes 0..k-1 (ValueError)."
     y, p = np.asarray(y), np.asarray(p)
-    if y.ndim != 1 or y.shape != p.shape: raise ValueError(f'y has shape {y.shape}, p {p.shape}; both must be (n,).')
-    if len(y) == 0: raise ValueError('No images to measure: y is empty. Check the split or group that was selected.')
-    for name, a in (('y', y), ('p', p)):
+    if y.ndim != 1 or y.shape != p.shape:
+        raise ValueError(f"y has shape {y.shape}, p {p.shape}; both must be (n,).")
+    if len(y) == 0:
+        raise ValueError(
+            "No images to measure: y is empty. Check the split or group that was selected."
+        )
+    for name, a in (("y", y), ("p", p)):
         if not np.issubdtype(a.dtype, np.integer):
-            raise ValueError(f'{name} holds {a.dtype}, not integer codes. Encode names by the position in the paper\'s class list.')
+            raise ValueError(
+                f"{name} holds {a.dtype}, not integer codes. Encode names by the position in the"
+                " paper's class list."
+            )
         if a.min() < 0 or a.max() >= n_classes:
-            raise ValueError(f'{name} holds codes {a.min()}..{a.max()}, but a list of {n_classes} classes has 0..{n_classes - 1}.')
+            raise ValueError(
+                f"{name} holds codes {a.min()}..{a.max()}, but a list of {n_classes} classes has"
+                f" 0..{n_classes - 1}."
+            )
     return y.astype(np.int64), p.astype(np.int64)
 
 # %% ../nbs/50_metrics.ipynb #633b5c43
 def top1(
-    probabilities, # (n, k), each row sums to 1
-) -> np.ndarray:   # (n,) codes; ties go to the lower code
+    probabilities,  # (n, k), each row sums to 1
+) -> np.ndarray:  # (n,) codes; ties go to the lower code
     "Most probable class. Raises ValueError for NaN or rows that are no distribution."
     q = np.asarray(probabilities, dtype=float)
-    if q.ndim != 2: raise ValueError(f'Probabilities have shape {q.shape}; expected (n, k).')
+    if q.ndim != 2:
+        raise ValueError(f"Probabilities have shape {q.shape}; expected (n, k).")
     bad = ~np.isfinite(q).all(1) | (q < 0).any(1) | (np.abs(q.sum(1) - 1) > 1e-3)
     if bad.any():
         i = int(bad.argmax())
-        raise ValueError(f'Row {i} is no probability distribution ({q[i]}). Apply softmax; NaN means that training diverged.')
+        raise ValueError(
+            f"Row {i} is no probability distribution ({q[i]}). Apply softmax; NaN means that"
+            " training diverged."
+        )
     return q.argmax(1)
 
 # %% ../nbs/50_metrics.ipynb #c4b72d1d
 def confusion(
-    y,             # (n,) true classes
-    p,             # (n,) predicted classes
-    n_classes:int, # length k of the paper's class list
-) -> np.ndarray:   # (k, k) counts, row = truth, column = prediction
+    y,  # (n,) true classes
+    p,  # (n,) predicted classes
+    n_classes: int,  # length k of the paper's class list
+) -> np.ndarray:  # (k, k) counts, row = truth, column = prediction
     "Confusion matrix over the whole class list, whatever classes happen to occur."
     y, p = check_codes(y, p, n_classes)
-    return np.bincount(y * n_classes + p, minlength=n_classes ** 2).reshape(n_classes, n_classes)
+    return np.bincount(y * n_classes + p, minlength=n_classes**2).reshape(n_classes, n_classes)
 
 # %% ../nbs/50_metrics.ipynb #f42b1894
-def _macro(value, rows): # mean over the classes that have images
+def _macro(value, rows):  # mean over the classes that have images
     present = rows > 0
-    return np.where(present, value, 0.).sum(-1) / present.sum(-1)
+    return np.where(present, value, 0.0).sum(-1) / present.sum(-1)
 
-
-def _ratio(a, b): # 0 where nothing is divided by nothing
+# %% ../nbs/50_metrics.ipynb #66dd9ee1
+def _ratio(a, b):  # 0 where nothing is divided by nothing
     return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=b > 0)
 
-
+# %% ../nbs/50_metrics.ipynb #d9901690
 def accuracy(
-    c:np.ndarray,  # (..., k, k) counts, row = truth
-) -> np.ndarray:   # (...), in [0, 1]
+    c: np.ndarray,  # (..., k, k) counts, row = truth
+) -> np.ndarray:  # (...), in [0, 1]
     "Share of images whose class is right."
     return np.trace(c, axis1=-2, axis2=-1) / c.sum((-2, -1))
 
-
+# %% ../nbs/50_metrics.ipynb #35361519
 def precision(
-    c:np.ndarray,  # (..., k, k) counts, row = truth
-) -> np.ndarray:   # (...), in [0, 1]
-    "Macro precision: of the images called i, the share that is i; mean over classes that have images."
+    c: np.ndarray,  # (..., k, k) counts, row = truth
+) -> np.ndarray:  # (...), in [0, 1]
+    """Macro precision: of the images called i, the share that is i; mean over classes that have
+    images.
+    """
     return _macro(_ratio(np.diagonal(c, axis1=-2, axis2=-1), c.sum(-2)), c.sum(-1))
 
 # %% ../nbs/50_metrics.ipynb #6eef021f
 def recall(
-    c:np.ndarray,  # (..., k, k) counts, row = truth
-) -> np.ndarray:   # (...), in [0, 1]
-    "Macro recall (balanced accuracy): of the images that are i, the share called i; mean over classes that have images."
+    c: np.ndarray,  # (..., k, k) counts, row = truth
+) -> np.ndarray:  # (...), in [0, 1]
+    """Macro recall (balanced accuracy): of the images that are i, the share called i; mean over
+    classes that have images.
+    """
     return _macro(_ratio(np.diagonal(c, axis1=-2, axis2=-1), c.sum(-1)), c.sum(-1))
 
-
+# %% ../nbs/50_metrics.ipynb #8b577e7a
 def f1(
-    c:np.ndarray,  # (..., k, k) counts, row = truth
-) -> np.ndarray:   # (...), in [0, 1]
+    c: np.ndarray,  # (..., k, k) counts, row = truth
+) -> np.ndarray:  # (...), in [0, 1]
     "Macro F1: mean of the classes' F1, over classes that have images."
     return _macro(_ratio(2 * np.diagonal(c, axis1=-2, axis2=-1), c.sum(-1) + c.sum(-2)), c.sum(-1))
 
-
-MEASURES = {f.__name__: f for f in (accuracy, precision, recall, f1)} # by the name that records give them
+# %% ../nbs/50_metrics.ipynb #828b6f1e
+MEASURES = {
+    f.__name__: f for f in (accuracy, precision, recall, f1)
+}  # by the name that records give them
 
 # %% ../nbs/50_metrics.ipynb #b58cf744
 def performance(
-    y,             # (n,) true classes, codes 0..k-1
-    p,             # (n,) predicted classes
-    n_classes:int, # length k of the paper's class list
-) -> dict[str, float]: # accuracy, precision, recall, f1, each in [0, 1]
-    "The four numbers that the papers print; precision, recall and F1 are macro averages over the classes that have images."
+    y,  # (n,) true classes, codes 0..k-1
+    p,  # (n,) predicted classes
+    n_classes: int,  # length k of the paper's class list
+) -> dict[str, float]:  # accuracy, precision, recall, f1, each in [0, 1]
+    """The four numbers that the papers print; precision, recall and F1 are macro averages over the
+    classes that have images.
+    """
     from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+
     y, p = check_codes(y, p, n_classes)
-    macro = precision_recall_fscore_support(y, p, labels=np.unique(y), average='macro', zero_division=0.)
+    macro = precision_recall_fscore_support(
+        y, p, labels=np.unique(y), average="macro", zero_division=0.0
+    )
     return dict(zip(MEASURES, map(float, [accuracy_score(y, p), *macro[:3]])))
 
 # %% ../nbs/50_metrics.ipynb #9096784a
 def by_group(
-    y,             # (n,) true classes, codes 0..k-1
-    p,             # (n,) predicted classes
-    group,         # (n,) group of each image (skin type, hospital, ...); missing values allowed
-    n_classes:int, # length k of the paper's class list
-    measure:Callable=performance, # (y, p, n_classes) -> {metric: value}
-) -> pd.DataFrame: # metric, group, value, n, n_classes_present; 'all' first, then the groups in order
+    y,  # (n,) true classes, codes 0..k-1
+    p,  # (n,) predicted classes
+    group,  # (n,) group of each image (skin type, hospital, ...); missing values allowed
+    n_classes: int,  # length k of the paper's class list
+    measure: Callable = performance,  # (y, p, n_classes) -> {metric: value}
+) -> (
+    pd.DataFrame
+):  # metric, group, value, n, n_classes_present; 'all' first, then the groups in order
     "A measure over all images and over each group."
     y, p = check_codes(y, p, n_classes)
     g = pd.Series(np.asarray(group, dtype=object))
-    if len(g) != len(y): raise ValueError(f'group has {len(g)} values for {len(y)} images.')
-    if (g.astype('string') == 'all').any(): raise ValueError('"all" names the row over all images; call that group otherwise.')
-    parts = {'all': np.ones(len(y), bool)} | {str(k): (g == k).to_numpy() for k in sorted(g.dropna().unique())}
-    rows = [dict(metric=name, group=k, value=v, n=int(mask.sum()), n_classes_present=len(np.unique(y[mask])))
-            for k, mask in parts.items() for name, v in measure(y[mask], p[mask], n_classes).items()]
+    if len(g) != len(y):
+        raise ValueError(f"group has {len(g)} values for {len(y)} images.")
+    if (g.astype("string") == "all").any():
+        raise ValueError('"all" names the row over all images; call that group otherwise.')
+    parts = {"all": np.ones(len(y), bool)} | {
+        str(k): (g == k).to_numpy() for k in sorted(g.dropna().unique())
+    }
+    rows = [
+        dict(
+            metric=name,
+            group=k,
+            value=v,
+            n=int(mask.sum()),
+            n_classes_present=len(np.unique(y[mask])),
+        )
+        for k, mask in parts.items()
+        for name, v in measure(y[mask], p[mask], n_classes).items()
+    ]
     return pd.DataFrame(rows)
+
+# %% ../nbs/50_metrics.ipynb #cb7eb3d3
+def score(
+    predictions: pd.DataFrame,  # label, p_0..p_k-1, and what is in `by`; one row per image and rule
+    labels,  # the paper's class list: its order is the codes
+    group,  # column of predictions, or a value for each image, in the order of its rows
+    table: Callable = by_group,  # (y, p, group, n_classes) -> rows, e.g. with intervals
+    by: tuple = (
+        "select_on",
+        "epoch",
+    ),  # columns with one value per rule; the first tells rules apart
+) -> (
+    pd.DataFrame
+):  # metric, group, value, n, n_classes_present, ..., and `by`; one row = one number
+    "Numbers of a run from its predictions. Raises ValueError for a label outside the list."
+    code = {label: i for i, label in enumerate(labels)}
+    strange = sorted(set(predictions.label) - set(code))
+    if strange:
+        raise ValueError(f"The predictions have labels {strange[:3]}; the list is {list(code)}.")
+    by = [c for c in by if c in predictions]
+    rules = predictions.groupby(by[0], sort=False) if by else [("", predictions)]
+    out = []
+    for _, t in rules:
+        p = top1(t.filter(regex=r"^p_\d+$").to_numpy())
+        of_image = t[group].to_numpy() if isinstance(group, str) else np.asarray(group, object)
+        numbers = table(t.label.map(code).to_numpy(), p, of_image, len(code))
+        out.append(numbers.assign(**{c: t[c].iloc[0] for c in by}))
+    return pd.concat(out, ignore_index=True)
 
 # %% ../nbs/50_metrics.ipynb #6a65af1a
 def recall_gap(
-    y,      # (n,) true classes
-    p,      # (n,) predicted classes
+    y,  # (n,) true classes
+    p,  # (n,) predicted classes
     group,  # (n,) group of each image; drop unknown ones first
-    of:int, # the class whose recall is compared
-) -> float: # best minus worst recall over the groups that have images of the class, in [0, 1]; nan if fewer than 2 have
+    of: int,  # the class whose recall is compared
+    # best minus worst recall over the groups that have images of the class, in [0, 1]; nan if fewer
+    # than 2 have
+) -> float:
     "Equal-opportunity gap, maximum over pairs of groups (after Hardt et al. 2016, Definition 2.2)."
     y, p, g = np.asarray(y), np.asarray(p), pd.Series(np.asarray(group, dtype=object))
-    if not len(y) == len(p) == len(g): raise ValueError(f'y, p, group have lengths {len(y)}, {len(p)}, {len(g)}.')
-    if g.isna().any(): raise ValueError(f'group is missing for {int(g.isna().sum())} images; drop them first.')
+    if not len(y) == len(p) == len(g):
+        raise ValueError(f"y, p, group have lengths {len(y)}, {len(p)}, {len(g)}.")
+    if g.isna().any():
+        raise ValueError(f"group is missing for {int(g.isna().sum())} images; drop them first.")
     found = pd.Series(p == y)[y == of].groupby(g[y == of]).mean()
-    return float(found.max() - found.min()) if len(found) > 1 else float('nan')
+    return float(found.max() - found.min()) if len(found) > 1 else float("nan")
+
+# %% ../nbs/50_metrics.ipynb #c9e383b7
+def shares(
+    counts: pd.DataFrame,  # one row for each combination, or several
+    labels: str,  # column of the labels
+    groups: str = "group",  # column of the groups; rows without one are left out
+    n: str = "n",  # column of the counts
+) -> pd.DataFrame:  # label, and a column for each group that adds up to 1
+    "How common each label is in each group."
+    t = counts.dropna(subset=groups).pivot_table(
+        index=labels, columns=groups, values=n, aggfunc="sum", fill_value=0
+    )
+    return (t / t.sum()).rename_axis(index="label", columns=None).reset_index()
+
+# %% ../nbs/50_metrics.ipynb #9d1daf59
+def total_variation(
+    p,  # (k,) shares of the labels in a group
+    q,  # (k,) in another
+) -> float:  # 0: equal; 1: nothing in common
+    "Half of the sum of the differences of two distributions."
+    return float(np.abs(np.asarray(p) - np.asarray(q)).sum() / 2)
+
+# %% ../nbs/50_metrics.ipynb #acdb62bc
+def mean_rows(
+    table: pd.DataFrame,  # row = image; each column a metric, NaN where an image has no number
+    *groupings,  # (n,) names of groups; an image without one is in none
+    **keys,  # further columns and their values
+) -> pd.DataFrame:  # metric, group, value, n, and the keys; 'all' first, then the groups
+    "Mean of each metric over all images and over each group."
+    parts = {"all": table}
+    for names in groupings:
+        names = pd.Series(np.asarray(names, object), table.index)
+        parts |= dict(list(table.groupby(names)))
+    rows = [
+        dict(metric=k, group=group, value=t[k].mean(), n=int(t[k].count()))
+        for group, t in parts.items()
+        for k in table.columns
+        if t[k].notna().any()
+    ]
+    return pd.DataFrame(rows).assign(**keys)

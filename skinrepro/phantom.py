@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DEEP_BLOOD', 'SCREENING', 'COATS', 'NO_LESION',
-           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'lab', 'ita', 'reflectance', 'melanin_for', 'srgb',
-           'Scene', 'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis',
-           'nematode_infection', 'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis',
-           'lichen_planus', 'no_lesion', 'generic', 'recipe', 'render', 'sheet', 'seed_of', 'phantom_manifest',
-           'write_phantoms']
+           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene',
+           'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis', 'nematode_infection',
+           'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion',
+           'generic', 'recipe', 'render', 'sheet', 'paired_phantoms', 'seed_of', 'phantom_manifest', 'write_phantoms']
 
 # %% ../nbs/12_phantom.ipynb #df43bc8c
 import io
@@ -19,667 +18,1174 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .colour import ita
 from .core import atomic_path, hash_text
 from .manifest import make, validate
 
 # %% ../nbs/12_phantom.ipynb #0f9226be
-VERSION = '1' # part of folder names and of the files' metadata; raise it whenever a pixel may change
+VERSION = (  # part of folder names and of the files' metadata; raise it whenever a pixel may change
+    "1"
+)
 # degrees, Del Bino & Bernerd 2013
-ITA_RANGES = {1: (55., 90.), 2: (41., 55.), 3: (28., 41.), 4: (10., 28.), 5: (-30., 10.), 6: (-90., -30.)}
-
-_XYZ = np.array([[.4124564, .3575761, .1804375], [.2126729, .7151522, .0721750], [.0193339, .1191920, .9503041]], np.float32)
-_D65 = np.array([.95047, 1., 1.08883], np.float32)
-
-
-def lab(
-    rgb:np.ndarray, # (..., 3) sRGB, uint8 0..255 or float 0..1
-) -> np.ndarray:    # (..., 3) float32 CIELAB (D65, 2 degrees): L* 0..100, a*, b*
-    "sRGB -> CIELAB (IEC 61966-2-1, CIE 15)."
-    v = np.asarray(rgb)
-    v = v.astype(np.float32)/np.float32(255 if v.dtype == np.uint8 else 1)
-    linear = np.where(v > .04045, ((v + .055)/1.055)**2.4, v/12.92)
-    t = linear @ _XYZ.T/_D65
-    f = np.where(t > (6/29)**3, np.cbrt(t), t/(3*(6/29)**2) + 4/29)
-    return np.stack([116*f[..., 1] - 16, 500*(f[..., 0] - f[..., 1]), 200*(f[..., 1] - f[..., 2])], -1).astype(np.float32)
-
-
-def ita(
-    rgb:np.ndarray, # (..., 3) sRGB of skin, uint8 or float 0..1; of a photograph pass a median colour, or take the median of the result
-) -> np.ndarray:    # (...) degrees in -180..180; high is light
-    "Individual typology angle arctan((L*-50)/b*) (Chardin et al. 1991; Del Bino & Bernerd 2013). Not by itself a Fitzpatrick type."
-    c = lab(rgb)
-    return np.rad2deg(np.arctan2(c[..., 0] - 50, c[..., 2]))
+ITA_RANGES = {
+    1: (55.0, 90.0),
+    2: (41.0, 55.0),
+    3: (28.0, 41.0),
+    4: (10.0, 28.0),
+    5: (-30.0, 10.0),
+    6: (-90.0, -30.0),
+}
 
 # %% ../nbs/12_phantom.ipynb #4fb29ed1
-_f32 = lambda *v: np.array(v, np.float32)[:, None, None] # (3,1,1): numpy promotes no float32 image by it
-SURFACE = .04                        # Fresnel reflection of the skin's surface
-DERMIS = _f32(.545, .370, .310)      # linear sRGB reflectance of skin with its normal blood and no melanin
-MELANIN = _f32(.41, .63, 1.00)       # absorbance per unit, in red, green, blue
-BLOOD = _f32(.16, .95, .80)          # superficial, oxygenated haemoglobin: looks red
-DEEP_BLOOD = _f32(.50, .92, .48)     # deep, venous: looks violaceous, blue is spared
-SCREENING = .85                      # share of light that no blood colours, for very much melanin and gap = 1
+def _f32(*v):
+    return np.array(v, np.float32)[:, None, None]  # (3,1,1): numpy promotes no float32 image by it
 
 
+SURFACE = 0.04  # Fresnel reflection of the skin's surface
+DERMIS = _f32(
+    0.545, 0.370, 0.310
+)  # linear sRGB reflectance of skin with its normal blood and no melanin
+MELANIN = _f32(0.41, 0.63, 1.00)  # absorbance per unit, in red, green, blue
+BLOOD = _f32(0.16, 0.95, 0.80)  # superficial, oxygenated haemoglobin: looks red
+DEEP_BLOOD = _f32(0.50, 0.92, 0.48)  # deep, venous: looks violaceous, blue is spared
+SCREENING = 0.85  # share of light that no blood colours, for very much melanin and gap = 1
+
+# %% ../nbs/12_phantom.ipynb #6cac308c
 def reflectance(
-    melanin,    # optical amount, 0 (none) .. 5 (darkest); scalar or (H, W)
-    blood=0.,   # blood beyond that of healthy skin; scalar or (H, W)
-    deep=0.,    # the same for deep blood
-    gap=1.,     # how strongly melanin screens blood; 0 = not at all
-):              # (3, H, W) linear sRGB reflectance
+    melanin,  # optical amount, 0 (none) .. 5 (darkest); scalar or (H, W)
+    blood=0.0,  # blood beyond that of healthy skin; scalar or (H, W)
+    deep=0.0,  # the same for deep blood
+    gap=1.0,  # how strongly melanin screens blood; 0 = not at all
+):  # (3, H, W) linear sRGB reflectance
     "Colour of skin from its chromophores: Beer-Lambert in three bands, with epidermal return."
-    seen = 1 - gap*SCREENING*melanin/(melanin + 1.2)  # 1 - w of the formula above
-    return SURFACE + DERMIS*np.exp(-MELANIN*melanin)*(1 - seen*(1 - np.exp(-(BLOOD*blood + DEEP_BLOOD*deep))))
+    seen = 1 - gap * SCREENING * melanin / (melanin + 1.2)  # 1 - w of the formula above
+    return SURFACE + DERMIS * np.exp(-MELANIN * melanin) * (
+        1 - seen * (1 - np.exp(-(BLOOD * blood + DEEP_BLOOD * deep)))
+    )
 
-
+# %% ../nbs/12_phantom.ipynb #b430b5cc
 @lru_cache(maxsize=1)
-def _melanin_axis() -> tuple: # ascending ITA and the melanin that gives it
+def _melanin_axis() -> tuple:  # ascending ITA and the melanin that gives it
     m = np.linspace(7, 0, 400, dtype=np.float32)
     return ita(srgb(reflectance(m[None])).transpose(1, 2, 0)[0]), m
 
-
+# %% ../nbs/12_phantom.ipynb #8e137c8e
 def melanin_for(
-    angle:float, # ITA in degrees, about -75..65
-) -> float:      # optical amount of melanin
+    angle: float,  # ITA in degrees, about -75..65
+) -> float:  # optical amount of melanin
     "Invert the melanin axis: how much melanin gives healthy skin of this ITA."
     return float(np.interp(angle, *_melanin_axis()))
 
-
+# %% ../nbs/12_phantom.ipynb #5427bda6
 def srgb(
-    linear:np.ndarray, # linear light, clipped to 0..1
-) -> np.ndarray:       # same shape, gamma-encoded 0..1
+    linear: np.ndarray,  # linear light, clipped to 0..1
+) -> np.ndarray:  # same shape, gamma-encoded 0..1
     "Linear light -> sRGB (IEC 61966-2-1)."
     x = np.clip(linear, 0, 1)
-    return np.where(x <= .0031308, 12.92*x, 1.055*np.power(x, np.float32(1/2.4)) - np.float32(.055))
+    return np.where(
+        x <= 0.0031308, 12.92 * x, 1.055 * np.power(x, np.float32(1 / 2.4)) - np.float32(0.055)
+    )
 
 # %% ../nbs/12_phantom.ipynb #2d1aa2b6
 @cache
 def _table() -> np.ndarray:
     return np.random.default_rng(20240229).standard_normal((512, 512), dtype=np.float32)
 
-
+# %% ../nbs/12_phantom.ipynb #3c446f58
 @lru_cache(maxsize=256)
-def _interpolation(n:int, size:int) -> np.ndarray:
+def _interpolation(n: int, size: int) -> np.ndarray:
     "(size, n) Catmull-Rom weights from n lattice points over the image to its pixel centres."
-    t = (np.arange(size) + .5)/size*(n - 1)
+    t = (np.arange(size) + 0.5) / size * (n - 1)
     i, f = np.floor(t).astype(int), t % 1
-    w = np.stack([-.5*f + f**2 - .5*f**3, 1 - 2.5*f**2 + 1.5*f**3, .5*f + 2*f**2 - 1.5*f**3, -.5*f**2 + .5*f**3], 1)
+    w = np.stack(
+        [
+            -0.5 * f + f**2 - 0.5 * f**3,
+            1 - 2.5 * f**2 + 1.5 * f**3,
+            0.5 * f + 2 * f**2 - 1.5 * f**3,
+            -0.5 * f**2 + 0.5 * f**3,
+        ],
+        1,
+    )
     A = np.zeros((size, n))
-    for k in range(4): np.add.at(A, (np.arange(size), np.clip(i + k - 1, 0, n - 1)), w[:, k])
+    for k in range(4):
+        np.add.at(A, (np.arange(size), np.clip(i + k - 1, 0, n - 1)), w[:, k])
     return A.astype(np.float32)
 
-
+# %% ../nbs/12_phantom.ipynb #80c88fa5
 def _step(x, low, high):
     "Smooth step from 0 at `low` to 1 at `high`."
-    t = np.clip((x - low)/(high - low), 0, 1)
-    return t*t*(3 - 2*t)
+    t = np.clip((x - low) / (high - low), 0, 1)
+    return t * t * (3 - 2 * t)
 
-
+# %% ../nbs/12_phantom.ipynb #925b0965
 def _inside(d, sharpness):
     "1 where the distance d is below 1, 0 outside; how abrupt is the edge of the lesion."
-    return 1/(1 + np.exp(np.clip((d - 1)*sharpness, -20, 20)))
+    return 1 / (1 + np.exp(np.clip((d - 1) * sharpness, -20, 20)))
 
-
+# %% ../nbs/12_phantom.ipynb #d42cd2ec
 def _ridge(x, width):
     "1 along the zero line of a noise, falling off within `width`: cracks, furrows, meshes."
-    return np.exp(-(x/width)**2)
+    return np.exp(-((x / width) ** 2))
 
+# %% ../nbs/12_phantom.ipynb #da643a84
+class Canvas:
+    "A square of skin, -1..1, with layers (H, W) that recipes add to, noise and spots."
 
-class Scene:
-    "A square of skin, -1..1, with layers (H, W) that recipes add to."
-    def __init__(self, seed, stream:int, size:int, zoom:float=1.):
+    def __init__(self, seed, stream: int, size: int, zoom: float = 1.0):
         self.rng, self.size, self.zoom = np.random.default_rng([seed, stream]), size, zoom
-        self.axis = ((np.arange(size) + .5)/size*2 - 1).astype(np.float32)
+        self.axis = ((np.arange(size) + 0.5) / size * 2 - 1).astype(np.float32)
         self.X, self.Y = np.meshgrid(self.axis, self.axis)
         self.layers, self.mask = {}, np.zeros((size, size), np.float32)
 
-    def u(self, low, high): return float(self.rng.uniform(low, high))
+    def u(self, low, high):
+        return float(self.rng.uniform(low, high))
 
-    def chance(self, p): return bool(self.rng.random() < p)
+    def chance(self, p):
+        return bool(self.rng.random() < p)
 
     def add(self, mask=None, **layers):
-        for name, field in layers.items(): self.layers[name] = self.layers[name] + field if name in self.layers else field
-        if mask is not None: self.mask = np.maximum(self.mask, mask)
+        for name, field in layers.items():
+            self.layers[name] = self.layers[name] + field if name in self.layers else field
+        if mask is not None:
+            self.mask = np.maximum(self.mask, mask)
 
-    def noise(self, n, octaves=1, gain=.55):
-        "Noise of unit spread with n lattice cells across; octaves finer than the pixels are left out."
-        total, weight, square = 0., 1., 0.
-        for n in (n*2**k for k in range(octaves)):
+    def noise(self, n, octaves=1, gain=0.55):
+        """Noise of unit spread with n lattice cells across; octaves finer than the pixels are left
+        out.
+        """
+        total, weight, square = 0.0, 1.0, 0.0
+        for n in (n * 2**k for k in range(octaves)):
             y, x = self.rng.integers(0, 512 - min(n, 511), 2)
             if n <= self.size:
                 A = _interpolation(n, self.size)
-                total, square = total + weight*(A @ _table()[y:y + n, x:x + n] @ A.T), square + weight*weight
+                total, square = (
+                    total + weight * (A @ _table()[y : y + n, x : x + n] @ A.T),
+                    square + weight * weight,
+                )
             weight *= gain
-        return total*float(1.25/max(square, 1e-6)**.5) + np.zeros((1, 1), np.float32)
+        return total * float(1.25 / max(square, 1e-6) ** 0.5) + np.zeros((1, 1), np.float32)
 
-    def spots(self, xy, radius, weight=1., floor=1.):
+    def spots(self, xy, radius, weight=1.0, floor=1.0):
         "Sum of Gaussians at xy (n, 2); thinner than `floor` pixels they become fainter instead."
-        xy, radius = np.asarray(xy, np.float32), np.broadcast_to(np.asarray(radius, np.float32), len(xy))
-        drawn = np.maximum(radius, np.float32(floor*2/self.size))
-        weight = np.asarray(weight, np.float32)*radius/drawn
-        gx, gy = (np.exp(-((self.axis[None] - xy[:, k:k + 1])/drawn[:, None])**2) for k in (0, 1))
-        return (gy*weight[:, None]).T @ gx if weight.ndim else weight*(gy.T @ gx)
+        xy, radius = (
+            np.asarray(xy, np.float32),
+            np.broadcast_to(np.asarray(radius, np.float32), len(xy)),
+        )
+        drawn = np.maximum(radius, np.float32(floor * 2 / self.size))
+        weight = np.asarray(weight, np.float32) * radius / drawn
+        gx, gy = (
+            np.exp(-(((self.axis[None] - xy[:, k : k + 1]) / drawn[:, None]) ** 2)) for k in (0, 1)
+        )
+        return (gy * weight[:, None]).T @ gx if weight.ndim else weight * (gy.T @ gx)
 
-    def stroke(self, points, width, weight=1.):
+# %% ../nbs/12_phantom.ipynb #8ec1a81a
+class Scene(Canvas):
+    "What lesions are drawn with: lines, discs, places and paths."
+
+    def stroke(self, points, width, weight=1.0):
         "A soft line through points (n, 2), evenly spaced and closer than its width."
         step = float(np.hypot(*(points[1:] - points[:-1]).T).mean())
-        return np.minimum(self.spots(points, width, weight)*(step/(1.77245*width)), 1.2)
+        return np.minimum(self.spots(points, width, weight) * (step / (1.77245 * width)), 1.2)
 
     def union(self, xy, radius):
-        "Distance from the nearest of several discs, in radii (1 = the edge); neighbours merge smoothly."
-        return np.sqrt(-np.log(np.clip(self.spots(xy, np.asarray(radius), floor=.1), 1e-10, 1)))
+        """Distance from the nearest of several discs, in radii (1 = the edge); neighbours merge
+        smoothly.
+        """
+        return np.sqrt(-np.log(np.clip(self.spots(xy, np.asarray(radius), floor=0.1), 1e-10, 1)))
 
-    def ellipse(self, radius, aspect=.2, wander=.25):
+    def ellipse(self, radius, aspect=0.2, wander=0.25):
         "One irregular disc near the centre: (distance in radii, centre, radius)."
-        c, r = self.rng.uniform(-wander, wander, 2).astype(np.float32), radius*self.zoom
+        c, r = self.rng.uniform(-wander, wander, 2).astype(np.float32), radius * self.zoom
         e, t = float(np.exp(self.rng.normal(0, aspect))), self.u(0, np.pi)
         dx, dy = self.X - c[0], self.Y - c[1]
-        u, v = (cos(t)*dx + sin(t)*dy)*(e/r), (cos(t)*dy - sin(t)*dx)/(e*r)
-        return np.sqrt(u*u + v*v), c, r
+        u, v = (cos(t) * dx + sin(t) * dy) * (e / r), (cos(t) * dy - sin(t) * dx) / (e * r)
+        return np.sqrt(u * u + v * v), c, r
 
-    def scatter(self, n, spread=.95):
+    def scatter(self, n, spread=0.95):
         "n places (n, 2) on a jittered grid: spread out as lesions are, without touching much."
-        k = int(np.ceil((1.35*n)**.5))
-        cell = self.rng.permutation(k*k)[:n]
-        jitter = self.rng.uniform(-.36, .36, (n, 2))
-        return ((np.stack([cell % k, cell//k], 1) + .5 + jitter)/k*2 - 1).astype(np.float32)*np.float32(spread)
+        k = int(np.ceil((1.35 * n) ** 0.5))
+        cell = self.rng.permutation(k * k)[:n]
+        jitter = self.rng.uniform(-0.36, 0.36, (n, 2))
+        return ((np.stack([cell % k, cell // k], 1) + 0.5 + jitter) / k * 2 - 1).astype(
+            np.float32
+        ) * np.float32(spread)
 
-    def walk(self, start, angle, n, step, wiggle, turn=0.):
+    def walk(self, start, angle, n, step, wiggle, turn=0.0):
         "A curve of n points (n, 2) whose direction swings: vessels, tracks, hairs."
         t = np.linspace(0, 1, n)
-        direction = angle + turn*t + wiggle*np.sin(t*self.u(6, 16) + self.u(0, 6)) + wiggle*.5*np.sin(t*self.u(16, 34) + self.u(0, 6))
-        return (np.asarray(start) + np.cumsum(np.stack([np.cos(direction), np.sin(direction)], 1)*step, 0)).astype(np.float32)
+        direction = (
+            angle
+            + turn * t
+            + wiggle * np.sin(t * self.u(6, 16) + self.u(0, 6))
+            + wiggle * 0.5 * np.sin(t * self.u(16, 34) + self.u(0, 6))
+        )
+        return (
+            np.asarray(start)
+            + np.cumsum(np.stack([np.cos(direction), np.sin(direction)], 1) * step, 0)
+        ).astype(np.float32)
 
 # %% ../nbs/12_phantom.ipynb #8b7ed122
-COATS = { # layer: (linear sRGB on unpigmented skin, exponent with which the skin's own colour tints it)
-    'pearl':   (_f32(.700, .500, .440), .80), # tumour tissue lies below the epidermis and is seen through its melanin
-    'vessel':  (_f32(.330, .045, .050), .50),
-    'raw':     (_f32(.300, .035, .030), .40),
-    'scale':   (_f32(.760, .715, .680), .55),
-    'keratin': (_f32(.490, .330, .150), .50),
-    'pus':     (_f32(.720, .620, .390), .40),
-    'crust':   (_f32(.085, .024, .014), .30),
-    'hair':    (_f32(.022, .014, .010), .00),
+# layer: (linear sRGB on unpigmented skin, exponent with which the skin's own colour tints it)
+COATS = {
+    "pearl": (
+        _f32(0.700, 0.500, 0.440),
+        0.80,
+    ),  # tumour tissue lies below the epidermis and is seen through its melanin
+    "vessel": (_f32(0.330, 0.045, 0.050), 0.50),
+    "raw": (_f32(0.300, 0.035, 0.030), 0.40),
+    "scale": (_f32(0.760, 0.715, 0.680), 0.55),
+    "keratin": (_f32(0.490, 0.330, 0.150), 0.50),
+    "pus": (_f32(0.720, 0.620, 0.390), 0.40),
+    "crust": (_f32(0.085, 0.024, 0.014), 0.30),
+    "hair": (_f32(0.022, 0.014, 0.010), 0.00),
 }
 
-
-def basal_cell_carcinoma(s:Scene):
-    "Pearly translucent nodule with a rolled, beaded border, arborising vessels and often a central ulcer."
-    d, c, r = s.ellipse(s.u(.34, .56), .15)
-    d = d + .09*s.noise(4, 2)
+# %% ../nbs/12_phantom.ipynb #6f2917ad
+def basal_cell_carcinoma(s: Scene):
+    """Pearly translucent nodule with a rolled, beaded border, arborising vessels and often a
+    central ulcer.
+    """
+    d, c, r = s.ellipse(s.u(0.34, 0.56), 0.15)
+    d = d + 0.09 * s.noise(4, 2)
     body = _inside(d, 14)
-    n = int(s.rng.integers(9, 15)); t = np.linspace(0, 2*np.pi, n, endpoint=False) + s.rng.uniform(-.2, .2, n)
-    ring = c + np.stack([np.cos(t), np.sin(t)], 1)*r*s.rng.uniform(.58, .86, (n, 1))
-    inner = c + s.rng.normal(0, .30*r, (7, 2)) # the border is beaded and open on one side, the middle lobulated
-    amount = np.concatenate([s.rng.uniform(.5, 1.1, n)*np.clip(.75 + .6*np.cos(t - s.u(0, 6.3)), .1, 1.1), s.rng.uniform(.2, .6, 7)])
-    pearls = np.minimum(s.spots(np.concatenate([ring, inner]), r*s.rng.uniform(.20, .34, n + 7), amount), 1.3)*body
-    s.add(body, height=r*(.26*body*np.clip(1.25 - d*d, 0, 1) + .20*pearls), pearl=.22*body + s.u(.25, .45)*pearls,
-          gloss=.35*body + .65*pearls,
-          blood=s.u(.35, .65)*body + .20*np.exp(-((d - 1.05)/.22)**2), melanin=-.15*pearls)
+    pearls = _pearls(s, c, r) * body
+    s.add(
+        body,
+        height=r * (0.26 * body * np.clip(1.25 - d * d, 0, 1) + 0.20 * pearls),
+        pearl=0.22 * body + s.u(0.25, 0.45) * pearls,
+        gloss=0.35 * body + 0.65 * pearls,
+        blood=s.u(0.35, 0.65) * body + 0.20 * np.exp(-(((d - 1.05) / 0.22) ** 2)),
+        melanin=-0.15 * pearls,
+    )
+    _arborising_vessels(s, d, c, r)
+    centre = _inside(d / s.u(0.32, 0.50) + 0.25 * s.noise(7, 2), 10)
+    if s.chance(0.55):
+        s.add(
+            crust=centre * s.u(0.55, 1.0) * _step(s.noise(9, 2), -1.3, 0.2),
+            raw=0.5 * centre,
+            height=-0.10 * r * centre,
+            gloss=-0.4 * centre,
+        )
+    if s.chance(0.25):
+        s.add(melanin=1.3 * body * _step(s.noise(8, 2), 0.4, 1.2))
+
+# %% ../nbs/12_phantom.ipynb #963d80cf
+def _pearls(s: Scene, c, r):
+    "Beads on an open ring, and smaller ones inside it."
+    n = int(s.rng.integers(9, 15))
+    t = np.linspace(0, 2 * np.pi, n, endpoint=False) + s.rng.uniform(-0.2, 0.2, n)
+    ring = c + np.stack([np.cos(t), np.sin(t)], 1) * r * s.rng.uniform(0.58, 0.86, (n, 1))
+    inner = c + s.rng.normal(
+        0, 0.30 * r, (7, 2)
+    )  # the border is beaded and open on one side, the middle lobulated
+    amount = np.concatenate(
+        [
+            s.rng.uniform(0.5, 1.1, n) * np.clip(0.75 + 0.6 * np.cos(t - s.u(0, 6.3)), 0.1, 1.1),
+            s.rng.uniform(0.2, 0.6, 7),
+        ]
+    )
+    spread = r * s.rng.uniform(0.20, 0.34, n + 7)
+    return np.minimum(s.spots(np.concatenate([ring, inner]), spread, amount), 1.3)
+
+# %% ../nbs/12_phantom.ipynb #c4948fbf
+def _arborising_vessels(s: Scene, d, c, r):
+    "Stems from the border inwards, each with two twigs."
     for _ in range(int(s.rng.integers(4, 8))):
-        a = s.u(0, 2*np.pi); start = c + np.array([cos(a), sin(a)])*r*1.05
-        stem = s.walk(start, a + np.pi + s.u(-.7, .7), 60, r*.020, .55)
-        twigs = [s.walk(stem[k], a + np.pi + side*s.u(.6, 1.2), 34, r*.014, .6) for k, side in ((14, 1), (30, -1))]
-        s.add(vessel=np.minimum(s.stroke(stem, r*.050) + sum(s.stroke(p, r*.034) for p in twigs), 1)*_inside(d/1.12, 9)*s.u(.65, 1.0))
-    centre = _inside(d/s.u(.32, .50) + .25*s.noise(7, 2), 10)
-    if s.chance(.55): s.add(crust=centre*s.u(.55, 1.)*_step(s.noise(9, 2), -1.3, .2), raw=.5*centre, height=-.10*r*centre, gloss=-.4*centre)
-    if s.chance(.25): s.add(melanin=1.3*body*_step(s.noise(8, 2), .4, 1.2))
+        a = s.u(0, 2 * np.pi)
+        start = c + np.array([cos(a), sin(a)]) * r * 1.05
+        stem = s.walk(start, a + np.pi + s.u(-0.7, 0.7), 60, r * 0.020, 0.55)
+        twigs = [
+            s.walk(stem[k], a + np.pi + side * s.u(0.6, 1.2), 34, r * 0.014, 0.6)
+            for k, side in ((14, 1), (30, -1))
+        ]
+        s.add(
+            vessel=np.minimum(
+                s.stroke(stem, r * 0.050) + sum(s.stroke(p, r * 0.034) for p in twigs), 1
+            )
+            * _inside(d / 1.12, 9)
+            * s.u(0.65, 1.0)
+        )
 
-
-def squamous_cell_carcinoma(s:Scene):
+# %% ../nbs/12_phantom.ipynb #03be1cf2
+def squamous_cell_carcinoma(s: Scene):
     "Indurated red nodule, everted edge, thick yellow keratin, crust and bleeding erosion."
-    d, c, r = s.ellipse(s.u(.36, .62), .20)
-    bumps, rough = s.noise(5, 2), s.noise(10, 2, .6)
-    d = d + .15*s.noise(4, 2)
-    body, horn = _inside(d, 10), _inside(d/s.u(.62, .84) + .16*bumps, 9)
-    s.add(body, height=r*(.34*body*np.clip(1.2 - d*d, 0, 1.2) + .07*body*bumps) + horn*(.030 + .016*rough + .020*np.tanh(3*s.noise(8))),
-          blood=body*s.u(.9, 1.4) + .40*np.exp(-((d - 1.1)/.28)**2), melanin=.25*body, gloss=.5*body - .5*horn)
-    cracks = _ridge(s.noise(9), .16)*horn
-    s.add(keratin=horn*_step(rough + .6*bumps, -1.3, .2)*s.u(.6, .92), scale=horn*_step(rough, .5, 1.7)*.55, crust=.7*cracks,
-          height=-.02*cracks)
-    ulcer = _inside(d/.7, 8)*_step(-bumps - .35*rough, s.u(.0, .6), 1.2)
-    s.add(crust=ulcer*s.u(.5, .95), raw=.95*_step(-bumps, .2, .9)*ulcer, height=-.06*r*ulcer, gloss=1.2*ulcer)
+    d, c, r = s.ellipse(s.u(0.36, 0.62), 0.20)
+    bumps, rough = s.noise(5, 2), s.noise(10, 2, 0.6)
+    d = d + 0.15 * s.noise(4, 2)
+    body, horn = _inside(d, 10), _inside(d / s.u(0.62, 0.84) + 0.16 * bumps, 9)
+    s.add(
+        body,
+        height=r * (0.34 * body * np.clip(1.2 - d * d, 0, 1.2) + 0.07 * body * bumps)
+        + horn * (0.030 + 0.016 * rough + 0.020 * np.tanh(3 * s.noise(8))),
+        blood=body * s.u(0.9, 1.4) + 0.40 * np.exp(-(((d - 1.1) / 0.28) ** 2)),
+        melanin=0.25 * body,
+        gloss=0.5 * body - 0.5 * horn,
+    )
+    cracks = _ridge(s.noise(9), 0.16) * horn
+    s.add(
+        keratin=horn * _step(rough + 0.6 * bumps, -1.3, 0.2) * s.u(0.6, 0.92),
+        scale=horn * _step(rough, 0.5, 1.7) * 0.55,
+        crust=0.7 * cracks,
+        height=-0.02 * cracks,
+    )
+    ulcer = _inside(d / 0.7, 8) * _step(-bumps - 0.35 * rough, s.u(0.0, 0.6), 1.2)
+    s.add(
+        crust=ulcer * s.u(0.5, 0.95),
+        raw=0.95 * _step(-bumps, 0.2, 0.9) * ulcer,
+        height=-0.06 * r * ulcer,
+        gloss=1.2 * ulcer,
+    )
 
-
-def psoriasis(s:Scene):
+# %% ../nbs/12_phantom.ipynb #6dab4223
+def psoriasis(s: Scene):
     "Sharply bordered salmon-red plaques under silvery, lamellar scale."
-    n = int(s.rng.integers(1, 6)); size = .58 if n == 1 else .40 if n < 4 else .27
-    base = s.scatter(n, .7); r = s.rng.uniform(.65, 1., n)*size*s.zoom
-    near = s.rng.normal(0, .5, (2*n, 2))*np.tile(r, 2)[:, None] + np.tile(base, (2, 1)) # each plaque is three discs: oval, lobed
-    d = s.union(np.concatenate([base, near]).astype(np.float32), np.concatenate([r, .6*r[:n], .5*r])) + .07*s.noise(9, 2)
-    plaque, covered = _inside(d, 26), _inside(d/.90, 16)
-    flakes, patches = s.noise(12, 3, .6), s.noise(4)
-    lamella = np.tanh(2.5*s.noise(9, 2))
-    silver = covered*_step(flakes + s.u(.2, .9) + .45*patches, -.5, .5)
-    s.add(plaque, blood=plaque*s.u(.9, 1.4), deep=.15*plaque, melanin=.15*plaque,
-          height=.05*plaque + silver*(.016 + .012*lamella + .006*flakes),
-          scale=silver*(.68 + .14*lamella + .10*flakes)*s.u(.75, 1.1), gloss=.2*silver)
+    n = int(s.rng.integers(1, 6))
+    size = 0.58 if n == 1 else 0.40 if n < 4 else 0.27
+    base = s.scatter(n, 0.7)
+    r = s.rng.uniform(0.65, 1.0, n) * size * s.zoom
+    near = s.rng.normal(0, 0.5, (2 * n, 2)) * np.tile(r, 2)[:, None] + np.tile(
+        base, (2, 1)
+    )  # each plaque is three discs: oval, lobed
+    d = s.union(
+        np.concatenate([base, near]).astype(np.float32), np.concatenate([r, 0.6 * r[:n], 0.5 * r])
+    ) + 0.07 * s.noise(9, 2)
+    plaque, covered = _inside(d, 26), _inside(d / 0.90, 16)
+    flakes, patches = s.noise(12, 3, 0.6), s.noise(4)
+    lamella = np.tanh(2.5 * s.noise(9, 2))
+    silver = covered * _step(flakes + s.u(0.2, 0.9) + 0.45 * patches, -0.5, 0.5)
+    s.add(
+        plaque,
+        blood=plaque * s.u(0.9, 1.4),
+        deep=0.15 * plaque,
+        melanin=0.15 * plaque,
+        height=0.05 * plaque + silver * (0.016 + 0.012 * lamella + 0.006 * flakes),
+        scale=silver * (0.68 + 0.14 * lamella + 0.10 * flakes) * s.u(0.75, 1.1),
+        gloss=0.2 * silver,
+    )
 
-
-def folliculitis(s:Scene):
+# %% ../nbs/12_phantom.ipynb #641de466
+def folliculitis(s: Scene):
     "Many small follicular papules and pustules, red at the base, a hair in the middle of some."
-    n = int(s.rng.integers(14, 44)); xy = s.scatter(n)
-    r = s.rng.uniform(.045, .085, n)*s.zoom; amount = s.rng.uniform(.5, 1.2, n)
-    papule, halo = np.minimum(s.spots(xy, r, amount), 1.2), np.minimum(s.spots(xy, 2.1*r, amount), 1.2)
-    ripe = s.rng.random(n) < s.u(.3, .8)
-    head = np.minimum(s.spots(xy, .52*r, 1.5*ripe), 1.)
-    s.add(_inside(np.sqrt(-np.log(np.clip(halo, 1e-6, 1)))/.9, 6), blood=.95*papule + .40*halo, melanin=.25*papule,
-          height=.045*papule + .015*head,
-          pus=.85*_step(head, .2, .8), gloss=.9*head)
-    k = int(n*s.u(.3, .8)) # hairs leave their follicles in one direction
-    t = s.u(0, 2*np.pi) + s.rng.normal(0, .3, k); along = np.linspace(0, 1, 12)[None, :, None]*s.rng.uniform(.05, .16, (k, 1, 1))
-    shafts = xy[:k, None] + along*np.stack([np.cos(t), np.sin(t)], 1)[:, None]
-    s.add(hair=np.minimum(s.spots(shafts.reshape(-1, 2).astype(np.float32), .012), .9))
+    n = int(s.rng.integers(14, 44))
+    xy = s.scatter(n)
+    r = s.rng.uniform(0.045, 0.085, n) * s.zoom
+    amount = s.rng.uniform(0.5, 1.2, n)
+    papule, halo = (
+        np.minimum(s.spots(xy, r, amount), 1.2),
+        np.minimum(s.spots(xy, 2.1 * r, amount), 1.2),
+    )
+    ripe = s.rng.random(n) < s.u(0.3, 0.8)
+    head = np.minimum(s.spots(xy, 0.52 * r, 1.5 * ripe), 1.0)
+    s.add(
+        _inside(np.sqrt(-np.log(np.clip(halo, 1e-6, 1))) / 0.9, 6),
+        blood=0.95 * papule + 0.40 * halo,
+        melanin=0.25 * papule,
+        height=0.045 * papule + 0.015 * head,
+        pus=0.85 * _step(head, 0.2, 0.8),
+        gloss=0.9 * head,
+    )
+    k = int(n * s.u(0.3, 0.8))  # hairs leave their follicles in one direction
+    t = s.u(0, 2 * np.pi) + s.rng.normal(0, 0.3, k)
+    along = np.linspace(0, 1, 12)[None, :, None] * s.rng.uniform(0.05, 0.16, (k, 1, 1))
+    shafts = xy[:k, None] + along * np.stack([np.cos(t), np.sin(t)], 1)[:, None]
+    s.add(hair=np.minimum(s.spots(shafts.reshape(-1, 2).astype(np.float32), 0.012), 0.9))
 
+# %% ../nbs/12_phantom.ipynb #89b30956
+def nematode_infection(s: Scene):
+    """Cutaneous larva migrans: a thin, raised, serpiginous track, freshest at its head, with few
+    papules.
+    """
+    for _ in range(1 + s.chance(0.35)):
+        n = 260
+        a = s.u(0, 2 * np.pi)
+        step = s.u(0.008, 0.011) * s.zoom
+        p = s.walk((0, 0), a, n, step, s.u(0.9, 1.5), s.u(-2.5, 2.5))
+        p = p - p.mean(0) + s.rng.uniform(-0.3, 0.3, 2).astype(np.float32)
+        w = s.u(0.026, 0.038) * s.zoom
+        age = np.linspace(0.55, 1.1, n).astype(np.float32)
+        core, flare = s.stroke(p, w, age), s.stroke(p, 2.6 * w, age)
+        s.add(
+            np.minimum(1.6 * core, 1),
+            blood=core * s.u(1.0, 1.5) + 0.35 * flare,
+            melanin=0.25 * core,
+            height=0.075 * core,
+            gloss=0.5 * core,
+            crust=core * _step(s.noise(15, 2), 0.6, 1.2) * 0.6,
+        )
+        s.add(blood=0.8 * s.spots(p[-3:-2], 2.2 * w), height=0.03 * s.spots(p[-3:-2], 1.6 * w))
+    if s.chance(0.6):
+        e = np.minimum(s.spots(s.scatter(int(s.rng.integers(2, 8))), 0.045 * s.zoom), 1)
+        s.add(blood=0.6 * e, height=0.045 * e)
 
-def nematode_infection(s:Scene):
-    "Cutaneous larva migrans: a thin, raised, serpiginous track, freshest at its head, with few papules."
-    for _ in range(1 + s.chance(.35)):
-        n = 260; a = s.u(0, 2*np.pi); step = s.u(.008, .011)*s.zoom
-        p = s.walk((0, 0), a, n, step, s.u(.9, 1.5), s.u(-2.5, 2.5))
-        p = p - p.mean(0) + s.rng.uniform(-.3, .3, 2).astype(np.float32)
-        w = s.u(.026, .038)*s.zoom; age = np.linspace(.55, 1.1, n).astype(np.float32)
-        core, flare = s.stroke(p, w, age), s.stroke(p, 2.6*w, age)
-        s.add(np.minimum(1.6*core, 1), blood=core*s.u(1., 1.5) + .35*flare, melanin=.25*core, height=.075*core, gloss=.5*core,
-              crust=core*_step(s.noise(15, 2), .6, 1.2)*.6)
-        s.add(blood=.8*s.spots(p[-3:-2], 2.2*w), height=.03*s.spots(p[-3:-2], 1.6*w))
-    if s.chance(.6):
-        e = np.minimum(s.spots(s.scatter(int(s.rng.integers(2, 8))), .045*s.zoom), 1)
-        s.add(blood=.6*e, height=.045*e)
-
-
-def neutrophilic_dermatoses(s:Scene):
+# %% ../nbs/12_phantom.ipynb #4f5d5620
+def neutrophilic_dermatoses(s: Scene):
     "Pyoderma gangrenosum (purulent ulcer, undermined violaceous border) or Sweet's juicy plaques."
-    if s.chance(.7):
-        d, c, r = s.ellipse(s.u(.40, .66), .22); d = d + .10*s.noise(5, 2)
-        body, ulcer, bed = _inside(d, 12), _inside(d/.74, 26), s.noise(7, 3, .5)
-        border = np.exp(-((d - .90)/.17)**2)
-        s.add(body, deep=1.5*border + .35*body, blood=.45*np.exp(-((d - 1.15)/.28)**2) + .2*body, melanin=.30*border,
-              height=r*(.16*np.exp(-((d - .92)/.16)**2) - .20*ulcer) + .010*ulcer*bed, gloss=1.3*ulcer + .3*border)
-        s.add(raw=.92*ulcer, pus=ulcer*_step(bed, -.3, 1.3)*s.u(.5, .9), crust=ulcer*_step(-bed, .9, 1.5)*.8)
+    if s.chance(0.7):
+        d, c, r = s.ellipse(s.u(0.40, 0.66), 0.22)
+        d = d + 0.10 * s.noise(5, 2)
+        body, ulcer, bed = _inside(d, 12), _inside(d / 0.74, 26), s.noise(7, 3, 0.5)
+        border = np.exp(-(((d - 0.90) / 0.17) ** 2))
+        s.add(
+            body,
+            deep=1.5 * border + 0.35 * body,
+            blood=0.45 * np.exp(-(((d - 1.15) / 0.28) ** 2)) + 0.2 * body,
+            melanin=0.30 * border,
+            height=r * (0.16 * np.exp(-(((d - 0.92) / 0.16) ** 2)) - 0.20 * ulcer)
+            + 0.010 * ulcer * bed,
+            gloss=1.3 * ulcer + 0.3 * border,
+        )
+        s.add(
+            raw=0.92 * ulcer,
+            pus=ulcer * _step(bed, -0.3, 1.3) * s.u(0.5, 0.9),
+            crust=ulcer * _step(-bed, 0.9, 1.5) * 0.8,
+        )
     else:
-        n = int(s.rng.integers(2, 6)); d = s.union(s.scatter(n, .75), s.rng.uniform(.20, .38, n)*s.zoom) + .09*s.noise(6, 2)
+        n = int(s.rng.integers(2, 6))
+        d = s.union(s.scatter(n, 0.75), s.rng.uniform(0.20, 0.38, n) * s.zoom) + 0.09 * s.noise(
+            6, 2
+        )
         plaque, bubbles = _inside(d, 10), s.noise(13, 2)
-        s.add(plaque, deep=plaque*s.u(.8, 1.3), blood=.4*plaque, height=.13*plaque + .035*plaque*bubbles,
-              gloss=plaque*(.4 + 1.2*_step(bubbles, .2, 1.)),
-              pus=.5*plaque*_step(bubbles, 1.0, 1.7))
+        s.add(
+            plaque,
+            deep=plaque * s.u(0.8, 1.3),
+            blood=0.4 * plaque,
+            height=0.13 * plaque + 0.035 * plaque * bubbles,
+            gloss=plaque * (0.4 + 1.2 * _step(bubbles, 0.2, 1.0)),
+            pus=0.5 * plaque * _step(bubbles, 1.0, 1.7),
+        )
 
-
-def prurigo_nodularis(s:Scene):
+# %% ../nbs/12_phantom.ipynb #edfd4eb2
+def prurigo_nodularis(s: Scene):
     "Firm, domed, dark nodules, scratched open on top, in an old halo of pigment."
-    n = int(s.rng.integers(3, 10)); xy = s.scatter(n, .85)
-    r = s.rng.uniform(.11, .19, n)*s.zoom
-    d = s.union(xy, r) + .06*s.noise(10, 2)
-    nodule, halo = _inside(d, 11), np.exp(-(d/1.55)**2)
-    open_ = np.minimum(s.spots(xy + s.rng.normal(0, .02, (n, 2)).astype(np.float32), s.u(.40, .60)*r, 1.3*(s.rng.random(n) < .8)), 1.)
+    n = int(s.rng.integers(3, 10))
+    xy = s.scatter(n, 0.85)
+    r = s.rng.uniform(0.11, 0.19, n) * s.zoom
+    d = s.union(xy, r) + 0.06 * s.noise(10, 2)
+    nodule, halo = _inside(d, 11), np.exp(-((d / 1.55) ** 2))
+    open_ = np.minimum(
+        s.spots(
+            xy + s.rng.normal(0, 0.02, (n, 2)).astype(np.float32),
+            s.u(0.40, 0.60) * r,
+            1.3 * (s.rng.random(n) < 0.8),
+        ),
+        1.0,
+    )
     grain = s.noise(22, 2)
-    wound = _step(open_ + .15*grain, .25, .70)
-    s.add(nodule, height=.11*np.sqrt(np.clip(1 - np.minimum(d, 1)**2, 0, 1)) - .025*wound + .006*grain*wound,
-          melanin=nodule*s.u(.5, .9) + s.u(.25, .55)*halo,
-          blood=s.u(.45, .8)*nodule + .25*halo, deep=.25*nodule, gloss=.35*nodule - .6*wound)
-    s.add(crust=wound*s.u(.85, 1.4), raw=.6*wound, scale=_inside(d/.85, 12)*_step(grain, .2, 1.1)*.55*(1 - wound))
+    wound = _step(open_ + 0.15 * grain, 0.25, 0.70)
+    s.add(
+        nodule,
+        height=0.11 * np.sqrt(np.clip(1 - np.minimum(d, 1) ** 2, 0, 1))
+        - 0.025 * wound
+        + 0.006 * grain * wound,
+        melanin=nodule * s.u(0.5, 0.9) + s.u(0.25, 0.55) * halo,
+        blood=s.u(0.45, 0.8) * nodule + 0.25 * halo,
+        deep=0.25 * nodule,
+        gloss=0.35 * nodule - 0.6 * wound,
+    )
+    s.add(
+        crust=wound * s.u(0.85, 1.4),
+        raw=0.6 * wound,
+        scale=_inside(d / 0.85, 12) * _step(grain, 0.2, 1.1) * 0.55 * (1 - wound),
+    )
 
-
-def allergic_contact_dermatitis(s:Scene):
-    "Eczema in the outline of what touched the skin: a straight-edged red patch, vesicles, oozing crust."
-    t, x, y = s.u(0, np.pi), s.u(-.3, .3), s.u(-.3, .3)
-    u, v = cos(t)*(s.X - x) + sin(t)*(s.Y - y), cos(t)*(s.Y - y) - sin(t)*(s.X - x)
-    a, b = (s.u(.40, .65), s.u(.32, .55)) if s.chance(.5) else (2., s.u(.16, .32)) # a patch (plaster, buckle) or a band (strap)
-    d = np.maximum(np.abs(u)/(a*s.zoom), np.abs(v)/(b*s.zoom)) + .05*s.noise(7, 2)
+# %% ../nbs/12_phantom.ipynb #b8b327e2
+def allergic_contact_dermatitis(s: Scene):
+    """Eczema in the outline of what touched the skin: a straight-edged red patch, vesicles, oozing
+    crust.
+    """
+    t, x, y = s.u(0, np.pi), s.u(-0.3, 0.3), s.u(-0.3, 0.3)
+    u, v = cos(t) * (s.X - x) + sin(t) * (s.Y - y), cos(t) * (s.Y - y) - sin(t) * (s.X - x)
+    a, b = (
+        (s.u(0.40, 0.65), s.u(0.32, 0.55)) if s.chance(0.5) else (2.0, s.u(0.16, 0.32))
+    )  # a patch (plaster, buckle) or a band (strap)
+    d = np.maximum(np.abs(u) / (a * s.zoom), np.abs(v) / (b * s.zoom)) + 0.05 * s.noise(7, 2)
     patch, blotch = _inside(d, 15), s.noise(5, 2)
-    vesicles = s.spots(s.scatter(90), s.rng.uniform(.018, .036, 90)*s.zoom, s.rng.uniform(.4, 1.2, 90))
-    vesicles = np.minimum(vesicles, 1.2)*patch*_step(blotch, -.9, .4)
-    s.add(patch, blood=patch*(s.u(.8, 1.2) + .28*blotch) + .30*_inside(d/1.2, 7) + .25*vesicles, melanin=.08*patch,
-          height=.02*patch + .040*vesicles, gloss=.3*patch + 1.6*vesicles, keratin=vesicles*_step(-blotch, .1, 1.)*.7)
-    s.add(scale=.25*patch*_step(s.noise(16, 2), .9, 1.7))
+    vesicles = s.spots(
+        s.scatter(90), s.rng.uniform(0.018, 0.036, 90) * s.zoom, s.rng.uniform(0.4, 1.2, 90)
+    )
+    vesicles = np.minimum(vesicles, 1.2) * patch * _step(blotch, -0.9, 0.4)
+    s.add(
+        patch,
+        blood=patch * (s.u(0.8, 1.2) + 0.28 * blotch)
+        + 0.30 * _inside(d / 1.2, 7)
+        + 0.25 * vesicles,
+        melanin=0.08 * patch,
+        height=0.02 * patch + 0.040 * vesicles,
+        gloss=0.3 * patch + 1.6 * vesicles,
+        keratin=vesicles * _step(-blotch, 0.1, 1.0) * 0.7,
+    )
+    s.add(scale=0.25 * patch * _step(s.noise(16, 2), 0.9, 1.7))
 
-
-def lichen_planus(s:Scene):
+# %% ../nbs/12_phantom.ipynb #394cab44
+def lichen_planus(s: Scene):
     "Flat-topped, polygonal, shiny violet papules with a fine white net (Wickham's striae)."
-    n = int(s.rng.integers(7, 22)); xy = s.scatter(n, .95); d = np.full_like(s.X, 9.)
-    for (x, y), r, t in zip(xy, s.rng.uniform(.10, .18, n)*s.zoom, s.rng.uniform(0, 6.28, n)): # a polygon is an intersection of half planes
-        i, j = (slice(*np.clip(np.searchsorted(s.axis, [q - 1.6*r, q + 1.6*r]), 0, s.size)) for q in (y, x))
-        facets = (t + np.array([0, 1., 2.2, 3.1, 4.1, 5.2]) + s.rng.uniform(-.25, .25, 6)).astype(np.float32)[:, None, None]
+    n = int(s.rng.integers(7, 22))
+    xy = s.scatter(n, 0.95)
+    d = np.full_like(s.X, 9.0)
+    for (x, y), r, t in zip(
+        xy, s.rng.uniform(0.10, 0.18, n) * s.zoom, s.rng.uniform(0, 6.28, n)
+    ):  # a polygon is an intersection of half planes
+        i, j = (
+            slice(*np.clip(np.searchsorted(s.axis, [q - 1.6 * r, q + 1.6 * r]), 0, s.size))
+            for q in (y, x)
+        )
+        facets = (
+            t + np.array([0, 1.0, 2.2, 3.1, 4.1, 5.2]) + s.rng.uniform(-0.25, 0.25, 6)
+        ).astype(np.float32)[:, None, None]
         dx, dy = s.X[i, j] - x, s.Y[i, j] - y
-        polygon = (np.cos(facets)*dx + np.sin(facets)*dy).max(0, initial=-9)
-        d[i, j] = np.minimum(d[i, j], (.62*polygon + .38*np.hypot(dx, dy))*float(1.12/r)) # with rounded corners
-    d = d + .07*s.noise(9)
+        polygon = (np.cos(facets) * dx + np.sin(facets) * dy).max(0, initial=-9)
+        d[i, j] = np.minimum(
+            d[i, j], (0.62 * polygon + 0.38 * np.hypot(dx, dy)) * float(1.12 / r)
+        )  # with rounded corners
+    d = d + 0.07 * s.noise(9)
     papule = _inside(d, 14)
-    net = _ridge(s.noise(22), .22)*_inside(d/.9, 12)
-    s.add(papule, deep=papule*s.u(1.0, 1.5), blood=.25*papule, melanin=.40*papule, scale=.55*net,
-          height=.055*np.minimum(papule*1.3, 1) + .006*net,
-          gloss=papule*(.5 + .8*_step(s.noise(8), -.3, 1.)))
+    net = _ridge(s.noise(22), 0.22) * _inside(d / 0.9, 12)
+    s.add(
+        papule,
+        deep=papule * s.u(1.0, 1.5),
+        blood=0.25 * papule,
+        melanin=0.40 * papule,
+        scale=0.55 * net,
+        height=0.055 * np.minimum(papule * 1.3, 1) + 0.006 * net,
+        gloss=papule * (0.5 + 0.8 * _step(s.noise(8), -0.3, 1.0)),
+    )
 
+# %% ../nbs/12_phantom.ipynb #015d4a46
+def no_lesion(s: Scene):
+    "Healthy skin: the background alone."
 
-def no_lesion(s:Scene): "Healthy skin: the background alone."
-
-
-NO_LESION = 'no lesion'
-CONDITIONS = {f.__name__.replace('_', ' '): f
-              for f in (basal_cell_carcinoma, squamous_cell_carcinoma, psoriasis, folliculitis, nematode_infection,
-              neutrophilic_dermatoses, prurigo_nodularis, allergic_contact_dermatitis, lichen_planus, no_lesion)}
+# %% ../nbs/12_phantom.ipynb #3930e04a
+NO_LESION = "no lesion"
+CONDITIONS = {
+    f.__name__.replace("_", " "): f
+    for f in (
+        basal_cell_carcinoma,
+        squamous_cell_carcinoma,
+        psoriasis,
+        folliculitis,
+        nematode_infection,
+        neutrophilic_dermatoses,
+        prurigo_nodularis,
+        allergic_contact_dermatitis,
+        lichen_planus,
+        no_lesion,
+    )
+}
 
 # %% ../nbs/12_phantom.ipynb #346597fc
-PARTITIONS = { # layer: range of its amount; number: range of lesions; radius: of one lesion alone
-    'inflammatory':                 dict(number=(1, 26), blood=(.5, 1.4), deep=(0, .8), melanin=(-.6, .7), scale=(0, .8), pus=(0, .6),
-                                         crust=(0, .6), height=(.01, .09)),
-    'genodermatoses':               dict(number=(3, 40), blood=(0, .7), melanin=(-.7, 1.1), scale=(0, .8), keratin=(0, .9),
-                                         height=(.02, .12)),
-    'benign dermal':                dict(number=(1, 12), blood=(0, 1.2), deep=(0, 1.2), melanin=(0, .8), pearl=(0, .6), height=(.06, .16),
-                                         gloss=(0, 1.2)),
-    'benign epidermal':             dict(number=(1, 14), blood=(0, .5), melanin=(.3, 1.6), keratin=(0, .9), scale=(0, .5),
-                                         height=(.03, .12)),
-    'benign melanocyte':            dict(number=(1, 4), melanin=(1.2, 3.2), deep=(0, .3), hair=(0, .3), height=(0, .08)),
-    'malignant melanoma':           dict(number=(1, 1), melanin=(2.4, 4.8), deep=(.2, 1.4), crust=(0, .5), pearl=(0, .4), height=(0, .10)),
-    'malignant epidermal':          dict(number=(1, 3), blood=(.4, 1.1), pearl=(0, .6), keratin=(0, .8), crust=(.1, .8), height=(.05, .15),
-                                         gloss=(0, 1.)),
-    'malignant dermal':             dict(number=(2, 12), deep=(1., 2.2), blood=(.2, .7), melanin=(.1, .8), height=(.04, .12),
-                                         gloss=(0, .8)),
-    'malignant cutaneous lymphoma': dict(number=(2, 8), blood=(.5, 1.1), deep=(.2, .8), melanin=(.1, .7), scale=(0, .4), height=(.01, .08)),
+PARTITIONS = {  # layer: range of its amount; number: range of lesions; radius: of one lesion alone
+    "inflammatory": dict(
+        number=(1, 26),
+        blood=(0.5, 1.4),
+        deep=(0, 0.8),
+        melanin=(-0.6, 0.7),
+        scale=(0, 0.8),
+        pus=(0, 0.6),
+        crust=(0, 0.6),
+        height=(0.01, 0.09),
+    ),
+    "genodermatoses": dict(
+        number=(3, 40),
+        blood=(0, 0.7),
+        melanin=(-0.7, 1.1),
+        scale=(0, 0.8),
+        keratin=(0, 0.9),
+        height=(0.02, 0.12),
+    ),
+    "benign dermal": dict(
+        number=(1, 12),
+        blood=(0, 1.2),
+        deep=(0, 1.2),
+        melanin=(0, 0.8),
+        pearl=(0, 0.6),
+        height=(0.06, 0.16),
+        gloss=(0, 1.2),
+    ),
+    "benign epidermal": dict(
+        number=(1, 14),
+        blood=(0, 0.5),
+        melanin=(0.3, 1.6),
+        keratin=(0, 0.9),
+        scale=(0, 0.5),
+        height=(0.03, 0.12),
+    ),
+    "benign melanocyte": dict(
+        number=(1, 4), melanin=(1.2, 3.2), deep=(0, 0.3), hair=(0, 0.3), height=(0, 0.08)
+    ),
+    "malignant melanoma": dict(
+        number=(1, 1),
+        melanin=(2.4, 4.8),
+        deep=(0.2, 1.4),
+        crust=(0, 0.5),
+        pearl=(0, 0.4),
+        height=(0, 0.10),
+    ),
+    "malignant epidermal": dict(
+        number=(1, 3),
+        blood=(0.4, 1.1),
+        pearl=(0, 0.6),
+        keratin=(0, 0.8),
+        crust=(0.1, 0.8),
+        height=(0.05, 0.15),
+        gloss=(0, 1.0),
+    ),
+    "malignant dermal": dict(
+        number=(2, 12),
+        deep=(1.0, 2.2),
+        blood=(0.2, 0.7),
+        melanin=(0.1, 0.8),
+        height=(0.04, 0.12),
+        gloss=(0, 0.8),
+    ),
+    "malignant cutaneous lymphoma": dict(
+        number=(2, 8),
+        blood=(0.5, 1.1),
+        deep=(0.2, 0.8),
+        melanin=(0.1, 0.7),
+        scale=(0, 0.4),
+        height=(0.01, 0.08),
+    ),
 }
 # the three-fold partition
-PARTITIONS |= {'benign': PARTITIONS['benign epidermal'], 'malignant': PARTITIONS['malignant epidermal'],
-               'non-neoplastic': PARTITIONS['inflammatory']}
+PARTITIONS |= {
+    "benign": PARTITIONS["benign epidermal"],
+    "malignant": PARTITIONS["malignant epidermal"],
+    "non-neoplastic": PARTITIONS["inflammatory"],
+}
 
-
+# %% ../nbs/12_phantom.ipynb #ef573470
 @cache
-def _traits(label:str, partition:str) -> dict:
+def _traits(label: str, partition: str) -> dict:
     "What is always the same in a label without a recipe of its own, drawn from a hash of its name."
-    rng = np.random.default_rng(int(hash_text('phantom', label, partition)[:15], 16))
-    bounds = dict(PARTITIONS[partition]); few, many = bounds.pop('number')
-    number = float(np.exp(rng.uniform(np.log(few), np.log(many + .5))))
-    amount = {k: float(rng.uniform(*v))*float(v[0] > 0 or rng.random() < .6) for k, v in bounds.items()} # optional layers occur or not
-    return dict(number=number, radius=float(rng.uniform(.38, .62))/number**.45, sharp=float(rng.uniform(5, 26)),
-                ring=bool(rng.random() < .25),
-                lobes=int(rng.integers(3, 9)), ragged=float(rng.uniform(.04, .22)), grain=int(rng.integers(5, 24)),
-                cover=float(rng.uniform(-.6, .6)), amount=amount)
+    rng = np.random.default_rng(int(hash_text("phantom", label, partition)[:15], 16))
+    bounds = dict(PARTITIONS[partition])
+    few, many = bounds.pop("number")
+    number = float(np.exp(rng.uniform(np.log(few), np.log(many + 0.5))))
+    amount = {
+        k: float(rng.uniform(*v)) * float(v[0] > 0 or rng.random() < 0.6) for k, v in bounds.items()
+    }  # optional layers occur or not
+    return dict(
+        number=number,
+        radius=float(rng.uniform(0.38, 0.62)) / number**0.45,
+        sharp=float(rng.uniform(5, 26)),
+        ring=bool(rng.random() < 0.25),
+        lobes=int(rng.integers(3, 9)),
+        ragged=float(rng.uniform(0.04, 0.22)),
+        grain=int(rng.integers(5, 24)),
+        cover=float(rng.uniform(-0.6, 0.6)),
+        amount=amount,
+    )
 
-
-def generic(s:Scene, label:str, partition:str):
-    "A lesion for any label of a partition; the label's name fixes its traits, the scene varies them."
+# %% ../nbs/12_phantom.ipynb #42f83794
+def generic(s: Scene, label: str, partition: str):
+    """A lesion for any label of a partition; the label's name fixes its traits, the scene varies
+    them.
+    """
     t = _traits(label, partition)
-    n = max(1, int(round(t['number']*s.u(.7, 1.4))))
-    base = s.scatter(n, .85 if n > 1 else .35); r = s.rng.uniform(.75, 1.25, n)*t['radius']*s.zoom
-    lobe = base + s.rng.normal(0, .45, (n, 2))*r[:, None]
-    d = s.union(np.concatenate([base, lobe]), np.concatenate([r, .7*r])) + t['ragged']*s.noise(t['lobes'], 2)
-    body = _inside(d, t['sharp'])
-    tissue = body*(1 - .75*_inside(d/.68, 10)) if t['ring'] else body
-    grain = s.noise(t['grain'], 2); patches = _step(grain, t['cover'] - .5, t['cover'] + .5)
-    for layer, amount in t['amount'].items():
-        amount = amount*s.u(.75, 1.2)
-        if layer in COATS: s.add(**{layer: amount*tissue*(patches if layer != 'pearl' else 1 - .4*patches)})
-        elif layer == 'height':
-            dome = body*np.clip(1.2 - .4*d*d, 0, 1.2)
-            s.add(height=amount*((.3*dome + .7*tissue if t['ring'] else dome) + .15*body*grain))
-        else: s.add(**{layer: amount*tissue*(1 + .25*grain)})
+    n = max(1, int(round(t["number"] * s.u(0.7, 1.4))))
+    base = s.scatter(n, 0.85 if n > 1 else 0.35)
+    r = s.rng.uniform(0.75, 1.25, n) * t["radius"] * s.zoom
+    lobe = base + s.rng.normal(0, 0.45, (n, 2)) * r[:, None]
+    d = s.union(np.concatenate([base, lobe]), np.concatenate([r, 0.7 * r])) + t["ragged"] * s.noise(
+        t["lobes"], 2
+    )
+    body = _inside(d, t["sharp"])
+    tissue = body * (1 - 0.75 * _inside(d / 0.68, 10)) if t["ring"] else body
+    grain = s.noise(t["grain"], 2)
+    patches = _step(grain, t["cover"] - 0.5, t["cover"] + 0.5)
+    for layer, amount in t["amount"].items():
+        amount = amount * s.u(0.75, 1.2)
+        if layer in COATS:
+            s.add(**{layer: amount * tissue * (patches if layer != "pearl" else 1 - 0.4 * patches)})
+        elif layer == "height":
+            dome = body * np.clip(1.2 - 0.4 * d * d, 0, 1.2)
+            s.add(
+                height=amount
+                * ((0.3 * dome + 0.7 * tissue if t["ring"] else dome) + 0.15 * body * grain)
+            )
+        else:
+            s.add(**{layer: amount * tissue * (1 + 0.25 * grain)})
     s.add(body)
 
 # %% ../nbs/12_phantom.ipynb #02d19a03
 def recipe(
-    condition:str,             # a name of CONDITIONS, or any label with its partition
-    partition:str|None=None,   # nine_partition_label or three_partition_label of Fitzpatrick17k
-):                             # function that paints on a Scene
+    condition: str,  # a name of CONDITIONS, or any label with its partition
+    partition: str | None = None,  # nine_partition_label or three_partition_label of Fitzpatrick17k
+):  # function that paints on a Scene
     "Who draws this label. Raises ValueError for an unknown one."
-    if condition in CONDITIONS: return CONDITIONS[condition]
-    if isinstance(condition, str) and condition.strip() and partition in PARTITIONS: return lambda s: generic(s, condition, partition)
-    raise ValueError(f'No recipe for condition {condition!r} with partition {partition!r}. Take one of {list(CONDITIONS)}, '
-                     f'or give the partition of the label, one of {list(PARTITIONS)}.')
+    if condition in CONDITIONS:
+        return CONDITIONS[condition]
+    if isinstance(condition, str) and condition.strip() and partition in PARTITIONS:
+        return lambda s: generic(s, condition, partition)
+    raise ValueError(
+        f"No recipe for condition {condition!r} with partition {partition!r}. Take one of"
+        f" {list(CONDITIONS)}, or give the partition of the label, one of {list(PARTITIONS)}."
+    )
 
 # %% ../nbs/12_phantom.ipynb #84edbced
-def _background(s:Scene, melanin:float, clutter:float):
+def _background(s: Scene, melanin: float, clutter: float):
     "Healthy skin and its small flaws; `clutter` scales their number."
-    dark = melanin/(melanin + 1.2)
-    s.add(melanin=(.06 + .03*melanin)*(s.noise(3, 3) + .4*s.noise(18, 2)),
-          blood=.10*s.noise(3, 2) + .08*clutter*s.u(-.6, 1.4)*(1 + s.noise(2)))
-    lines, depth = _ridge(s.noise(int(s.rng.integers(26, 38)), 2, .8), .35) + .7*_ridge(s.noise(62), .45), s.u(.35, 1.) # furrows
-    s.add(height=depth*(-.0022*lines + .0016*s.noise(50, 2)) + .003*s.noise(8), melanin=(.02 + .05*dark)*lines, gloss=.12*s.noise(7))
-    if s.chance(.55*clutter): # naevi and freckles
+    dark = melanin / (melanin + 1.2)
+    s.add(
+        melanin=(0.06 + 0.03 * melanin) * (s.noise(3, 3) + 0.4 * s.noise(18, 2)),
+        blood=0.10 * s.noise(3, 2) + 0.08 * clutter * s.u(-0.6, 1.4) * (1 + s.noise(2)),
+    )
+    lines, depth = (
+        _ridge(s.noise(int(s.rng.integers(26, 38)), 2, 0.8), 0.35)
+        + 0.7 * _ridge(s.noise(62), 0.45),
+        s.u(0.35, 1.0),
+    )  # furrows
+    s.add(
+        height=depth * (-0.0022 * lines + 0.0016 * s.noise(50, 2)) + 0.003 * s.noise(8),
+        melanin=(0.02 + 0.05 * dark) * lines,
+        gloss=0.12 * s.noise(7),
+    )
+    if s.chance(0.55 * clutter):  # naevi and freckles
         n = int(s.rng.integers(1, 9))
-        s.add(melanin=np.minimum(s.spots(s.scatter(n), s.rng.uniform(.015, .05, n), s.rng.uniform(.4, 1.9, n)), 2.2))
-    if s.chance(.45*clutter): # stray red papules
+        s.add(
+            melanin=np.minimum(
+                s.spots(s.scatter(n), s.rng.uniform(0.015, 0.05, n), s.rng.uniform(0.4, 1.9, n)),
+                2.2,
+            )
+        )
+    if s.chance(0.45 * clutter):  # stray red papules
         n = int(s.rng.integers(2, 12))
-        e = s.spots(s.scatter(n), s.rng.uniform(.03, .07, n), s.rng.uniform(.2, .9, n)); s.add(blood=e, height=.035*e)
-    if s.chance(.30*clutter): # dry scale
-        s.add(scale=.22*_step(s.noise(4), .5, 1.6)*_step(s.noise(20, 2), .1, 1.3))
-    if s.chance(.20*clutter): # scratches
+        e = s.spots(s.scatter(n), s.rng.uniform(0.03, 0.07, n), s.rng.uniform(0.2, 0.9, n))
+        s.add(blood=e, height=0.035 * e)
+    if s.chance(0.30 * clutter):  # dry scale
+        s.add(scale=0.22 * _step(s.noise(4), 0.5, 1.6) * _step(s.noise(20, 2), 0.1, 1.3))
+    if s.chance(0.20 * clutter):  # scratches
         for _ in range(int(s.rng.integers(1, 4))):
-            line = s.stroke(s.walk(s.rng.uniform(-.7, .7, 2), s.u(0, 6.3), 60, s.u(.006, .012), .12), .014)
-            s.add(blood=.7*line, crust=.3*line)
+            line = s.stroke(
+                s.walk(s.rng.uniform(-0.7, 0.7, 2), s.u(0, 6.3), 60, s.u(0.006, 0.012), 0.12), 0.014
+            )
+            s.add(blood=0.7 * line, crust=0.3 * line)
 
 # %% ../nbs/12_phantom.ipynb #acf69931
-_SUBSURFACE = _f32(.62, .88, 1.) # how much of the relief's shading each band keeps
+_SUBSURFACE = _f32(0.62, 0.88, 1.0)  # how much of the relief's shading each band keeps
 
-
-def _develop(lesion:dict, skin:Scene, melanin:float, gap:float, lamp:tuple, bend:tuple):
+# %% ../nbs/12_phantom.ipynb #338c12c8
+def _develop(lesion: dict, skin: Scene, melanin: float, gap: float, lamp: tuple, bend: tuple):
     "Layers -> (3, H, W) linear light."
-    both = lambda k: lesion.get(k, 0.) + skin.layers.get(k, 0.)
-    dark = melanin/(melanin + 1.2)
-    redness = np.maximum(lesion.get('blood', 0.), 0) + lesion.get('deep', 0.)
-    pigment = melanin + lesion.get('melanin', 0.)*(.7 + .75*gap*dark) + skin.layers['melanin'] + .55*gap*dark*redness
-    light = reflectance(np.clip(pigment, .01, 8), both('blood'), both('deep'), gap)
-    tint = reflectance(melanin)/reflectance(0.)
+
+    def both(k):
+        return lesion.get(k, 0.0) + skin.layers.get(k, 0.0)
+
+    dark = melanin / (melanin + 1.2)
+    redness = np.maximum(lesion.get("blood", 0.0), 0) + lesion.get("deep", 0.0)
+    pigment = (
+        melanin
+        + lesion.get("melanin", 0.0) * (0.7 + 0.75 * gap * dark)
+        + skin.layers["melanin"]
+        + 0.55 * gap * dark * redness
+    )
+    light = reflectance(np.clip(pigment, 0.01, 8), both("blood"), both("deep"), gap)
+    tint = reflectance(melanin) / reflectance(0.0)
     for name, (colour, through) in COATS.items():
         cover = both(name)
-        if np.ndim(cover): light = light + (colour*tint**(1 - gap*(1 - through)) - light)*np.clip(cover, 0, .96)
-    gy, gx = np.gradient(both('height'), 2/skin.size)
+        if np.ndim(cover):
+            light = light + (colour * tint ** (1 - gap * (1 - through)) - light) * np.clip(
+                cover, 0, 0.96
+            )
+    gy, gx = np.gradient(both("height"), 2 / skin.size)
     gx, gy = gx.astype(np.float32) + bend[0], gy.astype(np.float32) + bend[1]
-    (lx, ly, lz), norm = lamp, 1/np.sqrt(1 + gx*gx + gy*gy)
-    facing = (lz - gx*lx - gy*ly)*norm/lz
-    light = light*np.clip(1 + _SUBSURFACE*(facing - 1), .30, 1.6)
-    h = (lx*lx + ly*ly + (lz + 1)**2)**.5 # Blinn-Phong: half way between lamp and camera
-    shine = np.clip((lz + 1 - gx*lx - gy*ly)*norm/h, 0, 1)
-    gloss = np.clip(both('gloss') + .25, 0, 2.5)
-    return light + .045*shine**22*(.5 + gloss) + .22*np.clip(gloss - .35, 0, 2)*shine**120
+    (lx, ly, lz), norm = lamp, 1 / np.sqrt(1 + gx * gx + gy * gy)
+    facing = (lz - gx * lx - gy * ly) * norm / lz
+    light = light * np.clip(1 + _SUBSURFACE * (facing - 1), 0.30, 1.6)
+    h = (lx * lx + ly * ly + (lz + 1) ** 2) ** 0.5  # Blinn-Phong: half way between lamp and camera
+    shine = np.clip((lz + 1 - gx * lx - gy * ly) * norm / h, 0, 1)
+    gloss = np.clip(both("gloss") + 0.25, 0, 2.5)
+    return (
+        light + 0.045 * shine**22 * (0.5 + gloss) + 0.22 * np.clip(gloss - 0.35, 0, 2) * shine**120
+    )
 
 # %% ../nbs/12_phantom.ipynb #6ee27e27
 # linear: surgical blue, green, white, black, grey
-DRAPES = ((.06, .15, .33), (.07, .24, .21), (.62, .62, .60), (.02, .02, .024), (.26, .24, .21))
+DRAPES = (
+    (0.06, 0.15, 0.33),
+    (0.07, 0.24, 0.21),
+    (0.62, 0.62, 0.60),
+    (0.02, 0.02, 0.024),
+    (0.26, 0.24, 0.21),
+)
 
-
-def _surroundings(s:Scene, light, clutter:float):
+# %% ../nbs/12_phantom.ipynb #7f6ffcbf
+def _surroundings(s: Scene, light, clutter: float):
     "Terminal hair and, in a third of the scenes, the edge of the limb with a drape behind it."
-    if s.chance(.35*clutter):
-        n, a = int(s.rng.integers(3, 16)), s.u(0, 2*np.pi)
-        hairs = [s.walk(s.rng.uniform(-1.1, .9, 2), a + s.rng.normal(0, .3), 70, s.u(.004, .011), .15, s.u(-.6, .6)) for _ in range(n)]
-        f = np.clip(s.spots(np.concatenate(hairs), .0075)*.50, 0, .85)
-        light = light*(1 - f) + COATS['hair'][0]*f
-    if s.chance(.35*clutter):
-        t = s.u(0, 2*np.pi); u, v = cos(t)*s.X + sin(t)*s.Y, cos(t)*s.Y - sin(t)*s.X
-        e = s.u(.66, .98) - u + s.u(-.15, .15)*v*v # distance to the edge of the limb
-        light = light*(1 - .55*np.exp(-np.clip(e, 0, 9)/.13))
-        cloth = _f32(*DRAPES[int(s.rng.integers(len(DRAPES)))])*(1 + .15*s.noise(5, 2))*(1 - .35*np.exp(np.clip(e, -9, 0)/.10))
-        on = _step(e, -.02, .03); light = light*on + cloth*(1 - on)
+    if s.chance(0.35 * clutter):
+        n, a = int(s.rng.integers(3, 16)), s.u(0, 2 * np.pi)
+        hairs = [
+            s.walk(
+                s.rng.uniform(-1.1, 0.9, 2),
+                a + s.rng.normal(0, 0.3),
+                70,
+                s.u(0.004, 0.011),
+                0.15,
+                s.u(-0.6, 0.6),
+            )
+            for _ in range(n)
+        ]
+        f = np.clip(s.spots(np.concatenate(hairs), 0.0075) * 0.50, 0, 0.85)
+        light = light * (1 - f) + COATS["hair"][0] * f
+    if s.chance(0.35 * clutter):
+        t = s.u(0, 2 * np.pi)
+        u, v = cos(t) * s.X + sin(t) * s.Y, cos(t) * s.Y - sin(t) * s.X
+        e = s.u(0.66, 0.98) - u + s.u(-0.15, 0.15) * v * v  # distance to the edge of the limb
+        light = light * (1 - 0.55 * np.exp(-np.clip(e, 0, 9) / 0.13))
+        cloth = (
+            _f32(*DRAPES[int(s.rng.integers(len(DRAPES)))])
+            * (1 + 0.15 * s.noise(5, 2))
+            * (1 - 0.35 * np.exp(np.clip(e, -9, 0) / 0.10))
+        )
+        on = _step(e, -0.02, 0.03)
+        light = light * on + cloth * (1 - on)
     return light
 
-
-def _camera(s:Scene, light, difficulty:float):
+# %% ../nbs/12_phantom.ipynb #48a35875
+def _camera(s: Scene, light, difficulty: float):
     "Linear light -> uint8 (H, W, 3): exposure, white balance, focus, sensor noise."
-    gain = float(np.exp(s.rng.normal(0, .15*difficulty)))*np.exp(s.rng.normal(0, .03*difficulty, 3)).astype(np.float32)[:, None, None]
-    blur = s.u(0, .020)*difficulty*s.size/2 # pixels
-    if blur > .3:
-        k = np.exp(-.5*((np.arange(s.size)[:, None] - np.arange(s.size))/blur)**2).astype(np.float32); k /= k.sum(1, keepdims=True)
+    gain = (
+        float(np.exp(s.rng.normal(0, 0.15 * difficulty)))
+        * np.exp(s.rng.normal(0, 0.03 * difficulty, 3)).astype(np.float32)[:, None, None]
+    )
+    blur = s.u(0, 0.020) * difficulty * s.size / 2  # pixels
+    if blur > 0.3:
+        k = np.exp(-0.5 * ((np.arange(s.size)[:, None] - np.arange(s.size)) / blur) ** 2).astype(
+            np.float32
+        )
+        k /= k.sum(1, keepdims=True)
         light = k @ light @ k.T
-    light = light*gain
-    grey = light.mean(0); light = grey + (light - grey)*float(np.exp(s.rng.normal(0, .10*difficulty))) # cameras differ in saturation
-    image = srgb(light) + np.float32(s.u(.004, .018)*difficulty)*s.rng.standard_normal(light.shape, dtype=np.float32)
-    return (np.clip(image, 0, 1)*255 + .5).astype(np.uint8).transpose(1, 2, 0)
+    light = light * gain
+    grey = light.mean(0)
+    light = grey + (light - grey) * float(
+        np.exp(s.rng.normal(0, 0.10 * difficulty))
+    )  # cameras differ in saturation
+    image = srgb(light) + np.float32(s.u(0.004, 0.018) * difficulty) * s.rng.standard_normal(
+        light.shape, dtype=np.float32
+    )
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(1, 2, 0)
 
 # %% ../nbs/12_phantom.ipynb #365dc3c1
 # inside ITA_RANGES, so that mottling and exposure stay in class
-DRAWN_ITA = {1: (57., 64.), 2: (44., 50.), 3: (30., 36.), 4: (13., 24.), 5: (-14., 6.), 6: (-46., -35.)}
+DRAWN_ITA = {
+    1: (57.0, 64.0),
+    2: (44.0, 50.0),
+    3: (30.0, 36.0),
+    4: (13.0, 24.0),
+    5: (-14.0, 6.0),
+    6: (-46.0, -35.0),
+}
 
-
+# %% ../nbs/12_phantom.ipynb #6607dd6b
 def render(
-    condition:str,            # a name of CONDITIONS, or any label with its partition
-    skin_type:int,            # Fitzpatrick type 1..6, read as an ITA range
-    seed:int,                 # >= 0; the same seed is the same scene on every skin type and at every size
-    size:int=64,              # pixels a side, at least 16
-    partition:str|None=None,  # for labels without a recipe: nine_ or three_partition_label
-    mask:bool=False,          # also return where the lesion is
-    difficulty:float=1.,      # variation between images, 0..2; 0 = textbook lesions in studio light
-    gap:float=.4,             # how melanin changes a lesion, 0..1: 1 = the formula, 0 = the same factor of light on every skin
-    clutter:float=1.,         # hair, drapes, naevi, scratches: 0..1.5; 0 = none
-):                            # uint8 (size, size, 3) sRGB [, float32 (size, size) lesion mask 0..1]
-    "One phantom photograph. Deterministic. Raises ValueError for an unknown condition or an argument out of range."
+    condition: str,  # a name of CONDITIONS, or any label with its partition
+    skin_type: int,  # Fitzpatrick type 1..6, read as an ITA range
+    seed: int,  # >= 0; the same seed is the same scene on every skin type and at every size
+    size: int = 64,  # pixels a side, at least 16
+    partition: str | None = None,  # for labels without a recipe: nine_ or three_partition_label
+    mask: bool = False,  # also return where the lesion is
+    difficulty: float = 1.0,  # variation between images, 0..2; 0 = textbook lesions in studio light
+    # how melanin changes a lesion, 0..1: 1 = the formula, 0 = the same factor of light on every
+    # skin
+    gap: float = 0.4,
+    clutter: float = 1.0,  # hair, drapes, naevi, scratches: 0..1.5; 0 = none
+):  # uint8 (size, size, 3) sRGB [, float32 (size, size) lesion mask 0..1]
+    """One phantom photograph. Deterministic. Raises ValueError for an unknown condition or an
+    argument out of range.
+    """
     _check(skin_type, seed, size, difficulty, gap, clutter)
     paint = recipe(condition, partition)
     tone = np.random.default_rng([seed, 2])
-    melanin = melanin_for(float(tone.uniform(0, 1))*(DRAWN_ITA[skin_type][1] - DRAWN_ITA[skin_type][0]) + DRAWN_ITA[skin_type][0])
-    lesion = Scene(seed, 0, size, zoom=float(np.exp(tone.uniform(-.35, .22)*difficulty)))
-    strength = 1 - .72*difficulty*float(tone.uniform(0, 1))
+    melanin = melanin_for(
+        float(tone.uniform(0, 1)) * (DRAWN_ITA[skin_type][1] - DRAWN_ITA[skin_type][0])
+        + DRAWN_ITA[skin_type][0]
+    )
+    lesion = Scene(seed, 0, size, zoom=float(np.exp(tone.uniform(-0.35, 0.22) * difficulty)))
+    strength = 1 - 0.72 * difficulty * float(tone.uniform(0, 1))
     paint(lesion)
-    layers = {k: max(strength, .12)*v for k, v in lesion.layers.items()}
+    layers = {k: max(strength, 0.12) * v for k, v in lesion.layers.items()}
     skin = Scene(seed, 1, size)
-    _background(skin, melanin, clutter*difficulty)
-    a, tilt = skin.u(0, 2*np.pi), skin.u(.45, .75); lamp = (cos(a)*tilt, sin(a)*tilt, (1 - tilt*tilt)**.5)
-    b, k = skin.u(0, np.pi), skin.u(.03, .22); across = 2*k*(cos(b)*skin.X + sin(b)*skin.Y) # a limb is a cylinder
-    light = _develop(layers, skin, melanin, gap, lamp, (cos(b)*across, sin(b)*across))
-    light = _surroundings(skin, light, clutter*difficulty)
-    falloff = 1 + skin.u(.02, .24)*(lamp[0]*skin.X + lamp[1]*skin.Y)*-1 + skin.u(.0, .22)*(.5 - .75*(skin.X**2 + skin.Y**2))
-    image = _camera(Scene(seed, 3, size), light*falloff, difficulty)
+    _background(skin, melanin, clutter * difficulty)
+    a, tilt = skin.u(0, 2 * np.pi), skin.u(0.45, 0.75)
+    lamp = (cos(a) * tilt, sin(a) * tilt, (1 - tilt * tilt) ** 0.5)
+    b, k = skin.u(0, np.pi), skin.u(0.03, 0.22)
+    across = 2 * k * (cos(b) * skin.X + sin(b) * skin.Y)  # a limb is a cylinder
+    light = _develop(layers, skin, melanin, gap, lamp, (cos(b) * across, sin(b) * across))
+    light = _surroundings(skin, light, clutter * difficulty)
+    falloff = (
+        1
+        + skin.u(0.02, 0.24) * (lamp[0] * skin.X + lamp[1] * skin.Y) * -1
+        + skin.u(0.0, 0.22) * (0.5 - 0.75 * (skin.X**2 + skin.Y**2))
+    )
+    image = _camera(Scene(seed, 3, size), light * falloff, difficulty)
     return (image, lesion.mask) if mask else image
 
-
+# %% ../nbs/12_phantom.ipynb #a0edcc79
 def _check(skin_type, seed, size, difficulty, gap, clutter):
-    whole = lambda x: isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+    def whole(x):
+        return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
     if not whole(skin_type) or skin_type not in ITA_RANGES:
-        raise ValueError(f'skin_type must be a whole number 1..6, not {skin_type!r}. Drop images of unknown type first.')
-    if not whole(seed) or seed < 0: raise ValueError(f'seed must be a whole number >= 0, not {seed!r}.')
+        raise ValueError(
+            f"skin_type must be a whole number 1..6, not {skin_type!r}. Drop images of unknown type"
+            " first."
+        )
+    if not whole(seed) or seed < 0:
+        raise ValueError(f"seed must be a whole number >= 0, not {seed!r}.")
     if not whole(size) or not 16 <= size <= 2048:
-        raise ValueError(f'size must be a whole number of pixels 16..2048, not {size!r}; below 16 no lesion can be seen.')
-    for name, value, high in (('difficulty', difficulty, 2), ('gap', gap, 1), ('clutter', clutter, 1.5)):
+        raise ValueError(
+            f"size must be a whole number of pixels 16..2048, not {size!r}; below 16 no lesion can"
+            " be seen."
+        )
+    for name, value, high in (
+        ("difficulty", difficulty, 2),
+        ("gap", gap, 1),
+        ("clutter", clutter, 1.5),
+    ):
         if not (isinstance(value, (int, float, np.floating)) and 0 <= value <= high):
-            raise ValueError(f'{name} must lie in 0..{high}, not {value!r}.')
+            raise ValueError(f"{name} must lie in 0..{high}, not {value!r}.")
 
 # %% ../nbs/12_phantom.ipynb #b02fcef9
 def sheet(
-    conditions:list=tuple(CONDITIONS), # rows
-    seed:int=52,                       # scene
-    size:int=128,                      # pixels a tile
-    skin_types:tuple=(1, 2, 3, 4, 5, 6),
-    **options,                         # of render
-):                                     # matplotlib figure, stamped
+    conditions: list = tuple(CONDITIONS),  # rows
+    seed: int = 52,  # scene
+    size: int = 128,  # pixels a tile
+    skin_types: tuple = (1, 2, 3, 4, 5, 6),
+    **options,  # of render
+):  # matplotlib figure, stamped
     "Conditions x skin types, the same scene in all. Raises ValueError as render does."
     import matplotlib.pyplot as plt
-    images = np.stack([[render(c, t, seed, size, **options) for t in skin_types] for c in conditions])
-    fig, axes = plt.subplots(len(conditions), len(skin_types), figsize=(1.45*len(skin_types) + 1.2, 1.48*len(conditions) + .5),
-                             squeeze=False)
+
+    images = np.stack(
+        [[render(c, t, seed, size, **options) for t in skin_types] for c in conditions]
+    )
+    fig, axes = plt.subplots(
+        len(conditions),
+        len(skin_types),
+        figsize=(1.45 * len(skin_types) + 1.2, 1.48 * len(conditions) + 0.5),
+        squeeze=False,
+    )
     for row, condition, line in zip(axes, conditions, images):
         for ax, image, t in zip(row, line, skin_types):
-            ax.imshow(image, interpolation='none'); ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
-            if condition == conditions[0]: ax.set_title(f'type {t}', fontsize=9)
-        row[0].set_ylabel(condition.replace(' ', '\n'), rotation=0, ha='right', va='center', fontsize=8)
-    fig.subplots_adjust(left=.14, right=.995, top=.975, bottom=.03, wspace=.03, hspace=.03)
-    fig.text(.5, .008, 'phantom: procedural, not patients', ha='center', fontsize=9, color='crimson')
+            ax.imshow(image, interpolation="none")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if condition == conditions[0]:
+                ax.set_title(f"type {t}", fontsize=9)
+        row[0].set_ylabel(
+            condition.replace(" ", "\n"), rotation=0, ha="right", va="center", fontsize=8
+        )
+    fig.subplots_adjust(left=0.14, right=0.995, top=0.975, bottom=0.03, wspace=0.03, hspace=0.03)
+    fig.text(
+        0.5, 0.008, "phantom: procedural, not patients", ha="center", fontsize=9, color="crimson"
+    )
     return fig
+
+# %% ../nbs/12_phantom.ipynb #fbe90cb6
+def paired_phantoms(
+    n: int = 120,  # pairs
+    size: int = 64,  # side in px
+    seed: int = 0,
+    light: tuple = (1, 2),  # skin types of one picture of a pair, in turn
+    dark: tuple = (5, 6),  # of the other
+) -> tuple:  # (n, size, size, 3) uint8 on light skin, the same on dark skin, labels
+    "The same scenes on light and on dark skin, condition by condition."
+    names = list(CONDITIONS)
+    label = [names[i % len(names)] for i in range(n)]
+
+    def at(types):
+        drawn = [
+            render(c, types[i // len(names) % len(types)], 77_000_000 + 10_000 * seed + i, size)
+            for i, c in enumerate(label)
+        ]
+        return np.stack(drawn)
+
+    return at(light), at(dark), label
 
 # %% ../nbs/12_phantom.ipynb #22e57aeb
 def seed_of(
-    image_id:str, # any text
-) -> int:         # 0 <= seed < 2**60
+    image_id: str,  # any text
+) -> int:  # 0 <= seed < 2**60
     "The scene of an image id."
-    return int(hash_text('phantom', image_id)[:15], 16)
+    return int(hash_text("phantom", image_id)[:15], 16)
 
-
+# %% ../nbs/12_phantom.ipynb #e93ccbdd
 def phantom_manifest(
-    table:pd.DataFrame,  # counts: label, skin_type, n; or annotations: image_id, label, skin_type (missing or not in 1..6 is refused)
-    name:str='phantom',  # start of the image ids of counts; another name is an independent set
-) -> pd.DataFrame:       # manifest, source 'phantom', path = file name to be
-    "One row per phantom: exactly n per label and skin type, or one for each annotated image. Raises ValueError naming row and column."
-    annotated = 'image_id' in table.columns
-    missing = [c for c in ('image_id' if annotated else 'n', 'label', 'skin_type') if c not in table.columns]
-    if missing:
-        raise ValueError(f'Missing column(s) {missing}: give counts (label, skin_type, n) or annotations (image_id, label, skin_type).')
-    t = table.reset_index(drop=True)
-    if (bad := t.label.isna()).any(): raise ValueError(f'Row {bad.idxmax()}: label is missing.')
-    types = pd.to_numeric(t.skin_type, errors='coerce')
-    if (bad := ~types.isin(range(1, 7))).any():
-        raise ValueError(f'Row {bad.idxmax()}: skin_type is {t.skin_type[bad.idxmax()]!r}, not in 1..6. A phantom needs a type: '
-                         'drop the images of unknown type first.')
-    t = t.assign(skin_type=types.astype(int))
+    # counts: label, skin_type, n; or annotations: image_id, label, skin_type (missing or not in
+    # 1..6 is refused)
+    table: pd.DataFrame,
+    name: str = "phantom",  # start of the image ids of counts; another name is an independent set
+) -> pd.DataFrame:  # manifest, source 'phantom', path = file name to be
+    """One row per phantom: exactly n per label and skin type, or one for each annotated image.
+    Raises ValueError naming row and column.
+    """
+    annotated = "image_id" in table.columns
+    wanted = ("image_id" if annotated else "n", "label", "skin_type")
+    if missing := [c for c in wanted if c not in table.columns]:
+        raise ValueError(
+            f"Missing column(s) {missing}: give counts (label, skin_type, n) or annotations"
+            " (image_id, label, skin_type)."
+        )
+    t = _drawable(table.reset_index(drop=True))
     if not annotated:
-        n = pd.to_numeric(t.n, errors='coerce')
-        if (bad := ~(n.ge(0) & (n % 1 == 0))).any():
-            raise ValueError(f'Row {bad.idxmax()}: n is {t.n[bad.idxmax()]!r}, not a whole number >= 0.')
-        if (bad := t.duplicated(['label', 'skin_type'])).any():
-            raise ValueError(f'Row {bad.idxmax()}: this label and skin_type are counted twice; add the two up.')
-        t = t.loc[t.index.repeat(n.astype(int))]
-        if t.empty: raise ValueError('The counts add up to no rows: every n is 0.')
-        number = t.groupby(level=0).cumcount().map('{:05d}'.format)
-        t = t.assign(image_id=name + '-' + t.label.str.replace(r'\W+', '_', regex=True) + '-fst' + t.skin_type.astype(str) + '-' + number)
+        t = _named_rows(t, name)
     ids = t.image_id.astype(str)
-    if (bad := ~ids.str.fullmatch(r'[\w][\w.@=+-]*')).any():
-        raise ValueError(f'image_id {ids[bad].iloc[0]!r} cannot be a file name: use letters, digits and . _ - @ = + only.')
-    return validate(make(pd.DataFrame(dict(image_id=ids, path=ids + '.png', label=t.label, skin_type=t.skin_type)), source='phantom'))
+    if (bad := ~ids.str.fullmatch(r"[\w][\w.@=+-]*")).any():
+        raise ValueError(
+            f"image_id {ids[bad].iloc[0]!r} cannot be a file name: use letters, digits and . _ - @"
+            " = + only."
+        )
+    rows = dict(image_id=ids, path=ids + ".png", label=t.label, skin_type=t.skin_type)
+    return validate(make(pd.DataFrame(rows), source="phantom"))
+
+# %% ../nbs/12_phantom.ipynb #68832367
+def _drawable(t: pd.DataFrame) -> pd.DataFrame:
+    "Rows with a label and a skin type, as numbers."
+    if (bad := t.label.isna()).any():
+        raise ValueError(f"Row {bad.idxmax()}: label is missing.")
+    types = pd.to_numeric(t.skin_type, errors="coerce")
+    if (bad := ~types.isin(range(1, 7))).any():
+        raise ValueError(
+            f"Row {bad.idxmax()}: skin_type is {t.skin_type[bad.idxmax()]!r}, not in 1..6. A"
+            " phantom needs a type: drop the images of unknown type first."
+        )
+    return t.assign(skin_type=types.astype(int))
+
+# %% ../nbs/12_phantom.ipynb #1bb92d55
+def _named_rows(t: pd.DataFrame, name: str) -> pd.DataFrame:
+    "Counts to one row for each image, with an id that says what it is."
+    n = pd.to_numeric(t.n, errors="coerce")
+    if (bad := ~(n.ge(0) & (n % 1 == 0))).any():
+        raise ValueError(
+            f"Row {bad.idxmax()}: n is {t.n[bad.idxmax()]!r}, not a whole number >= 0."
+        )
+    if (bad := t.duplicated(["label", "skin_type"])).any():
+        raise ValueError(
+            f"Row {bad.idxmax()}: this label and skin_type are counted twice; add the two up."
+        )
+    t = t.loc[t.index.repeat(n.astype(int))]
+    if t.empty:
+        raise ValueError("The counts add up to no rows: every n is 0.")
+    number = t.groupby(level=0).cumcount().map("{:05d}".format)
+    label = t.label.str.replace(r"\W+", "_", regex=True)
+    return t.assign(image_id=f"{name}-" + label + "-fst" + t.skin_type.astype(str) + "-" + number)
 
 # %% ../nbs/12_phantom.ipynb #519af220
 def _stamp(label, skin_type, image_id, size, options) -> dict:
     "What is written into the file's own metadata."
-    return dict(Source='phantom: procedural, not a patient', Software=f'skinrepro.phantom version {VERSION}', condition=label,
-                skin_type=str(skin_type), image_id=image_id,
-                seed=str(seed_of(image_id)), size=str(size), options=' '.join(f'{k}={v}' for k, v in sorted(options.items())))
+    return dict(
+        Source="phantom: procedural, not a patient",
+        Software=f"skinrepro.phantom version {VERSION}",
+        condition=label,
+        skin_type=str(skin_type),
+        image_id=image_id,
+        seed=str(seed_of(image_id)),
+        size=str(size),
+        options=" ".join(f"{k}={v}" for k, v in sorted(options.items())),
+    )
 
-
-def _trusted(path:Path, stamp:dict) -> str|None:
+# %% ../nbs/12_phantom.ipynb #bacb85a8
+def _trusted(path: Path, stamp: dict) -> str | None:
     "MD5 of a complete phantom file that is the one asked for, else None."
     import hashlib
 
     from PIL import Image
+
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image: pixels, text = image.tobytes(), dict(image.text)
-    except (OSError, SyntaxError, ValueError, AttributeError): return None # absent, truncated or not a PNG
-    sound = text.pop('pixels_sha256', '') == hashlib.sha256(pixels).hexdigest() and text == stamp
+        with Image.open(io.BytesIO(data)) as image:
+            pixels, text = image.tobytes(), dict(image.text)
+    except (OSError, SyntaxError, ValueError, AttributeError):
+        return None  # absent, truncated or not a PNG
+    sound = text.pop("pixels_sha256", "") == hashlib.sha256(pixels).hexdigest() and text == stamp
     return hashlib.md5(data).hexdigest() if sound else None
 
-
-def _write(path:Path, stamp:dict, partition, options) -> str:
+# %% ../nbs/12_phantom.ipynb #ef3a4271
+def _write(path: Path, stamp: dict, partition, options) -> str:
     "Render one file unless it is there; its MD5."
     import hashlib
 
     from PIL import Image, PngImagePlugin
-    if md5 := _trusted(path, stamp): return md5
-    image = render(stamp['condition'], int(stamp['skin_type']), int(stamp['seed']), int(stamp['size']), partition, **options)
+
+    if md5 := _trusted(path, stamp):
+        return md5
+    image = render(
+        stamp["condition"],
+        int(stamp["skin_type"]),
+        int(stamp["seed"]),
+        int(stamp["size"]),
+        partition,
+        **options,
+    )
     info = PngImagePlugin.PngInfo()
-    for key, value in {**stamp, 'pixels_sha256': hashlib.sha256(image.tobytes()).hexdigest()}.items(): info.add_text(key, value)
-    buffer = io.BytesIO(); Image.fromarray(image).save(buffer, 'PNG', pnginfo=info)
-    with atomic_path(path) as tmp: tmp.write_bytes(buffer.getvalue())
+    for key, value in {
+        **stamp,
+        "pixels_sha256": hashlib.sha256(image.tobytes()).hexdigest(),
+    }.items():
+        info.add_text(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=info)
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(buffer.getvalue())
     return hashlib.md5(buffer.getvalue()).hexdigest()
 
-
+# %% ../nbs/12_phantom.ipynb #3de403a5
 def write_phantoms(
-    m:pd.DataFrame,             # manifest of phantoms (phantom_manifest)
-    folder,                     # files go to folder/v<VERSION>-<size>px[-option]
-    size:int=64,                # pixels a side
-    partitions:dict|None=None,  # label -> nine_ or three_partition_label, for labels without a recipe
-    jobs:int=1,                 # processes
-    progress:bool=False,        # show a progress bar
-    **options,                  # difficulty, gap, clutter of render, where not the default
-) -> pd.DataFrame:              # manifest with absolute path and md5
-    "Render the images of a manifest that are missing or damaged. Raises ValueError before rendering anything if a label cannot be drawn."
+    m: pd.DataFrame,  # manifest of phantoms (phantom_manifest)
+    folder,  # files go to folder/v<VERSION>-<size>px[-option]
+    size: int = 64,  # pixels a side
+    partitions: (
+        dict | None
+    ) = None,  # label -> nine_ or three_partition_label, for labels without a recipe
+    jobs: int = 1,  # processes
+    progress: bool = False,  # show a progress bar
+    **options,  # difficulty, gap, clutter of render, where not the default
+) -> pd.DataFrame:  # manifest with absolute path and md5
+    """Render the images of a manifest that are missing or damaged. Raises ValueError before
+    rendering anything if a label cannot be drawn.
+    """
     validate(m)
-    if (bad := (m.source != 'phantom') | m.skin_type.isna()).any():
-        raise ValueError(f'Image {m.image_id[bad].iloc[0]!r} is not a phantom with a skin type; build the manifest with phantom_manifest.')
+    if (bad := (m.source != "phantom") | m.skin_type.isna()).any():
+        raise ValueError(
+            f"Image {m.image_id[bad].iloc[0]!r} is not a phantom with a skin type; build the"
+            " manifest with phantom_manifest."
+        )
     partitions = partitions or {}
-    for label in m.label.unique(): recipe(label, partitions.get(label))
+    for label in m.label.unique():
+        recipe(label, partitions.get(label))
     options = {k: float(v) for k, v in options.items() if v != _DEFAULTS.get(k)}
-    if unknown := set(options) - set(_DEFAULTS): raise ValueError(f'Unknown option(s) {sorted(unknown)}; render has {list(_DEFAULTS)}.')
+    if unknown := set(options) - set(_DEFAULTS):
+        raise ValueError(f"Unknown option(s) {sorted(unknown)}; render has {list(_DEFAULTS)}.")
     _check(1, 0, size, **{**_DEFAULTS, **options})
-    folder = Path(folder).resolve()/'-'.join([f'v{VERSION}', f'{size}px', *(f'{k}{v:g}' for k, v in sorted(options.items()))])
-    files = [folder/f'{i}.png' for i in m.image_id]
-    work = [(path, _stamp(label, t, i, size, options), partitions.get(label), options)
-            for path, label, t, i in zip(files, m.label, m.skin_type, m.image_id)]
-    return m.assign(path=pd.array([str(f) for f in files], 'string'), md5=pd.array(_each(work, jobs, progress), 'string'))
+    folder = Path(folder).resolve() / "-".join(
+        [f"v{VERSION}", f"{size}px", *(f"{k}{v:g}" for k, v in sorted(options.items()))]
+    )
+    files = [folder / f"{i}.png" for i in m.image_id]
+    work = [
+        (path, _stamp(label, t, i, size, options), partitions.get(label), options)
+        for path, label, t, i in zip(files, m.label, m.skin_type, m.image_id)
+    ]
+    return m.assign(
+        path=pd.array([str(f) for f in files], "string"),
+        md5=pd.array(_each(work, jobs, progress), "string"),
+    )
 
+# %% ../nbs/12_phantom.ipynb #1f5ba4c8
+_DEFAULTS = dict(difficulty=1.0, gap=0.4, clutter=1.0)
 
-_DEFAULTS = dict(difficulty=1., gap=.4, clutter=1.)
-
-
+# %% ../nbs/12_phantom.ipynb #fb4797f5
 def _each(work, jobs, progress) -> list:
-    "Run `_write` over the work in order, here or in processes; small matrices are fastest on one BLAS thread."
+    """Run `_write` over the work in order, here or in processes; small matrices are fastest on one
+    BLAS thread.
+    """
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
     from tqdm import tqdm
+
     with threadpool_limits(1):
         done = (_write(*w) for w in work)
-        if jobs != 1: done = Parallel(n_jobs=jobs, return_as='generator', batch_size=16)(delayed(_write)(*w) for w in work)
-        return list(tqdm(done, total=len(work), desc='phantoms', disable=not progress))
+        if jobs != 1:
+            done = Parallel(n_jobs=jobs, return_as="generator", batch_size=16)(
+                delayed(_write)(*w) for w in work
+            )
+        return list(tqdm(done, total=len(work), desc="phantoms", disable=not progress))

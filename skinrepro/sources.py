@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHANTOM', 'FITZPATRICK17K', 'PAD_UFES20', 'HAM10000', 'SOURCES', 'Source', 'source_folder', 'MissingImages',
-           'read_pad_ufes20', 'read_ham10000', 'inspect_images', 'inventory']
+           'where_to_get', 'first_of_copies', 'read_pad_ufes20', 'read_ham10000']
 
 # %% ../nbs/13_sources.ipynb #8562632c
 import os
@@ -22,258 +22,342 @@ from .manifest import ManifestError
 @dataclass(frozen=True)
 class Source:
     "What a person must know before using a data set."
-    name: str              # folder below $SKINREPRO_DATA, and the name on the command line
-    title: str             # as the publisher calls it
-    licence: str           # of the images
-    citation: str          # what a paper that uses it cites
-    homepage: str          # where it is published
-    layout: str            # files that are read, relative to the folder
-    needs: str             # size, and what is required to get it
-    how: str               # how to get it
-    labels: tuple = ()     # diagnoses in their fixed order, for the data sets read here; () where papers choose among many
+
+    name: str  # folder below $SKINREPRO_DATA, and the name on the command line
+    title: str  # as the publisher calls it
+    licence: str  # of the images
+    citation: str  # what a paper that uses it cites
+    homepage: str  # where it is published
+    layout: str  # files that are read, relative to the folder
+    needs: str  # size, and what is required to get it
+    how: str  # how to get it
+    # diagnoses in their fixed order, for the data sets read here; () where papers choose among many
+    labels: tuple = ()
 
     def __str__(self):
-        rows = ['licence', 'citation', 'homepage', 'layout', 'needs', 'how']
-        return '\n'.join([f'{self.name}: {self.title}', *(f'  {r:9s} {getattr(self, r)}' for r in rows)])
+        rows = ["licence", "citation", "homepage", "layout", "needs", "how"]
+        return "\n".join(
+            [f"{self.name}: {self.title}", *(f"  {r:9s} {getattr(self, r)}" for r in rows)]
+        )
 
     @property
-    def credit(self) -> str: # e.g. for the caption of a figure
+    def credit(self) -> str:  # e.g. for the caption of a figure
         "One line: title, licence and citation."
-        return f'{self.title} ({self.licence}). {self.citation}'
+        return f"{self.title} ({self.licence}). {self.citation}"
 
 # %% ../nbs/13_sources.ipynb #f0b783b2
 PHANTOM = Source(
-    name='phantom', title='procedural skin phantoms, drawn by this package (no patients)', licence='Apache-2.0, as the package',
-    citation='none; say "phantom" beside every number', homepage='nbs/12_phantom.ipynb', layout='rendered when first used',
-    needs='nothing: no network, no folder', how='nothing to do; it is the default of every notebook')
+    name="phantom",
+    title="procedural skin phantoms, drawn by this package (no patients)",
+    licence="Apache-2.0, as the package",
+    citation='none; say "phantom" beside every number',
+    homepage="nbs/12_phantom.ipynb",
+    layout="rendered when first used",
+    needs="nothing: no network, no folder",
+    how="nothing to do; it is the default of every notebook",
+)
 
 FITZPATRICK17K = Source(
-    name='fitzpatrick17k', title='Fitzpatrick 17k: 16,577 clinical photographs, 114 diagnoses', licence='CC BY-NC-SA 3.0',
-    citation='Groh et al., Evaluating Deep Neural Networks Trained on Clinical Images in Dermatology with the Fitzpatrick 17k Dataset, '
-             'CVPR Workshops 2021, arXiv:2104.09957',
-    homepage='https://github.com/mattgroh/fitzpatrick17k', layout='fitzpatrick17k.csv; images/<md5hash>.jpg',
-    needs='annotations 4 MB; of the photographs, many addresses have died since 2021, and 41 rows never had one',
-    how='`skinrepro data fetch fitzpatrick17k` gets the annotations and every photograph that its website still serves; '
-        'for the rest ask the authors by the form in their repository, then `skinrepro data verify fitzpatrick17k`')
+    name="fitzpatrick17k",
+    title="Fitzpatrick 17k: 16,577 clinical photographs, 114 diagnoses",
+    licence="CC BY-NC-SA 3.0",
+    citation=(
+        "Groh et al., Evaluating Deep Neural Networks Trained on Clinical Images in Dermatology"
+        " with the Fitzpatrick 17k Dataset, CVPR Workshops 2021, arXiv:2104.09957"
+    ),
+    homepage="https://github.com/mattgroh/fitzpatrick17k",
+    layout="fitzpatrick17k.csv; images/<md5hash>.jpg",
+    needs=(
+        "annotations 4 MB; of the photographs, many addresses have died since 2021, and 41 rows"
+        " never had one"
+    ),
+    how=(
+        "`skinrepro data fetch fitzpatrick17k` gets the annotations and every photograph that its"
+        " website still serves; for the rest ask the authors by the form in their repository, then"
+        " `skinrepro data verify fitzpatrick17k`"
+    ),
+)
 
 # %% ../nbs/13_sources.ipynb #571eee7c
 PAD_UFES20 = Source(
-    name='pad_ufes20', title='PAD-UFES-20: 2,298 smartphone photographs of 1,373 patients, 6 diagnoses', licence='CC BY 4.0',
-    citation='Pacheco et al., PAD-UFES-20: a skin lesion dataset composed of patient data and clinical images collected from smartphones, '
-             'Data in Brief 32 (2020) 106221, doi:10.1016/j.dib.2020.106221',
-    homepage='https://data.mendeley.com/datasets/zr7vgbcyr2/1',
-    layout='metadata.csv; images/*.png, or images/imgs_part_1..3/*.png as unpacked',
-    needs='3.6 GB; open, no account', how='download all files from the homepage, unpack the three imgs_part archives inside images/',
-    labels=('ACK', 'BCC', 'MEL', 'NEV', 'SCC', 'SEK'))
+    name="pad_ufes20",
+    title="PAD-UFES-20: 2,298 smartphone photographs of 1,373 patients, 6 diagnoses",
+    licence="CC BY 4.0",
+    citation=(
+        "Pacheco et al., PAD-UFES-20: a skin lesion dataset composed of patient data and clinical"
+        " images collected from smartphones, Data in Brief 32 (2020) 106221,"
+        " doi:10.1016/j.dib.2020.106221"
+    ),
+    homepage="https://data.mendeley.com/datasets/zr7vgbcyr2/1",
+    layout="metadata.csv; images/*.png, or images/imgs_part_1..3/*.png as unpacked",
+    needs="3.6 GB; open, no account",
+    how="download all files from the homepage, unpack the three imgs_part archives inside images/",
+    labels=("ACK", "BCC", "MEL", "NEV", "SCC", "SEK"),
+)
 
 HAM10000 = Source(
-    name='ham10000', title='HAM10000: 10,015 dermatoscopic images of four sites, 7 diagnoses, no skin types', licence='CC BY-NC 4.0',
-    citation='Tschandl, Rosendahl, Kittler, The HAM10000 dataset, a large collection of multi-source dermatoscopic images of common '
-             'pigmented skin lesions, Scientific Data 5 (2018) 180161, doi:10.1038/sdata.2018.161',
-    homepage='https://doi.org/10.7910/DVN/DBW86T',
-    layout='HAM10000_metadata.csv; images/*.jpg, or HAM10000_images_part_1 and _2 as unpacked',
-    needs='2.8 GB; open, no account',
-    how='download HAM10000_metadata (it must have the column `dataset`) and the two image archives from the homepage, unpack both',
-    labels=('akiec', 'bcc', 'bkl', 'df', 'mel', 'nv', 'vasc'))
+    name="ham10000",
+    title="HAM10000: 10,015 dermatoscopic images of four sites, 7 diagnoses, no skin types",
+    licence="CC BY-NC 4.0",
+    citation=(
+        "Tschandl, Rosendahl, Kittler, The HAM10000 dataset, a large collection of multi-source"
+        " dermatoscopic images of common pigmented skin lesions, Scientific Data 5 (2018) 180161,"
+        " doi:10.1038/sdata.2018.161"
+    ),
+    homepage="https://doi.org/10.7910/DVN/DBW86T",
+    layout="HAM10000_metadata.csv; images/*.jpg, or HAM10000_images_part_1 and _2 as unpacked",
+    needs="2.8 GB; open, no account",
+    how=(
+        "download HAM10000_metadata (it must have the column `dataset`) and the two image archives"
+        " from the homepage, unpack both"
+    ),
+    labels=("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"),
+)
 
 SOURCES = (PHANTOM, FITZPATRICK17K, PAD_UFES20, HAM10000)
 
 # %% ../nbs/13_sources.ipynb #1d871ca4
 def source_folder(
-    source:Source,    # which data set
-    folder=None,      # its folder; None for $SKINREPRO_DATA/<name>
+    source: Source,  # which data set
+    folder=None,  # its folder; None for $SKINREPRO_DATA/<name>
 ) -> Path:
-    "The folder of a data set. Raises FileNotFoundError that says what belongs there and how to get it."
-    if folder is not None and (path := Path(folder).expanduser()).is_dir(): return path.resolve()
+    """The folder of a data set. Raises FileNotFoundError that says what belongs there and how to
+    get it.
+    """
+    if folder is not None and (path := Path(folder).expanduser()).is_dir():
+        return path.resolve()
     try:
-        if folder is None: return data_folder(source.name)
-        why = f'No folder {path}.'
-    except FileNotFoundError as e: why = str(e)
-    raise FileNotFoundError(f'{why}\n{_remedy(source)}')
+        if folder is None:
+            return data_folder(source.name)
+        why = f"No folder {path}."
+    except FileNotFoundError as e:
+        why = str(e)
+    raise FileNotFoundError(f"{why}\n{_remedy(source)}")
 
-
-def _remedy(source:Source) -> str:
-    return f'{source.title} ({source.licence}) is read from: {source.layout}. To get it: {source.how} ({source.homepage}).'
+# %% ../nbs/13_sources.ipynb #b1a9c0ed
+def _remedy(source: Source) -> str:
+    return (
+        f"{source.title} ({source.licence}) is read from: {source.layout}. To get it: {source.how}"
+        f" ({source.homepage})."
+    )
 
 # %% ../nbs/13_sources.ipynb #97452c38
 def _read_table(
-    file:Path,      # csv
-    columns:list,   # columns that must be there; others are ignored
-    source:Source,
+    file: Path,  # csv
+    columns: list,  # columns that must be there; others are ignored
+    source: Source,
 ) -> pd.DataFrame:  # text, missing where the cell is empty
     "A publisher's csv as text. Raises FileNotFoundError or ManifestError."
     if not file.is_file():
-        raise FileNotFoundError(f'No {file}.\n{_remedy(source)}')
-    try: t = pd.read_csv(file, dtype='string', keep_default_na=False, na_values=[''], encoding='utf-8-sig')
+        raise FileNotFoundError(f"No {file}.\n{_remedy(source)}")
+    try:
+        t = pd.read_csv(
+            file, dtype="string", keep_default_na=False, na_values=[""], encoding="utf-8-sig"
+        )
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as e:
-        raise ManifestError(f'{file} is not a readable csv file: {e}. Download it again from {source.homepage}.') from None
+        raise ManifestError(
+            f"{file} is not a readable csv file: {e}. Download it again from {source.homepage}."
+        ) from None
     missing = [c for c in columns if c not in t.columns]
-    if missing: raise ManifestError(f'{file}: missing column(s) {missing}; it has {list(t.columns)}. Take the file from {source.homepage}.')
-    if t.empty: raise ManifestError(f'{file} has a header but no rows. Download it again from {source.homepage}.')
+    if missing:
+        raise ManifestError(
+            f"{file}: missing column(s) {missing}; it has {list(t.columns)}. Take the file from"
+            f" {source.homepage}."
+        )
+    if t.empty:
+        raise ManifestError(
+            f"{file} has a header but no rows. Download it again from {source.homepage}."
+        )
     return t
 
-
-def _refuse(file:Path, t:pd.DataFrame, bad:pd.Series, column:str, why:str):
+# %% ../nbs/13_sources.ipynb #5c5266a4
+def _refuse(file: Path, t: pd.DataFrame, bad: pd.Series, column: str, why: str):
     "Raise ManifestError for the first bad row, named as an editor shows it."
-    if not bad.any(): return
-    i = int(bad.to_numpy().argmax()); more = f' ({int(bad.sum())} such rows)' if bad.sum() > 1 else ''
-    value = 'an empty cell' if pd.isna(t[column].iloc[i]) else repr(str(t[column].iloc[i]))
-    raise ManifestError(f'{file}, line {i + 2}, column {column}: {value} {why}{more}.')
+    if not bad.any():
+        return
+    i = int(bad.to_numpy().argmax())
+    more = f" ({int(bad.sum())} such rows)" if bad.sum() > 1 else ""
+    value = "an empty cell" if pd.isna(t[column].iloc[i]) else repr(str(t[column].iloc[i]))
+    raise ManifestError(f"{file}, line {i + 2}, column {column}: {value} {why}{more}.")
+
+# %% ../nbs/13_sources.ipynb #e88dc3b0
+def _check_rows(file: Path, t: pd.DataFrame, names: list, label: str, source: Source):
+    "Each row has its names (the first is its own alone) and one of the known diagnoses."
+    for c in names:
+        _refuse(file, t, t[c].isna(), c, "is not a name")
+    _refuse(file, t, t[names[0]].duplicated(), names[0], "occurs twice")
+    unknown = ~t[label].isin(source.labels).fillna(False)
+    _refuse(file, t, unknown, label, f"is not one of {', '.join(source.labels)}")
 
 # %% ../nbs/13_sources.ipynb #5f341b22
 def _index_images(
-    folder:Path,   # searched recursively
-    suffix:str,    # e.g. '.png', compared in lower case
-) -> dict:         # file name without suffix -> path
+    folder: Path,  # searched recursively
+    suffix: str,  # e.g. '.png', compared in lower case
+) -> dict:  # file name without suffix -> path
     "Image files by name. Raises ManifestError where one name stands for two different files."
     found = {}
     for base, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(d for d in folders if not d.startswith('.') and d != '__MACOSX')
+        folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__MACOSX")
         for name in sorted(names):
             stem, ext = os.path.splitext(name)
-            if ext.lower() != suffix or name.startswith('.'): continue
-            path = Path(base)/name
+            if ext.lower() != suffix or name.startswith("."):
+                continue
+            path = Path(base) / name
             if stem in found and md5_file(path) != md5_file(found[stem]):
-                raise ManifestError(f'Two different files are called {name}: {found[stem]} and {path}. '
-                                    f'Keep one copy of the collection in {folder}.')
+                raise ManifestError(
+                    f"Two different files are called {name}: {found[stem]} and {path}. "
+                    f"Keep one copy of the collection in {folder}."
+                )
             found.setdefault(stem, path)
     return found
 
 # %% ../nbs/13_sources.ipynb #876aa816
 class MissingImages(FileNotFoundError):
     "Photographs that the table names and the folder lacks; `.names` lists all of them."
-    def __init__(self, message, names): super().__init__(message); self.names = list(names)
 
+    def __init__(self, message, names):
+        super().__init__(message)
+        self.names = list(names)
 
+# %% ../nbs/13_sources.ipynb #8fd4927a
 def _attach_images(
-    t:pd.DataFrame,   # manifest columns without path and md5
-    folder:Path,
-    suffix:str,
-    missing:str,      # 'error' or 'drop'
-    md5:bool,
-    source:Source,
+    t: pd.DataFrame,  # manifest columns without path and md5
+    folder: Path,
+    suffix: str,
+    missing: str,  # 'error', 'drop' or 'keep'
+    md5: bool,
+    source: Source,
 ) -> pd.DataFrame:
-    "Add path and md5; absent photographs are refused or dropped with a warning, copies are dropped with a warning."
-    check_choice('missing', missing, ['error', 'drop'])
+    """Add path and md5; absent photographs are refused, dropped with a warning, or kept with the
+    path where they belong; copies are dropped with a warning.
+    """
+    check_choice("missing", missing, ["error", "drop", "keep"])
     found = _index_images(folder, suffix)
     absent = ~t.image_id.isin(found)
-    if absent.any():
-        names = [f'{n}{suffix}' for n in t.image_id[absent]]
-        zips = sorted(p.name for p in folder.rglob('*.zip'))
-        message = (f'{len(names)} of {len(t)} photographs of {source.name} are not below {folder}: {_some(names)}. '
-                   + (f'Unpack {_some(zips)}. ' if zips else f'Get them from {source.homepage}. '))
-        if missing == 'error' or absent.all(): raise MissingImages(message + 'Or pass missing="drop" to go on without them.', names)
-        warnings.warn(message + 'Their rows are left out.', stacklevel=3)
-    t = t[~absent].copy()
-    t['path'] = [str(found[n]) for n in t.image_id]
-    return _first_of_copies(t.assign(md5=[md5_file(p) for p in t.path]), source) if md5 else t
+    if absent.any() and (missing != "keep" or absent.all()):
+        names = [f"{n}{suffix}" for n in t.image_id[absent]]
+        message = (
+            f"{len(names)} of {len(t)} photographs of {source.name} are not below {folder}:"
+            f" {_some(names)}. {where_to_get(source, folder)} "
+        )
+        if missing == "error" or absent.all():
+            raise MissingImages(message + 'Or pass missing="drop" to go on without them.', names)
+        warnings.warn(message + "Their rows are left out.", stacklevel=3)
+        t, absent = t[~absent], absent[~absent]
+    place = [found.get(n, folder / "images" / f"{n}{suffix}") for n in t.image_id]
+    t = t.assign(path=[str(p) for p in place])
+    if not md5:
+        return t
+    sums = [pd.NA if gone else md5_file(p) for p, gone in zip(place, absent)]
+    return first_of_copies(t.assign(md5=pd.array(sums, "string")), source)
 
+# %% ../nbs/13_sources.ipynb #ccb900d4
+def where_to_get(
+    source: Source,
+    folder: Path,  # of the data set
+) -> str:
+    "What to do about photographs that are not there: unpack archives that are, or fetch them."
+    if zips := sorted(p.name for p in folder.rglob("*.zip")):
+        return f"Unpack {_some(zips)}."
+    return f"To get them: {source.how} ({source.homepage})."
 
-def _first_of_copies(t:pd.DataFrame, source:Source) -> pd.DataFrame:
-    "One row per file content. Copies under different diagnoses or skin types cannot both be right, so they are named as such."
-    copies = t.md5.duplicated()
-    if not copies.any(): return t
-    kept = t[~copies].set_index('md5').image_id
-    facts = t.groupby('md5')[['label', 'skin_type'] if 'skin_type' in t else ['label']].nunique(dropna=False).max(axis=1)
-    pairs = [f'{i} = {kept[h]}' + (' (which disagree in label or skin type)' if facts[h] > 1 else '')
-             for i, h in zip(t.image_id[copies], t.md5[copies])]
-    warnings.warn(f'{source.name} holds the same photograph more than once; the first is kept: {_some(pairs)}.', stacklevel=4)
+# %% ../nbs/13_sources.ipynb #5042816d
+def first_of_copies(
+    t: pd.DataFrame,  # manifest with md5, missing where there is no file
+    source: Source,
+) -> pd.DataFrame:
+    """One row per file content. Copies under different diagnoses or skin types cannot both be
+    right, so they are named as such.
+    """
+    copies = t.md5.duplicated() & t.md5.notna()
+    if not copies.any():
+        return t
+    kept = t[~copies].set_index("md5").image_id
+    facts = (
+        t.groupby("md5")[["label", "skin_type"] if "skin_type" in t else ["label"]]
+        .nunique(dropna=False)
+        .max(axis=1)
+    )
+    pairs = [
+        f"{i} = {kept[h]}" + (" (which disagree in label or skin type)" if facts[h] > 1 else "")
+        for i, h in zip(t.image_id[copies], t.md5[copies])
+    ]
+    warnings.warn(
+        f"{source.name} holds the same photograph more than once; the first is kept:"
+        f" {_some(pairs)}.",
+        stacklevel=4,
+    )
     return t[~copies]
 
-
-def _some(names, n:int=10) -> str:
+# %% ../nbs/13_sources.ipynb #6dc3e0b7
+def _some(names, n: int = 10) -> str:
     "The first names, and how many more there are."
-    return ', '.join(map(str, names[:n])) + (f' and {len(names) - n} more' if len(names) > n else '')
+    return ", ".join(map(str, names[:n])) + (
+        f" and {len(names) - n} more" if len(names) > n else ""
+    )
 
 # %% ../nbs/13_sources.ipynb #723fc1f2
 def read_pad_ufes20(
-    folder=None,             # unpacked download; None for $SKINREPRO_DATA/pad_ufes20
-    missing:str='error',     # 'drop' leaves out rows whose photograph is absent, with a warning that lists them
-    md5:bool=True,           # hash the files: finds copies (the first is kept, with a warning), serves the leak check
-) -> pd.DataFrame:           # manifest; image_id is img_id without '.png', skin_type is missing where not recorded
-    """PAD-UFES-20 as a manifest: label from `diagnostic`, skin type from `fitspatrick`, patient from `patient_id`.
+    folder=None,  # unpacked download; None for $SKINREPRO_DATA/pad_ufes20
+    # 'drop' leaves out rows whose photograph is absent, with a warning that lists them; 'keep'
+    # keeps them with the path where it belongs, for those who count
+    missing: str = "error",
+    # hash the files: finds copies (the first is kept, with a warning), serves the leak check
+    md5: bool = True,
+    # manifest; image_id is img_id without '.png', skin_type is missing where not recorded
+) -> pd.DataFrame:
+    """PAD-UFES-20 as a manifest: label from `diagnostic`, skin type from `fitspatrick`, patient
+    from `patient_id`.
 
-    Raises FileNotFoundError (no folder, no table), MissingImages, ManifestError (file, line and column named).
-    Source: Pacheco et al., Data in Brief 32 (2020) 106221."""
-    folder = source_folder(PAD_UFES20, folder); file = folder/'metadata.csv'
-    t = _read_table(file, ['img_id', 'patient_id', 'diagnostic', 'fitspatrick'], PAD_UFES20)
-    for c in ('img_id', 'patient_id'): _refuse(file, t, t[c].isna(), c, 'is not a name')
-    _refuse(file, t, t.img_id.duplicated(), 'img_id', 'occurs twice')
-    _refuse(file, t, ~t.diagnostic.isin(PAD_UFES20.labels).fillna(False), 'diagnostic', f'is not one of {", ".join(PAD_UFES20.labels)}')
-    skin = pd.to_numeric(t.fitspatrick, errors='coerce')
-    _refuse(file, t, t.fitspatrick.notna() & ~skin.isin(range(1, 7)), 'fitspatrick', 'is not a Fitzpatrick type 1..6 or empty')
-    rows = pd.DataFrame({'image_id': t.img_id.str.removesuffix('.png'), 'label': t.diagnostic, 'skin_type': skin.astype('Int64'),
-                         'patient_id': t.patient_id})
-    rows = _attach_images(rows, folder, '.png', missing, md5, PAD_UFES20)
+    Raises FileNotFoundError (no folder, no table), MissingImages, ManifestError (file, line and
+    column named). Source: Pacheco et al., Data in Brief 32 (2020) 106221.
+    """
+    folder = source_folder(PAD_UFES20, folder)
+    file = folder / "metadata.csv"
+    t = _read_table(file, ["img_id", "patient_id", "diagnostic", "fitspatrick"], PAD_UFES20)
+    _check_rows(file, t, ["img_id", "patient_id"], "diagnostic", PAD_UFES20)
+    skin = pd.to_numeric(t.fitspatrick, errors="coerce")
+    _refuse(
+        file,
+        t,
+        t.fitspatrick.notna() & ~skin.isin(range(1, 7)),
+        "fitspatrick",
+        "is not a Fitzpatrick type 1..6 or empty",
+    )
+    rows = pd.DataFrame(
+        {
+            "image_id": t.img_id.str.removesuffix(".png"),
+            "label": t.diagnostic,
+            "skin_type": skin.astype("Int64"),
+            "patient_id": t.patient_id,
+        }
+    )
+    rows = _attach_images(rows, folder, ".png", missing, md5, PAD_UFES20)
     return manifest.validate(manifest.make(rows), labels=PAD_UFES20.labels)
 
 # %% ../nbs/13_sources.ipynb #3e25d584
 def read_ham10000(
-    folder=None,             # unpacked download; None for $SKINREPRO_DATA/ham10000
-    missing:str='error',     # 'drop' leaves out rows whose photograph is absent, with a warning that lists them
-    md5:bool=True,           # hash the files: finds copies (the first is kept, with a warning), serves the leak check
-) -> pd.DataFrame:           # manifest; skin_type is missing throughout
-    """HAM10000 as a manifest: label from `dx`, domain from `dataset`, and the lesion in place of the patient.
+    folder=None,  # unpacked download; None for $SKINREPRO_DATA/ham10000
+    # 'drop' leaves out rows whose photograph is absent, with a warning that lists them; 'keep'
+    # keeps them with the path where it belongs, for those who count
+    missing: str = "error",
+    # hash the files: finds copies (the first is kept, with a warning), serves the leak check
+    md5: bool = True,
+) -> pd.DataFrame:  # manifest; skin_type is missing throughout
+    """HAM10000 as a manifest: label from `dx`, domain from `dataset`, and the lesion in place of
+    the patient.
 
-    Raises FileNotFoundError (no folder, no table), MissingImages, ManifestError (file, line and column named).
-    Source: Tschandl et al., Scientific Data 5 (2018) 180161."""
+    Raises FileNotFoundError (no folder, no table), MissingImages, ManifestError (file, line and
+    column named). Source: Tschandl et al., Scientific Data 5 (2018) 180161.
+    """
     folder = source_folder(HAM10000, folder)
-    file = next((folder/n for n in ('HAM10000_metadata.csv', 'HAM10000_metadata') if (folder/n).is_file()), folder/'HAM10000_metadata.csv')
-    t = _read_table(file, ['image_id', 'lesion_id', 'dx', 'dataset'], HAM10000)
-    for c in ('image_id', 'lesion_id', 'dataset'): _refuse(file, t, t[c].isna(), c, 'is not a name')
-    _refuse(file, t, t.image_id.duplicated(), 'image_id', 'occurs twice')
-    _refuse(file, t, ~t.dx.isin(HAM10000.labels).fillna(False), 'dx', f'is not one of {", ".join(HAM10000.labels)}')
-    rows = pd.DataFrame({'image_id': t.image_id, 'label': t.dx, 'domain': t.dataset, 'patient_id': t.lesion_id})
-    rows = _attach_images(rows, folder, '.jpg', missing, md5, HAM10000)
+    file = folder / "HAM10000_metadata.csv"
+    if not file.is_file() and file.with_suffix("").is_file():
+        file = file.with_suffix("")
+    t = _read_table(file, ["image_id", "lesion_id", "dx", "dataset"], HAM10000)
+    _check_rows(file, t, ["image_id", "lesion_id", "dataset"], "dx", HAM10000)
+    rows = pd.DataFrame(
+        {"image_id": t.image_id, "label": t.dx, "domain": t.dataset, "patient_id": t.lesion_id}
+    )
+    rows = _attach_images(rows, folder, ".jpg", missing, md5, HAM10000)
     return manifest.validate(manifest.make(rows), labels=HAM10000.labels)
-
-# %% ../nbs/13_sources.ipynb #8212161c
-def inspect_images(
-    m:pd.DataFrame,         # manifest with absolute paths
-    jobs:int=4,             # files read at a time
-    progress:bool=False,    # show a bar
-) -> pd.DataFrame:          # image_id, status (ok | missing | corrupt | duplicate), bytes, md5, detail: one row per image, in order
-    "Decode every image of a manifest and say which are not whole, and which are the same bytes as an earlier one."
-    from concurrent.futures import ThreadPoolExecutor
-
-    from tqdm import tqdm
-    with ThreadPoolExecutor(jobs) as pool:
-        rows = list(tqdm(pool.map(_inspect, m.path), total=len(m), unit='file', disable=not progress))
-    t = pd.DataFrame(rows, columns=['status', 'bytes', 'md5', 'detail'], index=m.index).astype({'bytes': 'Int64', 'md5': 'string'})
-    t.insert(0, 'image_id', m.image_id)
-    copies = t.status.eq('ok') & t.md5.duplicated()
-    first = t[~t.md5.duplicated()].set_index('md5').image_id
-    t.loc[copies, 'detail'] = 'the same bytes as ' + t.md5[copies].map(first).astype(str); t.loc[copies, 'status'] = 'duplicate'
-    return t.reset_index(drop=True)
-
-
-def _inspect(path) -> tuple: # status, bytes, md5, detail
-    import hashlib
-    import io
-
-    from PIL import Image
-    try: data = Path(path).read_bytes()
-    except FileNotFoundError: return 'missing', pd.NA, pd.NA, f'no file {path}'
-    except OSError as e: return 'corrupt', pd.NA, pd.NA, f'{path} cannot be read: {e.strerror}'
-    status, detail = 'ok', ''
-    try:
-        with Image.open(io.BytesIO(data)) as image: image.load()
-    except Exception as e: # damaged files raise OSError, SyntaxError, ValueError, struct.error ...
-        status, detail = 'corrupt', f'{path}: {e}'
-    return status, len(data), hashlib.md5(data).hexdigest(), detail
-
-# %% ../nbs/13_sources.ipynb #93164044
-def inventory(
-    read,                   # read_pad_ufes20 or read_ham10000
-    folder=None,            # the data set's folder; None for the one below $SKINREPRO_DATA
-    progress:bool=False,    # show a bar
-) -> pd.DataFrame:          # as `inspect_images`; absent photographs come last
-    "State of every photograph that a publisher's table names. Raises what `read` raises, MissingImages only when none is there."
-    absent = []
-    try: m = read(folder, md5=False)
-    except MissingImages as e:
-        absent = [Path(n).stem for n in e.names]
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore'); m = read(folder, missing='drop', md5=False)
-    gone = pd.DataFrame({'image_id': absent, 'status': 'missing', 'detail': 'not in the folder'})
-    return pd.concat([inspect_images(m, progress=progress), gone]).astype({'bytes': 'Int64', 'md5': 'string'}).reset_index(drop=True)

@@ -20,138 +20,202 @@ from .metrics import MEASURES, accuracy, by_group, check_codes
 # %% ../nbs/52_uncertainty.ipynb #a1e2ad29
 class Spread(NamedTuple):
     "Repeated runs in four numbers."
+
     mean: float
     sd: float  # sample standard deviation (n - 1); nan for one run
-    sem: float # standard error of the mean, sd / sqrt(n)
+    sem: float  # standard error of the mean, sd / sqrt(n)
     n: int
 
-
+# %% ../nbs/52_uncertainty.ipynb #b85e1e30
 class Interval(NamedTuple):
     "Bounds on the scale of what was measured; nan where they cannot be had."
+
     low: float
     high: float
 
 # %% ../nbs/52_uncertainty.ipynb #4ecbad82
-def _finite(values, name='values') -> np.ndarray:
+def _finite(values, name="values") -> np.ndarray:
     a = np.asarray(values, dtype=float).ravel()
-    if len(a) == 0: raise ValueError(f'{name} is empty: no run to average.')
+    if len(a) == 0:
+        raise ValueError(f"{name} is empty: no run to average.")
     bad = ~np.isfinite(a)
-    if bad.any(): raise ValueError(f'{name} holds NaN or infinity at position {int(bad.argmax())}; drop that run knowingly.')
+    if bad.any():
+        raise ValueError(
+            f"{name} holds NaN or infinity at position {int(bad.argmax())}; drop that run"
+            " knowingly."
+        )
     return a
 
-
+# %% ../nbs/52_uncertainty.ipynb #80cad4ea
 def spread(
-    values, # one number per run
+    values,  # one number per run
 ) -> Spread:
     "Mean, sample standard deviation, standard error, number of runs."
-    a = _finite(values); n = len(a)
-    sd = float(a.std(ddof=1)) if n > 1 else float('nan')
-    return Spread(float(a.mean()), sd, sd / n ** .5, n)
+    a = _finite(values)
+    n = len(a)
+    sd = float(a.std(ddof=1)) if n > 1 else float("nan")
+    return Spread(float(a.mean()), sd, sd / n**0.5, n)
 
 # %% ../nbs/52_uncertainty.ipynb #09ce3d58
 def t_interval(
-    values,               # one number per run
-    confidence:float=.95,
-) -> Interval:            # nan, nan for one run
+    values,  # one number per run
+    confidence: float = 0.95,
+) -> Interval:  # nan, nan for one run
     "Student's t interval of the mean over runs."
     from scipy import stats
+
     s = spread(values)
-    if s.n == 1: return Interval(float('nan'), float('nan'))
+    if s.n == 1:
+        return Interval(float("nan"), float("nan"))
     half = float(stats.t.ppf((1 + confidence) / 2, s.n - 1)) * s.sem
     return Interval(s.mean - half, s.mean + half)
 
 # %% ../nbs/52_uncertainty.ipynb #2319ddcf
 def bootstrap_interval(
-    y,                           # (n,) true classes, codes 0..k-1
-    p,                           # (n,) predicted classes
-    n_classes:int,               # length k of the paper's class list
-    statistic:Callable=accuracy, # (..., k, k) confusion counts -> (...), e.g. metrics.f1
-    stratified:bool=True,        # resample within each true class
-    confidence:float=.95,
-    method:str='BCa',            # or 'percentile', 'basic'
-    resamples:int=9999,
-    seed:int=0,
-) -> Interval:                   # nan, nan where no replicate differs (all right, all wrong)
+    y,  # (n,) true classes, codes 0..k-1
+    p,  # (n,) predicted classes
+    n_classes: int,  # length k of the paper's class list
+    statistic: Callable = accuracy,  # (..., k, k) confusion counts -> (...), e.g. metrics.f1
+    stratified: bool = True,  # resample within each true class
+    confidence: float = 0.95,
+    method: str = "BCa",  # or 'percentile', 'basic'
+    resamples: int = 9999,
+    seed: int = 0,
+) -> Interval:  # nan, nan where no replicate differs (all right, all wrong)
     "Bootstrap interval of one run's number over its test images (Efron & Tibshirani 1993)."
     from scipy import stats
+
     y, p = check_codes(y, p, n_classes)
-    cell = y * n_classes + p # each image is one cell of the confusion matrix
+    moving, fixed = _strata(y, p, n_classes, stratified)
+
+    def evaluate(*draws, axis=-1):
+        return statistic(_counts(draws, fixed, n_classes))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the degenerate case is answered by nan
+        r = stats.bootstrap(
+            moving,
+            evaluate,
+            n_resamples=resamples,
+            batch=2000,
+            vectorized=True,
+            axis=-1,
+            method=method,
+            confidence_level=confidence,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    if not r.high > r.low:
+        return Interval(float("nan"), float("nan"))
+    return Interval(float(r.low), float(r.high))
+
+# %% ../nbs/52_uncertainty.ipynb #dd1e3861
+def _strata(y, p, n_classes: int, stratified: bool) -> tuple[list, list]:
+    "Cells of the confusion matrix, one per image: of strata that can be resampled, and of others."
+    cell = y * n_classes + p
     strata = [cell[y == i] for i in np.unique(y)] if stratified else [cell]
     moving, fixed = [s for s in strata if len(s) > 1], [s for s in strata if len(s) == 1]
-    if not moving: raise ValueError(f'{len(y)} image(s), no class with two: nothing to resample. Use stratified=False or more images.')
-    evaluate = lambda *draws, axis=-1: statistic(_counts(draws, fixed, n_classes))
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore') # the degenerate case is answered by nan
-        r = stats.bootstrap(moving, evaluate, n_resamples=resamples, batch=2000, vectorized=True, axis=-1, method=method,
-                            confidence_level=confidence, rng=np.random.default_rng(seed)).confidence_interval
-    return Interval(float(r.low), float(r.high)) if r.high > r.low else Interval(float('nan'), float('nan'))
+    if not moving:
+        raise ValueError(
+            f"{len(y)} image(s), no class with two: nothing to resample. Use stratified=False or"
+            " more images."
+        )
+    return moving, fixed
 
-
+# %% ../nbs/52_uncertainty.ipynb #73c1f2ac
 def _counts(draws, fixed, n_classes):
     "Batches of cells (..., n_i) -> confusion counts (..., k, k)."
     lead = np.broadcast_shapes(*(d.shape[:-1] for d in draws))
-    cells = np.concatenate([np.broadcast_to(d, lead + d.shape[-1:]) for d in [*draws, *fixed]], axis=-1).astype(np.int64)
-    flat, k2 = cells.reshape(-1, cells.shape[-1]), n_classes ** 2
-    counts = np.bincount((flat + k2 * np.arange(len(flat))[:, None]).ravel(), minlength=k2 * len(flat))
+    cells = np.concatenate(
+        [np.broadcast_to(d, lead + d.shape[-1:]) for d in [*draws, *fixed]], axis=-1
+    ).astype(np.int64)
+    flat, k2 = cells.reshape(-1, cells.shape[-1]), n_classes**2
+    counts = np.bincount(
+        (flat + k2 * np.arange(len(flat))[:, None]).ravel(), minlength=k2 * len(flat)
+    )
     return counts.reshape(*lead, n_classes, n_classes)
 
 # %% ../nbs/52_uncertainty.ipynb #8ac5346f
 def proportion_interval(
-    k:int,                # images that were right
-    n:int,                # images
-    confidence:float=.95,
+    k: int,  # images that were right
+    n: int,  # images
+    confidence: float = 0.95,
 ) -> Interval:
     "Wilson's interval of a proportion; sound also at 0 and 1."
     from scipy import stats
-    if not 0 <= k <= n or n < 1: raise ValueError(f'{k} of {n} is no proportion.')
-    r = stats.binomtest(int(k), int(n)).proportion_ci(confidence, method='wilson')
+
+    if not 0 <= k <= n or n < 1:
+        raise ValueError(f"{k} of {n} is no proportion.")
+    r = stats.binomtest(int(k), int(n)).proportion_ci(confidence, method="wilson")
     return Interval(float(r.low), float(r.high))
 
 # %% ../nbs/52_uncertainty.ipynb #92b1d7d2
 def interval_by_group(
-    y,                  # (n,) true classes, codes 0..k-1
-    p,                  # (n,) predicted classes
-    group,              # (n,) group of each image; missing values allowed
-    n_classes:int,      # length k of the paper's class list
-    resamples:int=1999,
-    seed:int=0,
-    **kwargs,           # further arguments of `bootstrap_interval`
-) -> pd.DataFrame:      # metric, group, value, n, n_classes_present, low, high; all values in [0, 1]
+    y,  # (n,) true classes, codes 0..k-1
+    p,  # (n,) predicted classes
+    group,  # (n,) group of each image; missing values allowed
+    n_classes: int,  # length k of the paper's class list
+    resamples: int = 1999,
+    seed: int = 0,
+    **kwargs,  # further arguments of `bootstrap_interval`
+) -> pd.DataFrame:  # metric, group, value, n, n_classes_present, low, high; all values in [0, 1]
     "`metrics.by_group` with a bootstrap interval beside each number."
     t = by_group(y, p, group, n_classes)
     y, p = check_codes(y, p, n_classes)
-    g = pd.Series(np.asarray(group, dtype=object)).astype('string')
+    g = pd.Series(np.asarray(group, dtype=object)).astype("string")
     bounds = []
     for row in t.itertuples():
-        mask = np.ones(len(y), bool) if row.group == 'all' else (g == row.group).fillna(False).to_numpy(bool)
-        try: bounds.append(bootstrap_interval(y[mask], p[mask], n_classes, MEASURES[row.metric], resamples=resamples, seed=seed, **kwargs))
-        except ValueError: bounds.append(Interval(float('nan'), float('nan')))
+        mask = (
+            np.ones(len(y), bool)
+            if row.group == "all"
+            else (g == row.group).fillna(False).to_numpy(bool)
+        )
+        try:
+            bounds.append(
+                bootstrap_interval(
+                    y[mask],
+                    p[mask],
+                    n_classes,
+                    MEASURES[row.metric],
+                    resamples=resamples,
+                    seed=seed,
+                    **kwargs,
+                )
+            )
+        except ValueError:
+            bounds.append(Interval(float("nan"), float("nan")))
     return t.assign(low=[b.low for b in bounds], high=[b.high for b in bounds])
 
 # %% ../nbs/52_uncertainty.ipynb #1a6a2ee2
 class Difference(NamedTuple):
     "Paired comparison of two methods."
-    mean: float   # a - b
-    low: float    # interval of the mean; nan for one pair
+
+    mean: float  # a - b
+    low: float  # interval of the mean; nan for one pair
     high: float
-    sd: float     # of the differences
-    pvalue: float # two-sided t test that the mean is 0; nan for one pair
-    n: int        # pairs
+    sd: float  # of the differences
+    pvalue: float  # two-sided t test that the mean is 0; nan for one pair
+    n: int  # pairs
 
-
+# %% ../nbs/52_uncertainty.ipynb #ed2fae0a
 def paired_difference(
-    a,                    # (n,) one number per draw, method A
-    b,                    # (n,) the same draws, method B
-    confidence:float=.95,
-    overlap:float=0.,     # n_test / n_train of overlapping redraws (Nadeau & Bengio 2003); 0 for independent draws
+    a,  # (n,) one number per draw, method A
+    b,  # (n,) the same draws, method B
+    confidence: float = 0.95,
+    # n_test / n_train of overlapping redraws (Nadeau & Bengio 2003); 0 for independent draws
+    overlap: float = 0.0,
 ) -> Difference:
     "Mean of a - b over paired draws with a t interval."
     from scipy import stats
-    a, b = _finite(a, 'a'), _finite(b, 'b')
-    if len(a) != len(b): raise ValueError(f'{len(a)} draws of A, {len(b)} of B: pairs need the same draws in the same order.')
+
+    a, b = _finite(a, "a"), _finite(b, "b")
+    if len(a) != len(b):
+        raise ValueError(
+            f"{len(a)} draws of A, {len(b)} of B: pairs need the same draws in the same order."
+        )
     d = spread(a - b)
-    if d.n == 1: return Difference(d.mean, *[float('nan')] * 4, 1)
-    se = d.sd * (1 / d.n + overlap) ** .5
+    if d.n == 1:
+        return Difference(d.mean, *[float("nan")] * 4, 1)
+    se = d.sd * (1 / d.n + overlap) ** 0.5
     half = float(stats.t.ppf((1 + confidence) / 2, d.n - 1)) * se
     pvalue = float(2 * stats.t.sf(abs(d.mean) / se, d.n - 1)) if se > 0 else float(d.mean == 0)
     return Difference(d.mean, d.mean - half, d.mean + half, d.sd, pvalue, d.n)
@@ -159,87 +223,136 @@ def paired_difference(
 # %% ../nbs/52_uncertainty.ipynb #46fea69e
 class McNemar(NamedTuple):
     "Two classifiers on the same images."
+
     difference: float  # accuracy of A minus accuracy of B
-    discordance: float # share of images on which exactly one is right
-    only_a: int        # images that only A gets right
+    discordance: float  # share of images on which exactly one is right
+    only_a: int  # images that only A gets right
     only_b: int
-    pvalue: float      # exact, two-sided
+    pvalue: float  # exact, two-sided
     n: int
 
-
+# %% ../nbs/52_uncertainty.ipynb #e27ff444
 def mcnemar(
-    y, # (n,) true classes
-    a, # (n,) classes predicted by A
-    b, # (n,) classes predicted by B
+    y,  # (n,) true classes
+    a,  # (n,) classes predicted by A
+    b,  # (n,) classes predicted by B
 ) -> McNemar:
     "Exact McNemar test: are A and B right equally often?"
     from scipy import stats
+
     y, a, b = map(np.asarray, (y, a, b))
     if not y.shape == a.shape == b.shape or y.ndim != 1 or not len(y):
-        raise ValueError(f'y, a, b have shapes {y.shape}, {a.shape}, {b.shape}; all must be (n,), n > 0.')
+        raise ValueError(
+            f"y, a, b have shapes {y.shape}, {a.shape}, {b.shape}; all must be (n,), n > 0."
+        )
     only_a, only_b = int(((a == y) & (b != y)).sum()), int(((a != y) & (b == y)).sum())
     m, n = only_a + only_b, len(y)
-    return McNemar((only_a - only_b) / n, m / n, only_a, only_b, float(stats.binomtest(only_a, m).pvalue) if m else 1., n)
+    return McNemar(
+        (only_a - only_b) / n,
+        m / n,
+        only_a,
+        only_b,
+        float(stats.binomtest(only_a, m).pvalue) if m else 1.0,
+        n,
+    )
 
 # %% ../nbs/52_uncertainty.ipynb #a86b85bd
 def mcnemar_power(
-    n:int,             # test images
-    discordance:float, # share of images on which exactly one of the two is right
-    difference:float,  # true accuracy of A minus B; at most the discordance
-    alpha:float=.05,
+    n: int,  # test images
+    discordance: float,  # share of images on which exactly one of the two is right
+    difference: float,  # true accuracy of A minus B; at most the discordance
+    alpha: float = 0.05,
 ) -> float:
     "Exact power of the exact two-sided McNemar test."
     from scipy import stats
+
     m = np.arange(1, n + 1)
-    lose = stats.binom.ppf(alpha / 2, m, .5)                              # largest count of wins that still rejects ...
-    lose = np.where(stats.binom.cdf(lose, m, .5) > alpha / 2, lose - 1, lose) # ... -1: no count does
-    q = (discordance + difference) / (2 * discordance)                    # A wins a discordant image
+    lose = stats.binom.ppf(alpha / 2, m, 0.5)  # largest count of wins that still rejects ...
+    lose = np.where(
+        stats.binom.cdf(lose, m, 0.5) > alpha / 2, lose - 1, lose
+    )  # ... -1: no count does
+    q = (discordance + difference) / (2 * discordance)  # A wins a discordant image
     reject = stats.binom.cdf(lose, m, q) + stats.binom.cdf(lose, m, 1 - q)
     return float((stats.binom.pmf(m, n, discordance) * reject).sum())
 
-
+# %% ../nbs/52_uncertainty.ipynb #027054cc
 def minimum_detectable_effect(
-    n:int,                         # test images (of each of the two, if unpaired)
-    discordance:float|None=None,   # paired: share of images on which exactly one of the two is right
-    base:float|None=None,          # unpaired: the lower accuracy, two independent test sets of n
-    power:float=.8,
-    alpha:float=.05,
-) -> float:                        # difference of accuracies in [0, 1]; nan if no difference is enough
-    "Smallest true difference that a two-sided test finds with the given power (paired: exact McNemar; unpaired: Fleiss 1981, normal)."
+    n: int,  # test images (of each of the two, if unpaired)
+    discordance: (
+        float | None
+    ) = None,  # paired: share of images on which exactly one of the two is right
+    base: float | None = None,  # unpaired: the lower accuracy, two independent test sets of n
+    power: float = 0.8,
+    alpha: float = 0.05,
+) -> float:  # difference of accuracies in [0, 1]; nan if no difference is enough
+    """Smallest true difference that a two-sided test finds with the given power (paired: exact
+    McNemar; unpaired: Fleiss 1981, normal).
+    """
     from scipy import optimize, stats
-    if (discordance is None) == (base is None): raise ValueError('Give either discordance (paired) or base (unpaired).')
+
+    if (discordance is None) == (base is None):
+        raise ValueError("Give either discordance (paired) or base (unpaired).")
     if n < 1 or not 0 < (base if discordance is None else discordance) < 1:
-        raise ValueError(f'n = {n}, discordance = {discordance}, base = {base}: n must be positive, the others within (0, 1).')
+        raise ValueError(
+            f"n = {n}, discordance = {discordance}, base = {base}: n must be positive, the others"
+            " within (0, 1)."
+        )
     if discordance is not None:
         excess, top = lambda d: mcnemar_power(n, discordance, d, alpha) - power, discordance
     else:
         za, zb = stats.norm.ppf(1 - alpha / 2), stats.norm.ppf(power)
-        var = lambda q: q * (1 - q)
-        excess = lambda d: d * n ** .5 - za * (2 * var(base + d / 2)) ** .5 - zb * (var(base) + var(base + d)) ** .5
+
+        def var(q):
+            return q * (1 - q)
+
+        def excess(d):
+            return (
+                d * n**0.5
+                - za * (2 * var(base + d / 2)) ** 0.5
+                - zb * (var(base) + var(base + d)) ** 0.5
+            )
+
         top = 1 - base
-    return float(optimize.brentq(excess, 1e-9, top, xtol=1e-6)) if excess(top) > 0 else float('nan')
+    return float(optimize.brentq(excess, 1e-9, top, xtol=1e-6)) if excess(top) > 0 else float("nan")
 
 # %% ../nbs/52_uncertainty.ipynb #f277d4d0
 def granularity(
-    value:float,            # printed percentage, e.g. 70.24
-    n:int,                  # test images
-    runs=range(1, 11),      # numbers of runs to try
-    decimals:int=2,         # printed digits
-) -> pd.DataFrame:          # runs, grid (n * runs), nearest (percent), fits, chance that an arbitrary printed value fits
-    "For which numbers of runs can a printed percentage be the mean of shares of n images? (Brown & Heathers 2017)"
-    rows, step = [], 10. ** -decimals
+    value: float,  # printed percentage, e.g. 70.24
+    n: int,  # test images
+    runs=range(1, 11),  # numbers of runs to try
+    decimals: int = 2,  # printed digits
+) -> (
+    pd.DataFrame
+):  # runs, grid (n * runs), nearest (percent), fits, chance that an arbitrary printed value fits
+    """For which numbers of runs can a printed percentage be the mean of shares of n images? (Brown
+    & Heathers 2017)
+    """
+    rows, step = [], 10.0**-decimals
     for r in runs:
         grid = n * r
         k = round(value * grid / 100)
-        rows.append(dict(runs=r, grid=grid, nearest=100 * k / grid, fits=abs(100 * k / grid - value) <= step / 2 + 1e-9,
-                         chance=min(1., grid * step / 100)))
+        rows.append(
+            dict(
+                runs=r,
+                grid=grid,
+                nearest=100 * k / grid,
+                fits=abs(100 * k / grid - value) <= step / 2 + 1e-9,
+                chance=min(1.0, grid * step / 100),
+            )
+        )
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/52_uncertainty.ipynb #5f6bcb2b
 def smallest_spread(
-    n:int,    # test images
-    runs:int, # repeated runs
-) -> dict[str, float]: # percentage points: population and sample sd, and sem
-    "The least spread above zero that accuracies of repeated runs can have: one image more in one run."
+    n: int,  # test images
+    runs: int,  # repeated runs
+) -> dict[str, float]:  # percentage points: population and sample sd, and sem
+    """The least spread above zero that accuracies of repeated runs can have: one image more in one
+    run.
+    """
     one = np.eye(1, runs)[0] * 100 / n
-    return dict(population=float(one.std()), sample=float(one.std(ddof=1)), sem=float(one.std(ddof=1) / runs ** .5))
+    return dict(
+        population=float(one.std()),
+        sample=float(one.std(ddof=1)),
+        sem=float(one.std(ddof=1) / runs**0.5),
+    )

@@ -1,30 +1,47 @@
-"What all tests share: nothing is written into the repository, nothing comes from the network, one thread per process."
+"""What all tests share: nothing is written into the repository, nothing comes from the network, one
+thread per process.
+"""
+
 import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-os.environ.setdefault('HF_HUB_OFFLINE', '1')
-for name in ('OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'MKL_NUM_THREADS'): os.environ.setdefault(name, '1')
-os.environ.setdefault('MPLBACKEND', 'Agg')
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def outside_the_repository(tmp_path_factory):
     "Runs and caches of the tests go to a temporary folder that the session's processes share."
     base = tmp_path_factory.getbasetemp()
-    if os.environ.get('PYTEST_XDIST_WORKER'): base = base.parent
-    os.environ['SKINREPRO_CACHE'] = str(base/'cache')
-    os.environ['SKINREPRO_RUNS'] = str(base/'runs')
+    if os.environ.get("PYTEST_XDIST_WORKER"):
+        base = base.parent
+    os.environ["SKINREPRO_CACHE"] = str(base / "cache")
+    os.environ["SKINREPRO_RUNS"] = str(base / "runs")
 
 
 @pytest.fixture
-def root() -> Path: return ROOT
+def root() -> Path:
+    return ROOT
 
 
-ONE_PROCESS = {'test_wang2024_generator', 'test_wang2024_report', 'test_workflow_generator'} # their tests share what takes a minute to make
-LONG = (*sorted(ONE_PROCESS), 'test_wang2024', 'test_workflow', 'test_runs', 'test_slurm', 'test_notebooks')
+ONE_PROCESS = {
+    "test_wang2024_generator",
+    "test_wang2024_report",
+    "test_workflow_generator",
+}  # their tests share what takes a minute to make
+LONG = (
+    *sorted(ONE_PROCESS),
+    "test_wang2024",
+    "test_workflow",
+    "test_runs",
+    "test_slurm",
+    "test_notebooks",
+)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -32,7 +49,10 @@ def pytest_xdist_make_scheduler(config, log):
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):
-        def _split_scope(self, nodeid): file = nodeid.partition('::')[0]; return file if Path(file).stem in ONE_PROCESS else nodeid
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return file if Path(file).stem in ONE_PROCESS else nodeid
+
     return Scheduler(config, log)
 
 

@@ -1,4 +1,7 @@
-"""Transforms, sampling and batches against torchvision on many shapes; threads that fail or are left; real photographs."""
+"""Transforms, sampling and batches against torchvision on many shapes; threads that fail or are
+left; real photographs.
+"""
+
 import subprocess
 import sys
 import threading
@@ -15,9 +18,11 @@ from skinrepro.batches import (
     augment,
     batches,
     cache_pair,
+    class_weights,
     draw_augmentation,
     encode_labels,
     eval_transform,
+    image_batches,
     normalisation,
     resize_for,
     train_store_size,
@@ -34,140 +39,258 @@ def picture(w, h, seed):
 
 
 @pytest.fixture
-def stores(tmp_path): # of twelve pictures, for a network of 32 pixels
-    for i in range(12): picture(60 + i, 50, seed=i).save(tmp_path/f'{i}.png')
-    m = pd.DataFrame([dict(image_id=f'img{i}', path=f'{i}.png') for i in range(12)])
-    return cache_pair(m, 32, root=tmp_path, folder=tmp_path/'cache', progress=False)
+def stores(tmp_path):  # of twelve pictures, for a network of 32 pixels
+    for i in range(12):
+        picture(60 + i, 50, seed=i).save(tmp_path / f"{i}.png")
+    m = pd.DataFrame([dict(image_id=f"img{i}", path=f"{i}.png") for i in range(12)])
+    return cache_pair(m, 32, root=tmp_path, folder=tmp_path / "cache", progress=False)
 
 
-# ------------------------------------------------------------------------------------------------------------ transforms
-@pytest.mark.parametrize('size', [32, 64, 96, 224])
+# --------------------------------------------------------------------------------------------------
+# transforms
+@pytest.mark.parametrize("size", [32, 64, 96, 224])
 def test_evaluation_equals_torchvision(tmp_path, size):
     from torchvision import transforms as T
-    mean, std = normalisation('vgg16')
-    reference = T.Compose([T.Resize(resize_for(size)), T.CenterCrop(size), T.ToTensor(), T.Normalize(mean, std)])
+
+    mean, std = normalisation("vgg16")
+    reference = T.Compose(
+        [T.Resize(resize_for(size)), T.CenterCrop(size), T.ToTensor(), T.Normalize(mean, std)]
+    )
     for w, h in [(301, 200), (200, 333), (150, 150)]:
-        picture(w, h, seed=w).save(tmp_path/'x.png')
-        cached = fit_image(load_image(tmp_path/'x.png'), resize_for(size))
+        picture(w, h, seed=w).save(tmp_path / "x.png")
+        cached = fit_image(load_image(tmp_path / "x.png"), resize_for(size))
         ours = eval_transform(size, mean, std)(torch.from_numpy(cached.copy())[None])[0]
-        off = (ours - reference(picture(w, h, seed=w))).abs()*torch.tensor(std).view(3, 1, 1)*255
+        off = (
+            (ours - reference(picture(w, h, seed=w))).abs() * torch.tensor(std).view(3, 1, 1) * 255
+        )
         assert off.max() <= 1.01, (w, h, off.max())
 
 
-@pytest.mark.parametrize('flip', [False, True])
-@pytest.mark.parametrize('angle', [-15., -3.3, 0., 7.7, 15.])
-@pytest.mark.parametrize('shape', [(301, 200), (180, 300), (90, 90), (800, 200)])
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("angle", [-15.0, -3.3, 0.0, 7.7, 15.0])
+@pytest.mark.parametrize("shape", [(301, 200), (180, 300), (90, 90), (800, 200)])
 def test_training_equals_torchvision_with_the_same_draw(shape, angle, flip):
     from torchvision.transforms import functional as TF
+
     size, image = 64, picture(*shape, seed=3)
     draw = draw_augmentation([shape], np.random.default_rng(1))
     draw = draw._replace(angle=np.array([angle]), flip=np.array([flip]))
     left, top, w, h = (int(v) for v in draw.box[0])
-    want = TF.rotate(TF.resized_crop(image, top, left, h, w, [resize_for(size)]*2), angle)
+    want = TF.rotate(TF.resized_crop(image, top, left, h, w, [resize_for(size)] * 2), angle)
     want = TF.pil_to_tensor(TF.center_crop(TF.hflip(want) if flip else want, [size, size])).float()
-    for stored, tolerance in ((train_store_size(size), 1.), (resize_for(size), 2.)):
-        x = torch.from_numpy(fit_image(image, stored, 'squash').copy())[None]
-        got = augment(x, draw, [shape], size)[0]*127.5 + 127.5
+    for stored, tolerance in ((train_store_size(size), 1.0), (resize_for(size), 2.0)):
+        x = torch.from_numpy(fit_image(image, stored, "squash").copy())[None]
+        got = augment(x, draw, [shape], size)[0] * 127.5 + 127.5
         assert (got - want).abs().mean() < tolerance
-        assert ((got < .5).all(0) != (want == 0).all(0)).float().mean() < .002 # the same black corners, but for rounding
+        assert (
+            (got < 0.5).all(0) != (want == 0).all(0)
+        ).float().mean() < 0.002  # the same black corners, but for rounding
 
 
 def test_draws_are_torchvisions():
     from torchvision.transforms import RandomResizedCrop
+
     torch.manual_seed(0)
-    for w, h in [(400, 300), (300, 300), (1000, 200)]: # the last always falls back to a centred crop
-        image = Image.new('L', (w, h))
-        theirs = np.array([RandomResizedCrop.get_params(image, [.8, 1.], [3/4, 4/3]) for _ in range(1500)])[:, [1, 0, 3, 2]]
-        ours = draw_augmentation([(w, h)]*1500, np.random.default_rng(0)).box
+    for w, h in [
+        (400, 300),
+        (300, 300),
+        (1000, 200),
+    ]:  # the last always falls back to a centred crop
+        image = Image.new("L", (w, h))
+        theirs = np.array(
+            [RandomResizedCrop.get_params(image, [0.8, 1.0], [3 / 4, 4 / 3]) for _ in range(1500)]
+        )[:, [1, 0, 3, 2]]
+        ours = draw_augmentation([(w, h)] * 1500, np.random.default_rng(0)).box
         for a, b in zip(ours.T, theirs.T):
             spread = max(b.std(), 1)
-            assert abs(a.mean() - b.mean()) < .15*spread and abs(a.std() - b.std()) < .15*spread
-            assert a.min() >= b.min() - .5*spread and a.max() <= b.max() + .5*spread
+            assert (
+                abs(a.mean() - b.mean()) < 0.15 * spread and abs(a.std() - b.std()) < 0.15 * spread
+            )
+            assert a.min() >= b.min() - 0.5 * spread and a.max() <= b.max() + 0.5 * spread
 
 
 def test_a_draw_does_not_depend_on_the_device_or_slices():
-    x = torch.randint(0, 256, (9, train_store_size(224), train_store_size(224), 3), dtype=torch.uint8)
-    sizes = [(400, 300)]*9
+    x = torch.randint(
+        0, 256, (9, train_store_size(224), train_store_size(224), 3), dtype=torch.uint8
+    )
+    sizes = [(400, 300)] * 9
     draw = draw_augmentation(sizes, np.random.default_rng(0))
     whole = augment(x, draw, sizes)
     for k in (0, 4, 8):
-        alone = augment(x[k:k + 1], draw._replace(box=draw.box[k:k + 1], angle=draw.angle[k:k + 1], flip=draw.flip[k:k + 1]), sizes[:1])
+        alone = augment(
+            x[k : k + 1],
+            draw._replace(
+                box=draw.box[k : k + 1], angle=draw.angle[k : k + 1], flip=draw.flip[k : k + 1]
+            ),
+            sizes[:1],
+        )
         assert torch.allclose(alone[0], whole[k], atol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device')
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_equals_cpu():
     x = torch.randint(0, 256, (4, 90, 90, 3), dtype=torch.uint8)
     for transform in (train_transform(64), eval_transform(64)):
-        a, b = (transform(x.to(d), np.random.default_rng(0)).cpu() for d in ('cpu', 'cuda'))
-        assert ((a - b).abs() > .02).float().mean() < .001 # nearest pixel: a tie may fall on either side
+        a, b = (transform(x.to(d), np.random.default_rng(0)).cpu() for d in ("cpu", "cuda"))
+        assert (
+            (a - b).abs() > 0.02
+        ).float().mean() < 0.001  # nearest pixel: a tie may fall on either side
 
 
 def test_transform_refuses_wrong_input():
-    with pytest.raises(ValueError, match='uint8'): eval_transform(8)(torch.zeros(1, 8, 8, 3))
-    with pytest.raises(ValueError, match='shape'): train_transform(8)(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.random.default_rng())
-    with pytest.raises(ValueError, match='8 px; a network of 16'): eval_transform(16)(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="uint8"):
+        eval_transform(8)(torch.zeros(1, 8, 8, 3))
+    with pytest.raises(ValueError, match="shape"):
+        train_transform(8)(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), np.random.default_rng())
+    with pytest.raises(ValueError, match="8 px; a network of 16"):
+        eval_transform(16)(torch.zeros(1, 8, 8, 3, dtype=torch.uint8))
 
 
 def test_evaluation_refuses_a_squashed_store(stores):
     train, evaluate = stores
-    one = lambda store: list(batches(store, store.rows(store.ids[:2]), [0, 0], 2, eval_transform(32)))
+
+    def one(store):
+        return list(batches(store, store.rows(store.ids[:2]), [0, 0], 2, eval_transform(32)))
+
     assert one(evaluate)[0][0].shape == (2, 3, 32, 32)
-    with pytest.raises(ValueError, match='squashed'): one(train)
+    with pytest.raises(ValueError, match="squashed"):
+        one(train)
 
 
 def test_normalisation_of_an_unknown_model():
-    with pytest.raises(ValueError, match='vgg99'): normalisation('vgg99')
+    with pytest.raises(ValueError, match="vgg99"):
+        normalisation("vgg99")
 
 
-# ------------------------------------------------------------------------------------------------------------ sampling, batches
+# --------------------------------------------------------------------------------------------------
+# sampling, batches
 def test_sampler_weights_are_one_over_class_count():
-    codes = np.repeat([0, 1, 3], [600, 350, 50]) # class 2 is absent
+    codes = np.repeat([0, 1, 3], [600, 350, 50])  # class 2 is absent
     drawn = np.concatenate([weighted_sampler(codes, 0, e) for e in range(30)])
-    assert np.allclose(np.bincount(codes[drawn], minlength=4)/len(drawn), [1/3, 1/3, 0, 1/3], atol=.01)
+    assert np.allclose(
+        np.bincount(codes[drawn], minlength=4) / len(drawn), [1 / 3, 1 / 3, 0, 1 / 3], atol=0.01
+    )
     within = np.bincount(drawn, minlength=1000)[codes == 3]
     assert within.min() > 0 and abs(within.mean() - 200) < 5
     assert (weighted_sampler(codes, 0, 2) == weighted_sampler(codes, 0, 2)).all()
     assert (weighted_sampler(codes, 1, 2) != weighted_sampler(codes, 0, 2)).any()
 
 
+@pytest.mark.parametrize("seed, epoch", [(0, 0), (42, 7)])
+def test_sampler_draws_what_it_always_drew(seed, epoch):
+    "Records were made with weights 1 / count of each image, normalised, and this generator."
+    codes = np.random.default_rng(9).integers(0, 7, 400) ** 2
+    weight = 1 / np.bincount(codes)[codes]
+    before = np.random.default_rng([seed, epoch]).choice(400, 400, p=weight / weight.sum())
+    assert (weighted_sampler(codes, seed, epoch) == before).all()
+
+
+def test_class_weights():
+    codes = np.repeat([0, 1, 3], [100, 25, 4])
+    assert class_weights(codes).tolist() == [0.01, 0.04, 0, 0.25]
+    assert class_weights(codes, 0.5, 6).tolist() == [0.1, 0.2, 0, 0.5, 0, 0]
+    assert class_weights(codes, 0).tolist() == [1, 1, 0, 1]
+    drawn = np.concatenate([weighted_sampler(codes, 0, e, power=0.5) for e in range(200)])
+    share = np.bincount(codes[drawn]) / len(drawn)  # count / root of count
+    assert np.allclose(share, [10 / 17, 5 / 17, 0, 2 / 17], atol=0.01)
+
+
 def test_unknown_label():
-    with pytest.raises(ValueError, match="'acne'.*psoriasis"): encode_labels(['psoriasis', 'acne'], ['folliculitis', 'psoriasis'])
-    with pytest.raises(ValueError, match='twice'): encode_labels(['a'], ['a', 'a'])
+    with pytest.raises(ValueError, match="'acne'.*psoriasis"):
+        encode_labels(["psoriasis", "acne"], ["folliculitis", "psoriasis"])
+    with pytest.raises(ValueError, match="twice"):
+        encode_labels(["a"], ["a", "a"])
 
 
 def test_batches_are_the_same_however_they_are_prepared(stores):
     train, _ = stores
     rows, codes = train.rows(train.ids), np.arange(12) % 3
+
     def epoch(prefetch, e=1):
         order = weighted_sampler(codes, 0, e)
-        return [x for x, _, _ in batches(train, rows, codes, 5, train_transform(32), order, epoch=e, prefetch=prefetch)]
+        return [
+            x
+            for x, _, _ in batches(
+                train, rows, codes, 5, train_transform(32), order, epoch=e, prefetch=prefetch
+            )
+        ]
+
     a, b, c = epoch(0), epoch(1), epoch(7)
-    assert [len(x) for x in a] == [5, 5, 2] and all(torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(a, b, c))
+    assert [len(x) for x in a] == [5, 5, 2] and all(
+        torch.equal(x, y) and torch.equal(x, z) for x, y, z in zip(a, b, c)
+    )
     assert not torch.equal(epoch(0, 2)[0], a[0])
     assert len(list(batches(train, rows, codes, 5, train_transform(32), drop_last=True))) == 2
 
 
 def test_an_error_in_the_thread_arrives_and_a_reader_may_leave(stores):
-    _, store = stores; rows, codes = store.rows(store.ids), np.zeros(12)
-    def broken(*_): raise RuntimeError('in the thread')
-    with pytest.raises(RuntimeError, match='in the thread'): list(batches(store, rows, codes, 2, broken))
+    _, store = stores
+    rows, codes = store.rows(store.ids), np.zeros(12)
+
+    def broken(*_):
+        raise RuntimeError("in the thread")
+
+    with pytest.raises(RuntimeError, match="in the thread"):
+        list(batches(store, rows, codes, 2, broken))
     before = threading.active_count()
-    for _ in batches(store, rows, codes, 1, eval_transform(32)): break
+    for _ in batches(store, rows, codes, 1, eval_transform(32)):
+        break
     end = time.monotonic() + 5
-    while threading.active_count() > before: assert time.monotonic() < end, 'the thread goes on'; time.sleep(.01)
-    with pytest.raises(ValueError, match='12 rows but 11'): list(batches(store, rows, codes[:11], 2, broken))
+    while threading.active_count() > before:
+        assert time.monotonic() < end, "the thread goes on"
+        time.sleep(0.01)
+    with pytest.raises(ValueError, match="12 rows but 11"):
+        list(batches(store, rows, codes[:11], 2, broken))
 
 
-@pytest.mark.skipif(not has_data('pad_ufes20'), reason='SKINREPRO_DATA does not hold pad_ufes20')
+@pytest.mark.skipif(not has_data("pad_ufes20"), reason="SKINREPRO_DATA does not hold pad_ufes20")
 def test_real_photographs(tmp_path):
-    files = sorted((data_folder('pad_ufes20')/'images').glob('*.png'))[:6]
+    files = sorted((data_folder("pad_ufes20") / "images").glob("*.png"))[:6]
     m = pd.DataFrame(dict(image_id=[f.stem for f in files], path=[str(f) for f in files]))
     train, evaluate = cache_pair(m, 64, folder=tmp_path, progress=False)
     assert train.array.shape == (6, 90, 90, 3) and evaluate.array.shape == (6, 72, 72, 3)
-    assert (evaluate.sizes == [Image.open(f).size for f in files]).all() and evaluate.array.std() > 10
+    assert (
+        evaluate.sizes == [Image.open(f).size for f in files]
+    ).all() and evaluate.array.std() > 10
 
 
 def test_import_is_light():
-    code = 'import sys, skinrepro.batches; sys.exit(any(m in sys.modules for m in ("torch", "PIL", "timm")))'
-    assert subprocess.run([sys.executable, '-c', code], cwd=Path(__file__).parent).returncode == 0
+    code = (
+        'import sys, skinrepro.batches; sys.exit(any(m in sys.modules for m in ("torch", "PIL",'
+        ' "timm")))'
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent).returncode == 0
+
+
+# ---- for networks that draw
+
+
+def test_pixels_without_labels(stores):
+    _, store = stores
+    ids = [store.ids[i] for i in (3, 0, 3, 7, 5)]  # an id may stand there twice
+    whole = torch.cat([x for (x,) in image_batches(store, ids, 2)()])
+    assert whole.min() >= -1 and whole.max() <= 1 and whole.shape[1] == 3
+    pixels = torch.from_numpy(store.take(store.rows(ids))).permute(0, 3, 1, 2)
+    assert torch.equal(((whole + 1) * 127.5).round().to(torch.uint8), pixels)
+    with pytest.raises(ValueError, match="'nobody'"):
+        image_batches(store, ["nobody"])
+
+
+def test_an_epoch_is_a_permutation_with_mirrors(stores):
+    _, store = stores
+    plain = torch.cat([x for (x,) in image_batches(store, store.ids, 5)()])
+    of = image_batches(store, store.ids, 5, seed=2, train=True)
+    seen = set()
+    for epoch in range(4):
+        x = torch.cat([b for (b,) in of(epoch)])
+        which = [
+            [i for i, p in enumerate(plain) if torch.equal(p, y) or torch.equal(p, y.flip(2))]
+            for y in x
+        ]
+        assert sorted(sum(which, [])) == list(range(len(plain)))
+        seen.add(tuple(sum(which, [])))
+        rng = np.random.default_rng([2, epoch])  # order, then the flips of each batch
+        assert sum(which, []) == rng.permutation(len(plain)).tolist()
+        flips = np.concatenate([rng.random(n) < 0.5 for n in (5, 5, 2)])
+        assert [torch.equal(plain[w[0]], y) for w, y in zip(which, x)] == (~flips).tolist()
+    assert len(seen) == 4

@@ -1,4 +1,5 @@
 "Claims: properties on random records, and the printed numbers through the same functions."
+
 from dataclasses import asdict
 
 import numpy as np
@@ -6,141 +7,385 @@ import pandas as pd
 import pytest
 from conftest import ROOT
 
-from skinrepro.claims import Claim, claim_rule, claims_layout, detectable, effect_interval, evaluate, pairs, printed_records
+from skinrepro.claims import (
+    Claim,
+    Rule,
+    against,
+    claim_rule,
+    claims_layout,
+    detectable,
+    effect_interval,
+    evaluate,
+    pairs,
+    printed_records,
+)
 from skinrepro.tables import read_reported, save_table
 from skinrepro.uncertainty import minimum_detectable_effect, paired_difference, smallest_spread
 
-WANG = ROOT/'nbs'/'papers'/'wang2024'
-SYN = Claim('syn beats real', 'made up', dict(train='syn'), (dict(train='real'),), ('scenario', 'arch'), dict(scenario=('i', 'ii')))
-BOTH = Claim('both beat either', 'made up', dict(train='both'), (dict(train='real'), dict(train='syn')), ('scenario', 'arch'))
+WANG = ROOT / "nbs" / "papers" / "wang2024"
+SYN = Claim(
+    "syn beats real",
+    "made up",
+    against(dict(train="syn"), dict(train="real")),
+    ("scenario", "arch"),
+    dict(scenario=("i", "ii")),
+)
+BOTH = Claim(
+    "both beat either",
+    "made up",
+    against(dict(train="both"), dict(train="real"), dict(train="syn")),
+    ("scenario", "arch"),
+)
 
 
-def made_up(effects, seeds=range(5), n=56, noise=.01, rng=0, sizes=None, **more):
+def made_up(effects, seeds=range(5), n=56, noise=0.01, rng=0, sizes=None, **more):
     "Made-up records of two scenarios and two networks; `effects`: train type -> what it adds."
-    rng = np.random.default_rng(rng); out = []
-    for scenario in ('i', 'ii'):
-        for arch in ('small', 'large'):
+    rng = np.random.default_rng(rng)
+    out = []
+    for scenario in ("i", "ii"):
+        for arch in ("small", "large"):
             for seed in seeds:
                 for train, plus in effects.items():
-                    base = dict(run_id=f'{scenario}-{arch}-{train}-{seed}', scenario=scenario, arch=arch, train=train, seed=seed, group='all', data='phantom',
-                                profile='mini', version='1') | more
-                    out.append(base | dict(metric='accuracy', value=.6 + plus + rng.normal(0, noise), n=n))
-                    if sizes: out.append(base | dict(metric='train_size', value=sizes[train], n=sizes[train]))
+                    base = (
+                        dict(
+                            run_id=f"{scenario}-{arch}-{train}-{seed}",
+                            scenario=scenario,
+                            arch=arch,
+                            train=train,
+                            seed=seed,
+                            group="all",
+                            data="phantom",
+                            profile="mini",
+                            version="1",
+                        )
+                        | more
+                    )
+                    out.append(
+                        base | dict(metric="accuracy", value=0.6 + plus + rng.normal(0, noise), n=n)
+                    )
+                    if sizes:
+                        out.append(
+                            base | dict(metric="train_size", value=sizes[train], n=sizes[train])
+                        )
     return pd.DataFrame(out)
 
 
 # --- the interval
 
+
 def test_interval_is_the_paired_t_interval_where_there_is_spread():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        d = rng.normal(.02, .05, rng.integers(3, 8)); overlap = rng.choice([0., .04, .2])
+        d = rng.normal(0.02, 0.05, rng.integers(3, 8))
+        overlap = rng.choice([0.0, 0.04, 0.2])
         r = paired_difference(d, np.zeros(len(d)), overlap=overlap)
-        if r.sd > smallest_spread(56, len(d))['sample']/100: assert effect_interval(d, 56, overlap) == pytest.approx((r.mean, r.low, r.high))
+        if r.sd > smallest_spread(56, len(d))["sample"] / 100:
+            assert effect_interval(d, 56, overlap) == pytest.approx((r.mean, r.low, r.high))
 
 
-@pytest.mark.parametrize('n_draws', [2, 3, 5])
+@pytest.mark.parametrize("n_draws", [2, 3, 5])
 def test_equal_draws_are_no_certainty(n_draws):
-    "All draws give the same difference: the interval has the width that a single image more in a single draw would give."
+    """All draws give the same difference: the interval has the width that a single image more in a
+    single draw would give.
+    """
     from scipy import stats
+
     for n, images in ((56, 1), (291, 1)):
-        mean, low, high = effect_interval([images/n]*n_draws, n)
-        half = stats.t.ppf(.975, n_draws - 1)*np.std([1/n] + [0]*(n_draws - 1), ddof=1)/n_draws**.5
-        assert (high - low)/2 == pytest.approx(half) and (low < 0) == (n_draws < 5) and high > 0
+        mean, low, high = effect_interval([images / n] * n_draws, n)
+        half = (
+            stats.t.ppf(0.975, n_draws - 1)
+            * np.std([1 / n] + [0] * (n_draws - 1), ddof=1)
+            / n_draws**0.5
+        )
+        assert (high - low) / 2 == pytest.approx(half) and (low < 0) == (n_draws < 5) and high > 0
 
 
 def test_overlapping_draws_widen_the_interval_as_the_records_say():
-    plain, sized = made_up(dict(real=0, syn=.03)), made_up(dict(real=0, syn=.03), sizes=dict(real=1519, syn=7595))
+    plain, sized = (
+        made_up(dict(real=0, syn=0.03)),
+        made_up(dict(real=0, syn=0.03), sizes=dict(real=1519, syn=7595)),
+    )
     a, b = SYN(plain), SYN(sized)
-    assert a.effect == b.effect and (b.high - b.low)/(a.high - a.low) == pytest.approx(((1/5 + 56/1519)/(1/5))**.5), 'by photographs, not by synthetic images'
+    assert a.effect == b.effect and (b.high - b.low) / (a.high - a.low) == pytest.approx(
+        ((1 / 5 + 56 / 1519) / (1 / 5)) ** 0.5
+    ), "by photographs, not by synthetic images"
 
 
 # --- the verdict
 
+
 def test_verdicts_follow_the_printed_rule():
-    rng = np.random.default_rng(1); seen = set()
+    rng = np.random.default_rng(1)
+    seen = set()
     for i in range(30):
-        t = made_up(dict(real=0, syn=rng.normal(0, .03), both=rng.normal(.02, .03)), seeds=range(rng.integers(1, 6)), noise=rng.uniform(.002, .04), rng=i)
+        t = made_up(
+            dict(real=0, syn=rng.normal(0, 0.03), both=rng.normal(0.02, 0.03)),
+            seeds=range(rng.integers(1, 6)),
+            noise=rng.uniform(0.002, 0.04),
+            rng=i,
+        )
         for claim in (SYN, BOTH):
-            f = claim(t); seen.add((len(claim.worse), f.verdict)); k = len(claim.worse)
-            d = {w['train']: (pairs(t, claim.better, w, claim.within).assign(d=lambda p: p.a - p.b).groupby('seed').d.mean()) for w in claim.worse}
-            low = {w: effect_interval(v, 56)[1] for w, v in d.items()}; top = {w: effect_interval(v, 56, 0., 1 - .05/k)[2] for w, v in d.items()}
-            expected = 'supported' if all(v > 0 for v in low.values()) else 'contradicted' if any(v < 0 for v in top.values()) else 'inconclusive'
-            assert f.verdict == expected and f.effect == pytest.approx(min(v.mean() for v in d.values())) and f.rival == min(d, key=lambda w: d[w].mean())
-    assert seen == {(k, v) for k in (1, 2) for v in ('supported', 'contradicted', 'inconclusive')}, 'every branch was taken'
+            f = claim(t)
+            k = len(claim.pairs)
+            seen.add((k, f.verdict))
+            sides = {
+                rival["train"]: pairs(t, first, rival, claim.within) for first, rival in claim.pairs
+            }
+            d = {w: (p.a - p.b).groupby(p.seed).mean() for w, p in sides.items()}
+            low = {w: effect_interval(v, 56)[1] for w, v in d.items()}
+            top = {w: effect_interval(v, 56, 0.0, 1 - 0.05 / k)[2] for w, v in d.items()}
+            expected = (
+                "supported"
+                if all(v > 0 for v in low.values())
+                else "contradicted"
+                if any(v < 0 for v in top.values())
+                else "inconclusive"
+            )
+            assert (
+                f.verdict == expected
+                and f.effect == pytest.approx(min(v.mean() for v in d.values()))
+                and f.rival == min(d, key=lambda w: d[w].mean())
+            )
+    assert seen == {
+        (k, v) for k in (1, 2) for v in ("supported", "contradicted", "inconclusive")
+    }, "every branch was taken"
 
 
 def test_one_draw_decides_nothing_however_large_the_effect():
-    f = SYN(made_up(dict(real=0, syn=.3), seeds=[0]))
-    assert f.verdict == 'inconclusive' and f.draws == 1 and f.effect > .2 and np.isnan(f.low)
+    f = SYN(made_up(dict(real=0, syn=0.3), seeds=[0]))
+    assert f.verdict == "inconclusive" and f.draws == 1 and f.effect > 0.2 and np.isnan(f.low)
 
 
 def test_a_rival_that_was_not_run_forbids_support_but_not_contradiction():
-    t = made_up(dict(real=0, both=.1)); f = BOTH(t)
-    assert f.verdict == 'inconclusive' and f.low > 0 and f.note == 'no runs of syn'
-    assert BOTH(made_up(dict(real=0, both=-.1))).verdict == 'contradicted'
-    assert BOTH(made_up(dict(real=0, syn=0))).verdict == 'not run'
+    t = made_up(dict(real=0, both=0.1))
+    f = BOTH(t)
+    assert f.verdict == "inconclusive" and f.low > 0 and f.note == "no runs of syn"
+    assert BOTH(made_up(dict(real=0, both=-0.1))).verdict == "contradicted"
+    assert BOTH(made_up(dict(real=0, syn=0))).verdict == "not run"
 
 
 def test_parts_are_tested_alone():
-    t = made_up(dict(real=0, syn=.05)); t.loc[(t.scenario == 'ii') & (t.train == 'syn'), 'value'] -= .1
-    found = evaluate([SYN], t).set_index('part')
-    assert found.verdict.to_dict() == {'over all': 'inconclusive', 'scenario i': 'supported', 'scenario ii': 'contradicted'}
-    assert found.effect['over all'] == pytest.approx((found.effect['scenario i'] + found.effect['scenario ii'])/2)
+    t = made_up(dict(real=0, syn=0.05))
+    t.loc[(t.scenario == "ii") & (t.train == "syn"), "value"] -= 0.1
+    found = evaluate([SYN], t).set_index("part")
+    assert found.verdict.to_dict() == {
+        "over all": "inconclusive",
+        "scenario i": "supported",
+        "scenario ii": "contradicted",
+    }
+    assert found.effect["over all"] == pytest.approx(
+        (found.effect["scenario i"] + found.effect["scenario ii"]) / 2
+    )
 
 
-@pytest.mark.parametrize('n', [56, 291])
+@pytest.mark.parametrize("n", [56, 291])
 def test_the_detectable_effect_stands_beside_each_claim(n):
-    t = evaluate([SYN], made_up(dict(real=0, syn=.05), n=n))
-    assert t.mde.tolist() == pytest.approx([100*minimum_detectable_effect(n, discordance=.25)]*3) and set(t.n_test) == {str(n)}
-    mixed = made_up(dict(real=0, syn=.05)); mixed.loc[mixed.scenario == 'ii', 'n'] = 291
-    f = SYN(mixed); assert f.n_test == '56-291' and f.mde == detectable(56, .25), 'of the smallest test set'
+    t = evaluate([SYN], made_up(dict(real=0, syn=0.05), n=n))
+    assert t.mde.tolist() == pytest.approx(
+        [100 * minimum_detectable_effect(n, discordance=0.25)] * 3
+    ) and set(t.n_test) == {str(n)}
+    mixed = made_up(dict(real=0, syn=0.05))
+    mixed.loc[mixed.scenario == "ii", "n"] = 291
+    f = SYN(mixed)
+    assert f.n_test == "56-291" and f.mde == detectable(56, 0.25), "of the smallest test set"
 
 
 # --- what is refused, and what is left out
 
-@pytest.mark.parametrize('column, value', [('data', 'fitzpatrick17k'), ('profile', 'paper'), ('version', '2')])
+
+@pytest.mark.parametrize(
+    "column, value", [("data", "fitzpatrick17k"), ("profile", "paper"), ("version", "2")]
+)
 def test_what_does_not_belong_together_is_refused(column, value):
-    t = made_up(dict(real=0, syn=.05)); t.loc[t.train == 'syn', column] = value
-    with pytest.raises(ValueError, match=f'mix {column}'): SYN(t)
-    assert SYN(t[t[column] == value]).verdict == 'not run'
+    t = made_up(dict(real=0, syn=0.05))
+    t.loc[t.train == "syn", column] = value
+    with pytest.raises(ValueError, match=f"mix {column}"):
+        SYN(t)
+    assert SYN(t[t[column] == value]).verdict == "not run"
 
 
 def test_two_records_for_one_place_are_refused():
-    t = made_up(dict(real=0, syn=.05))
-    with pytest.raises(ValueError, match='some other parameter varies'): SYN(pd.concat([t, t.assign(run_id='x' + t.run_id)]))
-    t.loc[3, 'value'] = np.nan
-    with pytest.raises(ValueError, match='recorded no accuracy'): SYN(t)
+    t = made_up(dict(real=0, syn=0.05))
+    with pytest.raises(ValueError, match="some other parameter varies"):
+        SYN(pd.concat([t, t.assign(run_id="x" + t.run_id)]))
+    t.loc[3, "value"] = np.nan
+    with pytest.raises(ValueError, match="recorded no accuracy"):
+        SYN(t)
 
 
 def test_incomplete_draws_are_left_out_and_named():
-    t = made_up(dict(real=0, syn=.05)); t = t[~((t.seed == 3) & (t.scenario == 'i') & (t.arch == 'small') & (t.train == 'syn'))]
-    f = SYN(t); assert f.draws == 4 and 'draw 3 incomplete' in f.note and not any(i.endswith('-3') for i in f.runs.split())
+    t = made_up(dict(real=0, syn=0.05))
+    t = t[~((t.seed == 3) & (t.scenario == "i") & (t.arch == "small") & (t.train == "syn"))]
+    f = SYN(t)
+    assert (
+        f.draws == 4
+        and "draw 3 incomplete" in f.note
+        and not any(i.endswith("-3") for i in f.runs.split())
+    )
 
 
 def test_the_order_of_records_does_not_matter():
-    t = made_up(dict(real=0, syn=.01, both=.02), sizes=dict(real=100, syn=500, both=600))
-    for claim in (SYN, BOTH): assert asdict(claim(t)) == asdict(claim(t.sample(frac=1, random_state=0)))
+    t = made_up(dict(real=0, syn=0.01, both=0.02), sizes=dict(real=100, syn=500, both=600))
+    for claim in (SYN, BOTH):
+        assert asdict(claim(t)) == asdict(claim(t.sample(frac=1, random_state=0)))
 
 
 def test_text_numbers_and_numbers_select_alike():
     "A csv may give back a seed or a parameter as text."
-    t = made_up(dict(real=0, syn=.05)).assign(size=64)
-    c = Claim('x', 'x', dict(train='syn'), (dict(train='real'),), ('scenario', 'arch'), where=dict(size=64))
-    assert c(t).verdict == c(t.assign(size='64')).verdict == 'supported' and c(t.assign(size=32)).verdict == 'not run'
+    t = made_up(dict(real=0, syn=0.05)).assign(size=64)
+    c = Claim(
+        "x",
+        "x",
+        against(dict(train="syn"), dict(train="real")),
+        ("scenario", "arch"),
+        where=dict(size=64),
+    )
+    assert (
+        c(t).verdict == c(t.assign(size="64")).verdict == "supported"
+        and c(t.assign(size=32)).verdict == "not run"
+    )
 
 
 # --- the paper's own numbers
 
+
 def test_printed_numbers_through_the_same_function():
     "Means of Table 2 by hand: synthetic minus real accuracy 4.76, 0.60 and 3.81 points."
-    reported = read_reported(WANG/'reported.csv'); printed = printed_records(reported[reported.artefact == 'table2'])
-    f = SYN(printed); assert f.effect == pytest.approx((75 - 70.24 + 69.05 - 68.45 + 74.19 - 70.38)/300) and f.verdict == 'inconclusive' and f.draws == 1
+    reported = read_reported(WANG / "reported.csv")
+    printed = printed_records(reported[reported.artefact == "table2"])
+    f = SYN(printed)
+    assert (
+        f.effect == pytest.approx((75 - 70.24 + 69.05 - 68.45 + 74.19 - 70.38) / 300)
+        and f.verdict == "inconclusive"
+        and f.draws == 1
+    )
     t = evaluate([SYN], pd.DataFrame(), printed)
-    assert t.verdict.tolist() == ['not run']*3 and round(t.printed[0], 2) == 3.06 and t.mde[0] == pytest.approx(100*detectable(56, .25))
+    assert (
+        t.verdict.tolist() == ["not run"] * 3
+        and round(t.printed[0], 2) == 3.06
+        and t.mde[0] == pytest.approx(100 * detectable(56, 0.25))
+    )
 
 
 def test_a_table_of_claims_is_stamped_and_carries_its_rule(tmp_path):
-    t = evaluate([SYN, BOTH], made_up(dict(real=0, syn=.05)))
-    md, _, tex = (f.read_text(encoding='utf-8') for f in save_table(t, tmp_path/'claims', 'Claims', shown=claims_layout(t)))
-    assert 'PHANTOM DATA' in md and 'PHANTOM DATA' in tex and claim_rule() in md and '| not run |' in md
+    t = evaluate([SYN, BOTH], made_up(dict(real=0, syn=0.05)))
+    md, _, tex = (
+        f.read_text(encoding="utf-8")
+        for f in save_table(t, tmp_path / "claims", "Claims", shown=claims_layout(t))
+    )
+    assert (
+        "PHANTOM DATA" in md
+        and "PHANTOM DATA" in tex
+        and claim_rule([SYN, BOTH]) in md
+        and "| not run |" in md
+    )
+
+
+# --- orders, and the other directions
+
+
+ORDER = Rule("repetition", "metric", False, False, together=True, corrected=False, train_size="")
+
+
+def levels(means, repetitions=range(10), spread=0.05, rng=0):
+    "Made-up errors of training sets on one test group."
+    rng = np.random.default_rng(rng)
+    return pd.DataFrame(
+        [
+            dict(run_id=f"{s}{r}", training_set=s, repetition=r, group="dark", metric="mse")
+            | dict(value=mean + rng.normal(0, spread), n=75, data="phantom", version="1")
+            for s, mean in means.items()
+            for r in repetitions
+        ]
+    )
+
+
+def sets(*pairs, **more):
+    sides = tuple(tuple(dict(training_set=s, group="dark") for s in p) for p in pairs)
+    return Claim("an order", "made up", sides, metric="mse", **dict(rule=ORDER) | more)
+
+
+def differences(t, a, b):
+    wide = t.pivot(index="repetition", columns="training_set", values="value")
+    return wide[a], wide[b]
+
+
+def test_orders_have_the_intervals_of_a_paired_t_test():
+    from scipy import stats
+
+    seen = set()
+    for i in range(20):
+        t = levels(dict(A=3, B=3 - 0.1 * (i % 3 - 1), C=2.7), spread=0.08, rng=i)
+        f = sets("AB", "BC")(t)
+        tests = {
+            f"{a} dark - {b} dark": stats.ttest_rel(*differences(t, a, b)) for a, b in ("AB", "BC")
+        }
+        bounds = {k: r.confidence_interval() for k, r in tests.items()}
+        assert (f.low, f.high) == pytest.approx(tuple(bounds[f.rival]))
+        assert f.rival == min(bounds, key=lambda k: sum(bounds[k])), "the smallest mean"
+        expected = (
+            "supported"
+            if all(b.low > 0 for b in bounds.values())
+            else "contradicted"
+            if any(b.high < 0 for b in bounds.values())
+            else "inconclusive"
+        )
+        assert f.verdict == expected
+        seen.add(expected)
+    assert len(seen) == 3, "every branch was taken"
+
+
+def test_lower_is_higher_with_the_sides_exchanged():
+    for i in range(10):
+        t = levels(dict(A=3, B=3.05), rng=i)
+        up, down = sets("AB")(t), sets("BA", direction="lower")(t)
+        assert up.verdict == down.verdict and up.effect == -down.effect
+        assert (up.low, up.high) == pytest.approx((-down.high, -down.low))
+
+
+@pytest.mark.parametrize(
+    "margin, verdict", [(-0.2, "supported"), (0.0, "contradicted"), (-0.1, "inconclusive")]
+)
+def test_a_negative_margin_says_not_lower_by_more(margin, verdict):
+    assert sets("AB", margin=margin)(levels(dict(A=3, B=3.1), spread=0.03)).verdict == verdict
+
+
+def test_correction_is_for_contradictions_alone_and_is_an_option():
+    """Two pairs: with the confidence for both together the upper end moves from t(.975) to
+    t(.9875); a difference between the two is contradicted only without correction.
+    """
+    from scipy import stats
+
+    half = 0.5 * (stats.t.ppf(0.975, 4) + stats.t.ppf(0.9875, 4)) / 5**0.5  # of a spread of 1
+    d = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+    d = d / d.std(ddof=1) - half
+    t = pd.concat(
+        [
+            levels(dict(B=0, C=-10), range(5), spread=0),
+            levels(dict(A=0), range(5), spread=0).assign(value=d),
+        ]
+    )
+    corrected = sets("AB", "BC", rule=Rule(**vars(ORDER) | dict(corrected=True)))
+    assert sets("AB", "BC")(t).verdict == "contradicted"
+    assert corrected(t).verdict == "inconclusive"
+
+
+def test_the_same_needs_a_margin_and_its_interval_within():
+    with pytest.raises(ValueError, match="Give a margin"):
+        sets("AB", direction="same")
+    alike = sets("AB", direction="same", margin=0.05, relative=True)
+    assert alike(levels(dict(A=3, B=3))).verdict == "supported"
+    assert alike(levels(dict(A=3, B=3.5))).verdict == "contradicted"
+    assert alike(levels(dict(A=3, B=3.15))).verdict == "inconclusive"
+
+
+def test_the_printed_rule_is_that_of_the_committed_tables():
+    from skinrepro.papers import lopezperez2025
+
+    said = claim_rule(lopezperez2025.CLAIMS)
+    for name in ("claims", "metrics", "pad_ufes20_claims", "ham10000_claims"):
+        assert said in (ROOT / "figures" / "lopezperez2025" / f"{name}.md").read_text("utf-8")
+    for name in ("claims", "pad_ufes20_claims"):
+        text = (ROOT / "figures" / "wang2024" / f"{name}.md").read_text("utf-8")
+        assert claim_rule([SYN, BOTH]) in text
+    assert claim_rule([SYN]) not in said

@@ -1,10 +1,14 @@
 "The loop in several processes: what a notebook, which is one process, cannot show."
+
 import subprocess
 import sys
 
+import pytest
 import torch
 from conftest import ROOT
 from safetensors.torch import load_file
+
+from skinrepro.loop import Training, checkpoints, fit
 
 TRAIN = """
 import sys
@@ -12,41 +16,152 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from safetensors.torch import save_file
 from skinrepro.core import ranks
-from skinrepro.loop import TrainingError, fit
+from skinrepro.loop import Training, TrainingError, fit
+from torch import nn
 
 def train(folder, epochs, accumulate, bad=False):
-    torch.manual_seed(0); model = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
-    g = torch.Generator().manual_seed(1); x = torch.randn(24, 6, generator=g); y = x.sum(1, keepdim=True); seen = []
-    if bad: x[9] = float('nan')
-    def loss(m, batch): seen.append(len(batch[0])); return torch.nn.functional.mse_loss(m(batch[0]), batch[1])
-    log = fit(model, lambda e: zip(x.split(4), y.split(4)), loss, torch.optim.Adam(model.parameters(), 1e-2), epochs, clip=1., accumulate=accumulate,
-              folder=folder, ema=.9, progress=False)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 1))
+    x = torch.randn(24, 6, generator=torch.Generator().manual_seed(1))
+    y = x.sum(1, keepdim=True)
+    seen = []
+    if bad:
+        x[9] = float('nan')
+    def loss(m, batch):
+        seen.append(len(batch[0]))
+        return nn.functional.mse_loss(m(batch[0]), batch[1])
+    optimizer = torch.optim.Adam(model.parameters(), 1e-2)
+    settings = Training(epochs, clip=1., accumulate=accumulate, ema=.9)
+    log = fit(model, lambda e: zip(x.split(4), y.split(4)), loss, optimizer, settings,
+              folder=folder, progress=False)
     return model, log, len(seen)
 
 out = sys.argv[2]
-train(f'{out}/run', 2, 2); model, log, seen = train(f'{out}/run', 4, 2) # goes on from the checkpoint
-alone, _, all_ = train(None, 4, 3)                                      # does not divide by two: everyone does everything
-try: train(None, 1, 2, bad=True)
-except TrainingError as e: said = str(e)
+train(f'{out}/run', 2, 2)
+model, log, seen = train(f'{out}/run', 4, 2)  # goes on from the checkpoint
+alone, _, all_ = train(None, 4, 3)  # does not divide by two: everyone does everything
+try:
+    train(None, 1, 2, bad=True)
+except TrainingError as e:
+    said = str(e)
 r, n = ranks()
-save_file(model.state_dict() | {f'alone.{k}': v for k, v in alone.state_dict().items()}
-          | dict(seen=torch.tensor([seen, all_]), loss=torch.tensor(log.loss.tolist()), named=torch.tensor('epoch 0, batch 2' in said)),
-          f'{out}/{n}-{r}.safetensors')
+found = model.state_dict() | {f'alone.{k}': v for k, v in alone.state_dict().items()}
+found['seen'] = torch.tensor([seen, all_])
+found['loss'] = torch.tensor(log.loss.tolist())
+found['named'] = torch.tensor('epoch 0, batch 2' in said)
+save_file(found, f'{out}/{n}-{r}.safetensors')
 """
 
 
 def test_two_processes_train_what_one_trains(tmp_path):
     "Gloo on the CPU stands for NCCL on two GPUs."
-    script = tmp_path/'train.py'; script.write_text(TRAIN); found = {}
-    launch = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-              '--dynamo_backend', 'no', '--main_process_port', '0']
+    script = tmp_path / "train.py"
+    script.write_text(TRAIN)
+    found = {}
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+        "--main_process_port",
+        "0",
+    ]
     for n, how in {1: [], 2: launch}.items():
-        done = subprocess.run([sys.executable, *how, str(script), str(ROOT), str(tmp_path/f'of{n}')], capture_output=True, text=True, cwd=tmp_path)
+        done = subprocess.run(
+            [sys.executable, *how, str(script), str(ROOT), str(tmp_path / f"of{n}")],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
-        found |= {f.stem: load_file(f) for f in (tmp_path/f'of{n}').glob('*.safetensors')}
-    one = found.pop('1-0')
-    assert len(found) == 2 and one['seen'].tolist() == [12, 24]
+        found |= {f.stem: load_file(f) for f in (tmp_path / f"of{n}").glob("*.safetensors")}
+    one = found.pop("1-0")
+    assert len(found) == 2 and one["seen"].tolist() == [12, 24]
     for other in found.values():
-        assert other['seen'].tolist() == [6, 24], 'half of the batches each, where they can be dealt out'
-        for k in one.keys() - {'seen'}: torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-6)
-    assert one['named'], 'the batch that is not finite is named, whoever had it'
+        assert other["seen"].tolist() == [
+            6,
+            24,
+        ], "half of the batches each, where they can be dealt out"
+        for k in one.keys() - {"seen"}:
+            torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-6)
+    assert one["named"], "the batch that is not finite is named, whoever had it"
+
+
+def network():
+    "A frozen body with two normalisation layers, and a head."
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 4, 3),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.InstanceNorm2d(4, 1e-5, 0.1, True, True),
+    ).requires_grad_(False)
+    head = torch.nn.Sequential(torch.nn.BatchNorm2d(4), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+    return torch.nn.Sequential(body, head)
+
+
+@pytest.mark.parametrize("statistics", ["kept", "updated"])
+def test_statistics_of_frozen_layers(statistics, tmp_path):
+    """A frozen layer keeps its statistics or not, as asked; also after a callback that leaves
+    everything in evaluation mode, and after a resume. A trained layer's always move.
+    """
+    batch = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(1)) + 3
+
+    def train(epochs, folder, seen=None):
+        model = network()
+        fit(
+            model,
+            lambda epoch: [batch],
+            lambda m, b: m(b).square().mean(),
+            torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3),
+            Training(epochs),
+            after_epoch=lambda m, epoch: m.eval() and {},
+            folder=folder,
+            progress=False,
+            frozen_statistics=statistics,
+        )
+        return model.state_dict()
+
+    start = network().state_dict()
+    train(1, tmp_path)
+    found, whole = train(3, tmp_path), train(3, None)
+    assert checkpoints(tmp_path)[-1].name == "checkpoint-00002"
+    moved = {k for k in start if "running" in k and not torch.equal(start[k], found[k])}
+    assert {k[:3] for k in moved} == ({"1.0"} if statistics == "kept" else {"0.1", "0.2", "1.0"})
+    assert all(torch.equal(found[k], whole[k]) for k in start)
+    assert found["1.0.num_batches_tracked"] == 3
+
+
+def test_statistics_are_kept_or_updated():
+    with pytest.raises(ValueError, match="frozen_statistics = 'frozen'"):
+        fit(network(), None, None, None, Training(1), frozen_statistics="frozen")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(steps=0), "steps = 0"),
+        (dict(steps=2.5), "steps = 2.5"),
+        (dict(batch_size=-1), "batch_size = -1"),
+        (dict(accumulate=True), "accumulate = True"),
+        (dict(every=0), "every = 0"),
+        (dict(sample_every=-1), "sample_every = -1"),
+        (dict(seed=-1), "seed = -1"),
+        (dict(lr=0.0), "lr = 0.0"),
+        (dict(lr=float("nan")), "lr = nan"),
+        (dict(weight_decay=-0.1), "weight_decay = -0.1"),
+        (dict(clip=0.0), "clip = 0.0"),
+        (dict(ema=1.0), "ema = 1.0"),
+        (dict(ema="0.9"), "ema = '0.9'"),
+        (dict(precision="half"), "precision = 'half'"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(change, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Training(**dict(steps=3) | change)

@@ -1,4 +1,7 @@
-"wang2024 on the real annotations, on photographs in the publisher's layout, and from the committed records."
+"""wang2024 on the real annotations, on photographs in the publisher's layout, and from the
+committed records.
+"""
+
 import hashlib
 import io
 import json
@@ -14,254 +17,476 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import has_data
-from skinrepro.papers.wang2024 import AS_RELEASED, CONDITIONS, METHODS, SEEDS, SPLIT_BY, STUDIES, load, scenario_split
+from skinrepro.grid import asked_for, read_grid
+from skinrepro.papers.wang2024 import (
+    AS_RELEASED,
+    CONDITIONS,
+    METHODS,
+    SEEDS,
+    SPLIT_BY,
+    STUDIES,
+    load,
+    scenario_split,
+)
+from skinrepro.records import read_record, read_records
 from skinrepro.tables import read_reported
 from skinrepro.workflow import execute
 
-needs = lambda name: pytest.mark.skipif(not has_data(name), reason=f'needs {name}: set SKINREPRO_DATA to a folder that holds it (`skinrepro data list {name}`)')
-PRINTED = {(r.condition, r.fst): int(r.value) for r in read_reported(
-    ROOT/'nbs'/'papers'/'wang2024'/'reported.csv').query('artefact == "table1"').itertuples()}
-ROMAN = {1: 'I', 2: 'II', 5: 'V', 6: 'VI'}
-FITZ = STUDIES['fitzpatrick17k']
+
+def needs(name):
+    return pytest.mark.skipif(
+        not has_data(name),
+        reason=(
+            f"needs {name}: set SKINREPRO_DATA to a folder that holds it"
+            f" (`skinrepro data list {name}`)"
+        ),
+    )
+
+
+PRINTED = {
+    (r.condition, r.fst): int(r.value)
+    for r in (
+        read_reported(ROOT / "nbs" / "papers" / "wang2024" / "reported.csv")
+        .query('artefact == "table1"')
+        .itertuples()
+    )
+}
+ROMAN = {1: "I", 2: "II", 5: "V", 6: "VI"}
+FITZ = STUDIES["fitzpatrick17k"]
 
 
 def annotated():
-    "The real annotations of the study as a manifest, in file order; the photographs are not needed for a split."
+    """The real annotations of the study as a manifest, in file order; the photographs are not
+    needed for a split.
+    """
     from skinrepro.fitzpatrick17k import read_annotations, to_manifest
-    m = to_manifest(read_annotations(), 'scale', labels=CONDITIONS)
+
+    m = to_manifest(read_annotations(), "scale", labels=CONDITIONS)
     m = m[m.skin_type.isin(FITZ.majority + FITZ.minority)].reset_index(drop=True)
-    return m.assign(group=m.skin_type.isin(FITZ.majority).map({True: 'light', False: 'dark'}))
+    return m.assign(group=m.skin_type.isin(FITZ.majority).map({True: "light", False: "dark"}))
 
 
-@needs('fitzpatrick17k')
+@needs("fitzpatrick17k")
 def test_table1_from_the_annotations():
-    n = annotated().groupby(['label', 'skin_type']).size()
+    n = annotated().groupby(["label", "skin_type"]).size()
     ours = {(c, ROMAN[t]): int(v) for (c, t), v in n.items()}
-    ours |= {(c, 'total'): sum(v for (d, _), v in ours.items() if d == c) for c in CONDITIONS}
-    ours |= {('total', t): sum(v for (_, s), v in ours.items() if s == t) for t in [*ROMAN.values(), 'total']}
+    ours |= {(c, "total"): sum(v for (d, _), v in ours.items() if d == c) for c in CONDITIONS}
+    ours |= {
+        ("total", t): sum(v for (_, s), v in ours.items() if s == t)
+        for t in [*ROMAN.values(), "total"]
+    }
     assert len(PRINTED) == 40 and ours == PRINTED
 
 
-@needs('fitzpatrick17k')
-@pytest.mark.parametrize('reading', ['stratified', 'union'])
+@needs("fitzpatrick17k")
+@pytest.mark.parametrize("reading", ["stratified", "union"])
 def test_sizes_for_every_official_seed(reading):
     m = annotated()
     for seed in SEEDS:
-        sizes = {s: scenario_split(m, FITZ, s, seed, reading).split.value_counts().to_dict() for s in ('i', 'ii', 'iii')}
-        assert sizes == dict(i=dict(train=1519, test=56), ii=dict(train=1284, test=291), iii=dict(train=1228, test=291))
+        sizes = {
+            s: scenario_split(m, FITZ, s, seed, reading).split.value_counts().to_dict()
+            for s in ("i", "ii", "iii")
+        }
+        assert sizes == dict(
+            i=dict(train=1519, test=56),
+            ii=dict(train=1284, test=291),
+            iii=dict(train=1228, test=291),
+        )
 
 
-@needs('fitzpatrick17k')
+@needs("fitzpatrick17k")
 def test_released_list_is_the_stratified_reading():
     m = annotated()
-    released, drawn = (scenario_split(m, FITZ, 'ii', 0, how) for how in ('released', 'stratified'))
-    sizes = lambda s: s.groupby(['split', 'group', 'label', 'skin_type']).size().to_dict()
+    released, drawn = (scenario_split(m, FITZ, "ii", 0, how) for how in ("released", "stratified"))
+
+    def sizes(s):
+        return s.groupby(["split", "group", "label", "skin_type"]).size().to_dict()
+
     assert sizes(released) == sizes(drawn)
-    dark = released[(released.split == 'train') & (released.group == 'dark')]
-    assert len(dark) == 56 and set(dark.groupby(['label', 'skin_type']).size()) == {4}
-    with pytest.raises(ValueError, match='seed 0'): scenario_split(m, FITZ, 'ii', 42, 'released')
+    dark = released[(released.split == "train") & (released.group == "dark")]
+    assert len(dark) == 56 and set(dark.groupby(["label", "skin_type"]).size()) == {4}
+    with pytest.raises(ValueError, match="seed 0"):
+        scenario_split(m, FITZ, "ii", 42, "released")
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def photographs(tmp_path_factory):
-    "Fitzpatrick17k as its publisher lays it out, with made-up annotations and noise for photographs: 9 images of each condition and skin type."
+    """Fitzpatrick17k as its publisher lays it out, with made-up annotations and noise for
+    photographs: 9 images of each condition and skin type.
+    """
     from PIL import Image
 
     from skinrepro.fitzpatrick17k import COLUMNS
-    home = tmp_path_factory.mktemp('data')/'fitzpatrick17k'; (home/'images').mkdir(parents=True); rows = []
+
+    home = tmp_path_factory.mktemp("data") / "fitzpatrick17k"
+    (home / "images").mkdir(parents=True)
+    rows = []
     for label in CONDITIONS:
         for skin in (1, 2, 5, 6):
             for i in range(9):
                 buffer = io.BytesIO()
-                Image.fromarray(np.random.default_rng([CONDITIONS.index(label), skin, i]).integers(0, 256, (24, 30, 3), dtype='uint8')).save(buffer, 'JPEG')
-                md5 = hashlib.md5(buffer.getvalue()).hexdigest(); (home/'images'/f'{md5}.jpg').write_bytes(buffer.getvalue())
-                rows.append({**dict.fromkeys(COLUMNS, ''), 'md5hash': md5, 'fitzpatrick_scale': skin, 'fitzpatrick_centaur': skin, 'label': label,
-                             'nine_partition_label': 'inflammatory', 'three_partition_label': 'non-neoplastic', 'url': f'http://nowhere/{md5}.jpg'})
-    pd.DataFrame(rows).to_csv(home/'fitzpatrick17k.csv', index=False)
+                Image.fromarray(
+                    np.random.default_rng([CONDITIONS.index(label), skin, i]).integers(
+                        0, 256, (24, 30, 3), dtype="uint8"
+                    )
+                ).save(buffer, "JPEG")
+                md5 = hashlib.md5(buffer.getvalue()).hexdigest()
+                (home / "images" / f"{md5}.jpg").write_bytes(buffer.getvalue())
+                rows.append(
+                    {
+                        **dict.fromkeys(COLUMNS, ""),
+                        "md5hash": md5,
+                        "fitzpatrick_scale": skin,
+                        "fitzpatrick_centaur": skin,
+                        "label": label,
+                        "nine_partition_label": "inflammatory",
+                        "three_partition_label": "non-neoplastic",
+                        "url": f"http://nowhere/{md5}.jpg",
+                    }
+                )
+    pd.DataFrame(rows).to_csv(home / "fitzpatrick17k.csv", index=False)
     return home
 
 
 def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
     "The paper's own data path: annotations, photographs, inventory, splits, training, record."
-    monkeypatch.setenv('SKINREPRO_DATA', str(photographs.parent)); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
-    run = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'smoke', 'scenario', data='fitzpatrick17k', scenario='iii', train='real', arch='resnet_small',
-                         epochs=1)[0]
-    outcome, = execute([run], progress=False)
-    assert outcome.status == 'ran', outcome.error
-    r = runs.read_records('wang2024')
-    assert set(r.data) == {'fitzpatrick17k'} and r.inventory_hash.str.len().eq(16).all() and set(r.n_test) == {7*9*2 - 56}
+    monkeypatch.setenv("SKINREPRO_DATA", str(photographs.parent))
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    run = read_grid(
+        ROOT / "nbs" / "papers" / "wang2024",
+        "smoke",
+        "scenario",
+        data="fitzpatrick17k",
+        scenario="iii",
+        train="real",
+        arch="resnet_small",
+        epochs=1,
+    )[0]
+    (outcome,) = execute([run], progress=False)
+    assert outcome.status == "ran", outcome.error
+    r = read_records("wang2024")
+    assert (
+        set(r.data) == {"fitzpatrick17k"}
+        and r.inventory_hash.str.len().eq(16).all()
+        and set(r.n_test) == {7 * 9 * 2 - 56}
+    )
 
 
 def test_missing_or_altered_photographs_are_never_silent(photographs, tmp_path, monkeypatch):
-    home = tmp_path/'data'/'fitzpatrick17k'; shutil.copytree(photographs, home)
-    monkeypatch.setenv('SKINREPRO_DATA', str(home.parent))
-    whole, stock = load('fitzpatrick17k')
-    files = sorted((home/'images').iterdir())
-    files[0].unlink(); files[1].write_bytes(files[1].read_bytes()[:200]); shutil.copy(files[3], files[2])
-    with pytest.raises(FileNotFoundError) as e: load('fitzpatrick17k')
-    assert all(w in str(e.value) for w in ['3 of the 252', 'missing', 'corrupt', 'skinrepro data verify', 'missing="drop"'])
-    rest, less = load('fitzpatrick17k', missing='drop')
-    assert len(rest) == len(whole) - 3 and less != stock and not set(rest.image_id) & {f.stem for f in files[:3]}
-    shutil.rmtree(home/'images'); (home/'images').mkdir()
-    with pytest.raises(FileNotFoundError, match='252 of the 252'): load('fitzpatrick17k', missing='drop') # nothing is not a part
+    home = tmp_path / "data" / "fitzpatrick17k"
+    shutil.copytree(photographs, home)
+    monkeypatch.setenv("SKINREPRO_DATA", str(home.parent))
+    whole, stock = load("fitzpatrick17k")
+    files = sorted((home / "images").iterdir())
+    files[0].unlink()
+    files[1].write_bytes(files[1].read_bytes()[:200])
+    shutil.copy(files[3], files[2])
+    with pytest.raises(FileNotFoundError) as e:
+        load("fitzpatrick17k")
+    assert all(
+        w in str(e.value)
+        for w in ["3 of the 252", "missing", "corrupt", "skinrepro data verify", 'missing="drop"']
+    )
+    rest, less = load("fitzpatrick17k", missing="drop")
+    assert (
+        len(rest) == len(whole) - 3
+        and less != stock
+        and not set(rest.image_id) & {f.stem for f in files[:3]}
+    )
+    shutil.rmtree(home / "images")
+    (home / "images").mkdir()
+    with pytest.raises(FileNotFoundError, match="252 of the 252"):
+        load("fitzpatrick17k", missing="drop")  # nothing is not a part
 
 
-@needs('pad_ufes20')
+@needs("pad_ufes20")
 def test_pad_ufes20_through_plain_papermill(tmp_path):
-    out = tmp_path/'out.ipynb'; command = [sys.executable, '-m', 'papermill', str(ROOT/'nbs'/'papers'/'wang2024'/'scenario.ipynb'), str(out), '-k', 'python3']
-    for name, value in dict(data='pad_ufes20', scenario='i', fraction='1.0', epochs=1, arch='resnet_small').items(): command += ['-p', name, str(value)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, 'SKINREPRO_RUNS': str(tmp_path/'runs')})
+    out = tmp_path / "out.ipynb"
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "nbs" / "papers" / "wang2024" / "scenario.ipynb"),
+        str(out),
+        "-k",
+        "python3",
+    ]
+    for name, value in dict(
+        data="pad_ufes20", scenario="i", fraction="1.0", epochs=1, arch="resnet_small"
+    ).items():
+        command += ["-p", name, str(value)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SKINREPRO_RUNS": str(tmp_path / "runs")},
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    r = runs.read_record(next((tmp_path/'runs').rglob('records.csv')))
-    assert set(r.data) == {'pad_ufes20'} and set(r.n_test) == {32} and set(r.flexible_used) == {'union'}
+    r = read_record(next((tmp_path / "runs").rglob("records.csv")))
+    assert (
+        set(r.data) == {"pad_ufes20"}
+        and set(r.n_test) == {32}
+        and set(r.flexible_used) == {"union"}
+    )
 
 
-@needs('pad_ufes20')
+@needs("pad_ufes20")
 def test_pad_ufes20_patients_stay_on_one_side():
-    m, _ = load('pad_ufes20'); study = STUDIES['pad_ufes20']
-    for s in ('i', 'ii', 'iii'):
+    m, _ = load("pad_ufes20")
+    study = STUDIES["pad_ufes20"]
+    for s in ("i", "ii", "iii"):
         for seed in SEEDS[:3]:
-            split = scenario_split(m, study, s, seed, val_fraction=.1)
-            assert (split.groupby('patient_id').split.nunique() == 1).all() and set(split.split) == {'train', 'val', 'test'}
+            split = scenario_split(m, study, s, seed, val_fraction=0.1)
+            assert (split.groupby("patient_id").split.nunique() == 1).all() and set(
+                split.split
+            ) == {"train", "val", "test"}
 
 
 def report(tmp_path, **env):
-    runs.execute_notebook(ROOT/'nbs'/'papers'/'wang2024'/'report.ipynb', tmp_path/'report.ipynb')
+    runs.execute_notebook(
+        ROOT / "nbs" / "papers" / "wang2024" / "report.ipynb", tmp_path / "report.ipynb"
+    )
 
 
-@pytest.mark.parametrize('with_data', [True, False])
+@pytest.mark.parametrize("with_data", [True, False])
 def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_data):
     "A reviewer without data, runs or GPU rebuilds every table, byte by byte."
-    if with_data and not has_data('fitzpatrick17k'): pytest.skip('needs fitzpatrick17k: set SKINREPRO_DATA')
-    if not with_data: monkeypatch.delenv('SKINREPRO_DATA', raising=False)
-    monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
-    committed = ROOT/'figures'/'wang2024'; (tmp_path/'figures'/'wang2024').mkdir(parents=True)
-    for f in ('records.csv', 'runs.csv'): shutil.copy(committed/f, tmp_path/'figures'/'wang2024')
+    if with_data and not has_data("fitzpatrick17k"):
+        pytest.skip("needs fitzpatrick17k: set SKINREPRO_DATA")
+    if not with_data:
+        monkeypatch.delenv("SKINREPRO_DATA", raising=False)
+    monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    committed = ROOT / "figures" / "wang2024"
+    (tmp_path / "figures" / "wang2024").mkdir(parents=True)
+    for f in ("records.csv", "runs.csv"):
+        shutil.copy(committed / f, tmp_path / "figures" / "wang2024")
     report(tmp_path)
-    tables = sorted(f.name for f in committed.iterdir() if f.suffix in ('.md', '.csv', '.tex'))
-    assert 'table1.md' in tables and 'pad_ufes20.md' in tables
-    galleries = [f for f in tables if f.endswith('.csv') and 'image_id' in (committed/f).read_text().partition('\n')[0]] # need the images themselves
-    for name in set(tables) - set(galleries): assert (tmp_path/'figures'/'wang2024'/name).read_bytes() == (committed/name).read_bytes(), name
+    tables = sorted(f.name for f in committed.iterdir() if f.suffix in (".md", ".csv", ".tex"))
+    assert "table1.md" in tables and "pad_ufes20.md" in tables
+    galleries = [
+        f
+        for f in tables
+        if f.endswith(".csv") and "image_id" in (committed / f).read_text().partition("\n")[0]
+    ]  # need the images themselves
+    for name in set(tables) - set(galleries):
+        assert (tmp_path / "figures" / "wang2024" / name).read_bytes() == (
+            committed / name
+        ).read_bytes(), name
 
 
 def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypatch):
-    "One run of the grid in the store, and one trial with other parameters: the first is in the tables, the second nowhere."
-    monkeypatch.setenv('SKINREPRO_FIGURES', str(tmp_path/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
-    home = tmp_path/'figures'/'wang2024'; home.mkdir(parents=True)
-    for f in ('records.csv', 'runs.csv'): shutil.copy(ROOT/'figures'/'wang2024'/f, home)
-    committed = runs.read_record(home/'records.csv')
-    mine = runs.read_grid(ROOT/'nbs'/'papers'/'wang2024', 'mini', 'scenario')[0]; trial = 'scenario-000000000000'
-    made = committed[committed.run_id == mine.id].assign(commit='mine'); assert len(made)
-    made.loc[made.metric == 'accuracy', 'value'] = .125
-    partial = runs.run_id('wang2024', 'scenario', mine.parameters | {'missing': 'drop', 'seed': 7}) # a further draw, on an incomplete data set
-    for name, kind in {mine.id: {}, trial: {}, partial: dict(missing='drop', seed=7)}.items():
-        (tmp_path/'runs'/'wang2024'/name).mkdir(parents=True)
-        made.assign(run_id=name, **kind).to_csv(tmp_path/'runs'/'wang2024'/name/'records.csv', index=False)
+    """One run of the grid in the store, and one trial with other parameters: the first is in the
+    tables, the second nowhere.
+    """
+    monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    home = tmp_path / "figures" / "wang2024"
+    home.mkdir(parents=True)
+    for f in ("records.csv", "runs.csv"):
+        shutil.copy(ROOT / "figures" / "wang2024" / f, home)
+    committed = read_record(home / "records.csv")
+    mine = read_grid(ROOT / "nbs" / "papers" / "wang2024", "mini", "scenario")[0]
+    trial = "scenario-000000000000"
+    made = committed[committed.run_id == mine.id].assign(commit="mine")
+    assert len(made)
+    made.loc[made.metric == "accuracy", "value"] = 0.125
+    partial = runs.run_id(
+        "wang2024", "scenario", mine.parameters | {"missing": "drop", "seed": 7}
+    )  # a further draw, on an incomplete data set
+    for name, kind in {mine.id: {}, trial: {}, partial: dict(missing="drop", seed=7)}.items():
+        (tmp_path / "runs" / "wang2024" / name).mkdir(parents=True)
+        made.assign(run_id=name, **kind).to_csv(
+            tmp_path / "runs" / "wang2024" / name / "records.csv", index=False
+        )
     report(tmp_path)
-    after = runs.read_record(home/'records.csv')
-    scenario = after[(after.data == 'phantom') & (after.notebook == 'scenario')]
-    assert set(scenario.run_id) == {mine.id, partial} and trial not in set(after.run_id), 'scenario/phantom/mini is replaced, the trial stays out'
-    assert trial in (tmp_path/'report.ipynb').read_text(), 'and the report says so'
-    other = after.data != 'phantom'
-    assert set(after[other].run_id) == set(committed[committed.data != 'phantom'].run_id), 'other data sets keep their records'
-    t = pd.read_csv(home/'table2.csv')
-    assert t[(t.arch == 'VGG-16') & (t.train == 'real') & (t.metric == 'accuracy')].reproduced.tolist() == [12.5]*3
+    after = read_record(home / "records.csv")
+    scenario = after[(after.data == "phantom") & (after.notebook == "scenario")]
+    assert set(scenario.run_id) == {mine.id, partial} and trial not in set(after.run_id), (
+        "scenario/phantom/mini is replaced, the trial stays out"
+    )
+    assert trial in (tmp_path / "report.ipynb").read_text(), "and the report says so"
+    other = after.data != "phantom"
+    assert set(after[other].run_id) == set(committed[committed.data != "phantom"].run_id), (
+        "other data sets keep their records"
+    )
+    t = pd.read_csv(home / "table2.csv")
+    assert (
+        t[(t.arch == "VGG-16") & (t.train == "real") & (t.metric == "accuracy")].reproduced.tolist()
+        == [12.5] * 3
+    )
 
 
 def test_committed_tables_are_stamped_and_honest():
-    home = ROOT/'figures'/'wang2024'
-    for name in ('table2', 'table3', 'table4'):
-        t = pd.read_csv(home/f'{name}.csv', keep_default_na=False)
-        assert (t.data == 'phantom').any() and set(zip(t.data, t.verdict)) <= {('phantom', 'not comparable'), ('', 'not run')}
-        assert 'PHANTOM DATA' in (home/f'{name}.md').read_text() and 'PHANTOM DATA' in (home/f'{name}.tex').read_text()
-    t = pd.read_csv(home/'table1.csv'); assert len(t) == 40 and set(t.verdict) == {'equal'}
-    assert 'CC BY 4.0' in (home/'pad_ufes20.md').read_text()
-    r = runs.read_record(home/'records.csv')
-    assert set(r.profile) == {'mini'} and {'data_hash', 'version', 'commit', 'device', 'seconds', 'weights'} <= set(r.columns)
+    home = ROOT / "figures" / "wang2024"
+    for name in ("table2", "table3", "table4"):
+        t = pd.read_csv(home / f"{name}.csv", keep_default_na=False)
+        assert (t.data == "phantom").any() and set(zip(t.data, t.verdict)) <= {
+            ("phantom", "not comparable"),
+            ("", "not run"),
+        }
+        assert (
+            "PHANTOM DATA" in (home / f"{name}.md").read_text()
+            and "PHANTOM DATA" in (home / f"{name}.tex").read_text()
+        )
+    t = pd.read_csv(home / "table1.csv")
+    assert len(t) == 40 and set(t.verdict) == {"equal"}
+    assert "CC BY 4.0" in (home / "pad_ufes20.md").read_text()
+    r = read_record(home / "records.csv")
+    assert set(r.profile) == {"mini"} and {
+        "data_hash",
+        "version",
+        "commit",
+        "device",
+        "seconds",
+        "weights",
+    } <= set(r.columns)
     assert r.data_hash.str.len().eq(16).all()
 
 
 def test_unwritable_figures_folder_is_explained(tmp_path, monkeypatch):
-    closed = tmp_path/'file'; closed.write_text('')
-    monkeypatch.setenv('SKINREPRO_FIGURES', str(closed/'figures')); monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path/'runs'))
-    with pytest.raises(Exception) as e: report(tmp_path)
-    assert 'SKINREPRO_FIGURES' in str(e.value) and str(closed) in str(e.value)
-    assert json.loads((tmp_path/'report.ipynb').read_text())['cells'], 'the executed notebook is kept'
+    closed = tmp_path / "file"
+    closed.write_text("")
+    monkeypatch.setenv("SKINREPRO_FIGURES", str(closed / "figures"))
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(Exception) as e:
+        report(tmp_path)
+    assert "SKINREPRO_FIGURES" in str(e.value) and str(closed) in str(e.value)
+    assert json.loads((tmp_path / "report.ipynb").read_text())["cells"], (
+        "the executed notebook is kept"
+    )
 
 
-# The generator --------------------------------------------------------------------------------------------------------------------------------
+# The generator
+# ------------------------------------------------------------------------------------------------
 
-WANG = ROOT/'nbs'/'papers'/'wang2024'
-of = lambda grid, section: [r for r in grid if r.section == section]
+WANG = ROOT / "nbs" / "papers" / "wang2024"
+
+
+def of(grid, section):
+    return [r for r in grid if r.section == section]
 
 
 def test_the_paper_profile_has_the_settings_of_the_paper():
-    for section in ('generator', 'ablation_images'):
-        for r in of(runs.read_grid(WANG, 'paper', section), section):
-            asked = r.made_from['learned'].parameters | r.parameters
-            assert {k: asked[k] for k in AS_RELEASED} == AS_RELEASED and asked['base'] == 'sd21-base' and asked['parents'] == 1
-    assert {r.parameters['seed'] for r in runs.read_grid(WANG, 'paper', 'synthetic')} == set(SEEDS)
+    for section in ("generator", "ablation_images"):
+        for r in of(read_grid(WANG, "paper", section), section):
+            asked = r.made_from["learned"].parameters | r.parameters
+            assert (
+                {k: asked[k] for k in AS_RELEASED} == AS_RELEASED
+                and asked["base"] == "sd21-base"
+                and asked["parents"] == 1
+            )
+    assert {r.parameters["seed"] for r in read_grid(WANG, "paper", "synthetic")} == set(SEEDS)
 
 
-@pytest.mark.parametrize('profile', ['smoke', 'mini', 'paper'])
+@pytest.mark.parametrize("profile", ["smoke", "mini", "paper"])
 def test_classifiers_get_the_images_of_their_own_split(profile):
     "By scenario, draw and validation part; in Table 5 by strategy and target, too."
-    grid = runs.read_grid(WANG, profile, 'synthetic,ablation'); shared = [k for k in SPLIT_BY if k not in ('flexible', 'label_source', 'missing')]
-    for section in ('generator', 'ablation_images'):
+    grid = read_grid(WANG, profile, "synthetic,ablation")
+    shared = [k for k in SPLIT_BY if k not in ("flexible", "label_source", "missing")]
+    for section in ("generator", "ablation_images"):
         for r in of(grid, section):
-            maker = r.made_from['learned']; keys = [*shared, 'method', 'base']
-            assert r.parameters['learned'] == maker.id and maker.id in r.needs
+            maker = r.made_from["learned"]
+            keys = [*shared, "method", "base"]
+            assert r.parameters["learned"] == maker.id and maker.id in r.needs
             assert {k: r.parameters[k] for k in keys} == {k: maker.parameters[k] for k in keys}
-    for section in ('synthetic', 'ablation'):
+    for section in ("synthetic", "ablation"):
         assert of(grid, section)
         for r in of(grid, section):
-            maker = r.made_from['images']; keys = shared + (['method', 'pipeline', 'target'] if section == 'ablation' else [])
-            assert r.parameters['images'] == maker.id and maker.id in r.needs
+            maker = r.made_from["images"]
+            keys = shared + (["method", "pipeline", "target"] if section == "ablation" else [])
+            assert r.parameters["images"] == maker.id and maker.id in r.needs
             assert {k: r.parameters[k] for k in keys} == {k: maker.parameters[k] for k in keys}
-    cells = {(r.parameters['pipeline'], r.parameters['method'], r.parameters['target']) for r in of(grid, 'ablation')}
-    assert cells == {(p, m, t) for t in ('dark', 'source') for p, m in [('txt2img', 'vanilla'), ('txt2img', 'ti'), *(('img2img', m) for m in METHODS)]}
+    cells = {
+        (r.parameters["pipeline"], r.parameters["method"], r.parameters["target"])
+        for r in of(grid, "ablation")
+    }
+    assert cells == {
+        (p, m, t)
+        for t in ("dark", "source")
+        for p, m in [("txt2img", "vanilla"), ("txt2img", "ti"), *(("img2img", m) for m in METHODS)]
+    }
 
 
 def test_one_cell_of_table5_is_the_generator_of_table2():
-    "Equal questions run once: with all parents, image-to-image with TI and LoRA for dark skin is what Table 2 has."
-    grid = runs.read_grid(WANG, 'paper', 'generator,ablation')
-    ours = dict(method='ti+lora', pipeline='img2img', target='dark')
-    cell = next(r for r in of(grid, 'ablation') if ours.items() <= r.parameters.items())
-    assert cell.parameters['images'] in {r.id for r in of(grid, 'generator')}
+    """Equal questions run once: with all parents, image-to-image with TI and LoRA for dark skin is
+    what Table 2 has.
+    """
+    grid = read_grid(WANG, "paper", "generator,ablation")
+    ours = dict(method="ti+lora", pipeline="img2img", target="dark")
+    cell = next(r for r in of(grid, "ablation") if ours.items() <= r.parameters.items())
+    assert cell.parameters["images"] in {r.id for r in of(grid, "generator")}
 
 
 def test_the_demo_is_one_scenario_and_one_draw():
-    grid = runs.read_grid(WANG, 'mini', scenario='ii', seed=0)
-    assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(weights=1, generator=1, scenario=3, synthetic=6)
-    assert {r.parameters['scenario'] for r in grid} == {'ii'} and {r.parameters['seed'] for r in grid} == {0}
+    grid = read_grid(WANG, "mini", scenario="ii", seed=0)
+    assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(
+        weights=1, generator=1, scenario=3, synthetic=6
+    )
+    assert {r.parameters["scenario"] for r in grid} == {"ii"} and {
+        r.parameters["seed"] for r in grid
+    } == {0}
 
 
 def test_records_made_from_foreign_images_stay_out():
-    "A further draw counts when its images are of that draw; images of other settings, or of another draw, do not."
-    grid = of(runs.read_grid(WANG, 'mini', 'synthetic'), 'synthetic'); r = grid[0]
-    with_images = lambda seed, maker: runs.run_id('wang2024', 'scenario', r.parameters | dict(seed=seed, images=maker))
-    first = r.made_from['images']; learned = lambda seed: runs.run_id('wang2024', 'weights', first.made_from['learned'].parameters | dict(seed=seed))
-    maker = lambda seed, weights, **other: runs.run_id('wang2024', 'generator', first.parameters | dict(seed=seed, learned=learned(weights), **other))
-    made = [maker(7, 7), maker(0, 0), maker(7, 7, strength=.9), maker(7, 0)]
-    rows = pd.DataFrame(dict(seed=7, missing='error', run_id=[with_images(7, i) for i in made]))
-    assert runs.asked_for(rows, grid).tolist() == [True, False, False, False]
+    """A further draw counts when its images are of that draw; images of other settings, or of
+    another draw, do not.
+    """
+    grid = of(read_grid(WANG, "mini", "synthetic"), "synthetic")
+    r = grid[0]
+
+    def with_images(seed, maker):
+        return runs.run_id("wang2024", "scenario", r.parameters | dict(seed=seed, images=maker))
+
+    first = r.made_from["images"]
+
+    def learned(seed):
+        return runs.run_id(
+            "wang2024", "weights", first.made_from["learned"].parameters | dict(seed=seed)
+        )
+
+    def maker(seed, weights, **other):
+        return runs.run_id(
+            "wang2024",
+            "generator",
+            first.parameters | dict(seed=seed, learned=learned(weights), **other),
+        )
+
+    made = [maker(7, 7), maker(0, 0), maker(7, 7, strength=0.9), maker(7, 0)]
+    rows = pd.DataFrame(dict(seed=7, missing="error", run_id=[with_images(7, i) for i in made]))
+    assert asked_for(rows, grid).tolist() == [True, False, False, False]
 
 
-@needs('pad_ufes20')
+@needs("pad_ufes20")
 def test_the_generator_runs_on_photographs(tmp_path, monkeypatch):
-    "PAD-UFES-20: from photograph to classifier, the base model being the miniature; the split keeps patients together."
-    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path))
-    grid = runs.read_grid(WANG, 'smoke', 'pad_synthetic', scenario='iii', train='syn', epochs=1)
-    outcomes = execute(grid, progress=False); assert {o.status for o in outcomes} == {'ran'}, [o.error for o in outcomes]
-    r = runs.read_record(of(grid, 'pad_generator')[0].folder/'records.csv')
-    assert set(r.data) == {'pad_ufes20'} and set(r.base) == {'miniature'} and r.inventory_hash.str.len().eq(16).all()
+    """PAD-UFES-20: from photograph to classifier, the base model being the miniature; the split
+    keeps patients together.
+    """
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    grid = read_grid(WANG, "smoke", "pad_synthetic", scenario="iii", train="syn", epochs=1)
+    outcomes = execute(grid, progress=False)
+    assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
+    r = read_record(of(grid, "pad_generator")[0].folder / "records.csv")
+    assert (
+        set(r.data) == {"pad_ufes20"}
+        and set(r.base) == {"miniature"}
+        and r.inventory_hash.str.len().eq(16).all()
+    )
 
 
 def test_what_the_generator_is_not(tmp_path, monkeypatch):
     "Wrong values, and a base model that is not here, end with what there is."
-    monkeypatch.setenv('SKINREPRO_RUNS', str(tmp_path)); monkeypatch.delenv('SKINREPRO_DATA', raising=False)
-    run = of(runs.read_grid(WANG, 'smoke', 'generator', scenario='iii'), 'generator')[0]; run.parameters.update(method='vanilla', learned='')
-    for change, words in [(dict(method='dreambooth'), ["'ti+lora'"]), (dict(base='sd3'), ['miniature', 'sd21-base']), (dict(parents=0.), ['parents']),
-                          (dict(strength=1.5), ['strength'])]:
-        outcome, = execute([runs.Run('wang2024', '', run.notebook, run.parameters | change)], progress=False)
-        assert outcome.status == 'failed' and all(w in outcome.error for w in words), outcome.error
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    monkeypatch.delenv("SKINREPRO_DATA", raising=False)
+    run = of(read_grid(WANG, "smoke", "generator", scenario="iii"), "generator")[0]
+    run.parameters.update(method="vanilla", learned="")
+    for change, words in [
+        (dict(method="dreambooth"), ["'ti+lora'"]),
+        (dict(base="sd3"), ["miniature", "sd21-base"]),
+        (dict(parents=0.0), ["parents"]),
+        (dict(strength=1.5), ["strength"]),
+    ]:
+        (outcome,) = execute(
+            [runs.Run("wang2024", "", run.notebook, run.parameters | change)], progress=False
+        )
+        assert outcome.status == "failed" and all(w in outcome.error for w in words), outcome.error

@@ -1,4 +1,7 @@
-"The whole report of wang2024, on made-up records of every run of the grid (nothing of it is a result)."
+"""The whole report of wang2024, on made-up records of every run of the grid (nothing of it is a
+result).
+"""
+
 import json
 import os
 import shutil
@@ -10,141 +13,295 @@ from conftest import ROOT
 
 from skinrepro import runs
 from skinrepro.core import paths, provenance
+from skinrepro.grid import read_grid
+from skinrepro.records import read_record
 
-WANG = ROOT/'nbs'/'papers'/'wang2024'
+WANG = ROOT / "nbs" / "papers" / "wang2024"
 
 
 def numbers_of(run, rng):
     "Made-up numbers of the shape that the run's notebook records."
     p, kind = run.parameters, run.notebook.stem
-    row = lambda metric, value, n, group='all', **more: dict(metric=metric, group=group, value=value, n=n) | more
-    if kind in ('scenario', 'ablation'):
-        gain = {'real': 0, 'syn': .06, 'real+syn': .12}[p.get('train', 'syn')] + .1*(p['scenario'] == 'ii')
-        gain += dict(vanilla=0, ti=.05, lora=.08).get(p.get('method'), .2) - .2*(p.get('pipeline') == 'txt2img')
-        test = dict(source='light').get(p.get('target'), 'dark'); n = 56 if p['scenario'] == 'i' else 291
-        extra = dict(arch_paper=dict(vgg_small='VGG-16', resnet_small='ResNet-18', vit_small='ViT-B-16')[p['arch']], n_test=n) | (
-            dict(test=test, train='syn') if kind == 'ablation' else {})
-        return [row(m, min(.5 + gain + rng.normal(0, .004), 1.), n, low=.3, high=.9, select_on=rule, **extra) for m in ('accuracy', 'precision', 'recall', 'f1')
-                for rule in ('val', 'test', 'last')] + [row('train_size', 1284, 1284, select_on=rule, **extra) for rule in ('val', 'test', 'last')]
-    if kind == 'weights': return [row('loss', .3, 900, f'{p["method"]} last'), row('seconds_lora', 60., 900), row('n_train', 900, 900)]
-    if kind == 'generator':
-        tones = dict(ita=-20., ita_parents=50., dark_share=.9, dark_share_parents=0., structure=.6)
-        sizes = dict(n_images=50, n_parents=10, images_per_second=9.)
-        return [row(m, v, 50, g) for g in ('all', 'light parents') for m, v in tones.items()] + [row(m, v, 50) for m, v in sizes.items()]
-    out = [row('judge_accuracy', .97, 200, g, what='judge') for g in ('all', 'light', 'dark')]
-    for g in ('all', 'known conditions', 'psoriasis'):
-        out += [row(m, v, 56, g, what='parents') for m, v in dict(ita=50., dark_share=0., called_asked=.95).items()]
-        out += [row(m, v, 56, g, what='rendered dark') for m, v in dict(ita=-25., dark_share=1., kept=.99, structure=.8).items()]
-        for method in p['methods'].split(','):
-            for named in ('right', 'wrong'):
-                for s in map(float, p['strengths'].split(',')):
-                    out += [row(m, v, 56, g, what='img2img', method=method, named=named, strength=s)
-                            for m, v in dict(ita=50 - 80*s, dark_share=s, kept=1 - s/5, structure=1 - s/2, called_asked=1 - s/5).items()]
+
+    def row(metric, value, n, group="all", **more):
+        return dict(metric=metric, group=group, value=value, n=n) | more
+
+    if kind in ("scenario", "ablation"):
+        gain = {"real": 0, "syn": 0.06, "real+syn": 0.12}[p.get("train", "syn")] + 0.1 * (
+            p["scenario"] == "ii"
+        )
+        gain += dict(vanilla=0, ti=0.05, lora=0.08).get(p.get("method"), 0.2) - 0.2 * (
+            p.get("pipeline") == "txt2img"
+        )
+        test = dict(source="light").get(p.get("target"), "dark")
+        n = 56 if p["scenario"] == "i" else 291
+        extra = dict(
+            arch_paper=dict(vgg_small="VGG-16", resnet_small="ResNet-18", vit_small="ViT-B-16")[
+                p["arch"]
+            ],
+            n_test=n,
+        ) | (dict(test=test, train="syn") if kind == "ablation" else {})
+        return [
+            row(
+                m,
+                min(0.5 + gain + rng.normal(0, 0.004), 1.0),
+                n,
+                low=0.3,
+                high=0.9,
+                select_on=rule,
+                **extra,
+            )
+            for m in ("accuracy", "precision", "recall", "f1")
+            for rule in ("val", "test", "last")
+        ] + [
+            row("train_size", 1284, 1284, select_on=rule, **extra)
+            for rule in ("val", "test", "last")
+        ]
+    if kind == "weights":
+        return [
+            row("loss", 0.3, 900, f"{p['method']} last"),
+            row("seconds_lora", 60.0, 900),
+            row("n_train", 900, 900),
+        ]
+    if kind == "generator":
+        tones = dict(
+            ita=-20.0, ita_parents=50.0, dark_share=0.9, dark_share_parents=0.0, structure=0.6
+        )
+        sizes = dict(n_images=50, n_parents=10, images_per_second=9.0)
+        return [row(m, v, 50, g) for g in ("all", "light parents") for m, v in tones.items()] + [
+            row(m, v, 50) for m, v in sizes.items()
+        ]
+    out = [row("judge_accuracy", 0.97, 200, g, what="judge") for g in ("all", "light", "dark")]
+    for g in ("all", "known conditions", "psoriasis"):
+        out += [
+            row(m, v, 56, g, what="parents")
+            for m, v in dict(ita=50.0, dark_share=0.0, called_asked=0.95).items()
+        ]
+        out += [
+            row(m, v, 56, g, what="rendered dark")
+            for m, v in dict(ita=-25.0, dark_share=1.0, kept=0.99, structure=0.8).items()
+        ]
+        for method in p["methods"].split(","):
+            for named in ("right", "wrong"):
+                for s in map(float, p["strengths"].split(",")):
+                    out += [
+                        row(m, v, 56, g, what="img2img", method=method, named=named, strength=s)
+                        for m, v in dict(
+                            ita=50 - 80 * s,
+                            dark_share=s,
+                            kept=1 - s / 5,
+                            structure=1 - s / 2,
+                            called_asked=1 - s / 5,
+                        ).items()
+                    ]
     return out
 
 
 def leave_images(run):
-    "Images of a generator: gradients of two parents for each condition, two images each, with their own records."
+    """Images of a generator: gradients of two parents for each condition, two images each, with
+    their own records.
+    """
     from skinrepro.generate import SYNTHETIC, write_image
     from skinrepro.manifest import make, write
     from skinrepro.papers.wang2024 import load
-    pool, _ = load(run.parameters['data'], size=run.parameters['size'], fraction=run.parameters['fraction'])
+
+    pool, _ = load(
+        run.parameters["data"], size=run.parameters["size"], fraction=run.parameters["fraction"]
+    )
     rows = []
-    for p in pool[pool.skin_type.isin([1, 2])].sort_values('image_id').groupby('label').head(2).itertuples():
+    for p in (
+        pool[pool.skin_type.isin([1, 2])]
+        .sort_values("image_id")
+        .groupby("label")
+        .head(2)
+        .itertuples()
+    ):
         for k in range(2):
-            file = run.folder/'images'/f'{p.image_id}-syn{k}.png'; file.parent.mkdir(parents=True, exist_ok=True)
-            said = dict(what=SYNTHETIC, prompt=f'An image of {p.label}', seed=k, strength=.6)
-            write_image(np.full((64, 64, 3), (90, 60, 40 + 20*k), 'uint8'), file, said, 64)
-            rows.append(dict(image_id=file.stem, path=str(file), label=p.label, skin_type=6, group='dark', parent_id=p.image_id, split='train'))
-    write(make(pd.DataFrame(rows), source='synthetic'), run.folder/'manifest.parquet')
+            file = run.folder / "images" / f"{p.image_id}-syn{k}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            said = dict(what=SYNTHETIC, prompt=f"An image of {p.label}", seed=k, strength=0.6)
+            write_image(np.full((64, 64, 3), (90, 60, 40 + 20 * k), "uint8"), file, said, 64)
+            rows.append(
+                dict(
+                    image_id=file.stem,
+                    path=str(file),
+                    label=p.label,
+                    skin_type=6,
+                    group="dark",
+                    parent_id=p.image_id,
+                    split="train",
+                )
+            )
+    write(make(pd.DataFrame(rows), source="synthetic"), run.folder / "manifest.parquet")
 
 
 def execute_report(folder):
-    runs.execute_notebook(WANG/'report.ipynb', folder/'report.ipynb')
-    return json.loads((folder/'report.ipynb').read_text())
+    runs.execute_notebook(WANG / "report.ipynb", folder / "report.ipynb")
+    return json.loads((folder / "report.ipynb").read_text())
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    "The report from a made-up store, and again elsewhere from nothing but the records that the first one kept."
-    base = tmp_path_factory.mktemp('report'); before = {k: os.environ.get(k) for k in ('SKINREPRO_RUNS', 'SKINREPRO_FIGURES')}
+    """The report from a made-up store, and again elsewhere from nothing but the records that the
+    first one kept.
+    """
+    base = tmp_path_factory.mktemp("report")
+    before = {k: os.environ.get(k) for k in ("SKINREPRO_RUNS", "SKINREPRO_FIGURES")}
     try:
-        os.environ |= dict(SKINREPRO_RUNS=str(base/'runs'), SKINREPRO_FIGURES=str(base/'first')); rng = np.random.default_rng(0)
-        for run in [*runs.read_grid(WANG, 'mini'), *runs.read_grid(WANG, 'mini', 'pad_ufes20,pad_synthetic,pad_strength', seed=0)]:
-            p = run.parameters; runs.finish(run, pd.DataFrame(numbers_of(run, rng)), provenance(p['data'], '0'*16, 'made up', '0'*64, 'mini', 'cpu'))
-            if run.section == 'generator' and (p['scenario'], p['seed']) == ('iii', 0): leave_images(run)
+        os.environ |= dict(SKINREPRO_RUNS=str(base / "runs"), SKINREPRO_FIGURES=str(base / "first"))
+        rng = np.random.default_rng(0)
+        for run in [
+            *read_grid(WANG, "mini"),
+            *read_grid(WANG, "mini", "pad_ufes20,pad_synthetic,pad_strength", seed=0),
+        ]:
+            p = run.parameters
+            runs.finish(
+                run,
+                pd.DataFrame(numbers_of(run, rng)),
+                provenance(p["data"], "0" * 16, "made up", "0" * 64, "mini", "cpu"),
+            )
+            if run.section == "generator" and (p["scenario"], p["seed"]) == ("iii", 0):
+                leave_images(run)
         execute_report(base)
-        (base/'second'/'wang2024').mkdir(parents=True)
-        for f in ('records.csv', 'runs.csv'): shutil.copy(base/'first'/'wang2024'/f, base/'second'/'wang2024')
-        os.environ |= dict(SKINREPRO_RUNS=str(base/'none'), SKINREPRO_FIGURES=str(base/'second'))
+        (base / "second" / "wang2024").mkdir(parents=True)
+        for f in ("records.csv", "runs.csv"):
+            shutil.copy(base / "first" / "wang2024" / f, base / "second" / "wang2024")
+        os.environ |= dict(
+            SKINREPRO_RUNS=str(base / "none"), SKINREPRO_FIGURES=str(base / "second")
+        )
         execute_report(base)
     finally:
         for k, v in before.items():
-            if v is None: os.environ.pop(k, None)
-            else: os.environ[k] = v
-    return base/'first'/'wang2024', base/'second'/'wang2024'
+            if v is None:
+                os.environ.pop(k, None)
+            else:
+                os.environ[k] = v
+    return base / "first" / "wang2024", base / "second" / "wang2024"
 
 
 def test_the_report_makes_every_artefact(reports):
     names = {f.name for f in reports[0].iterdir()}
-    own = ('claims', 'generators', 'strength', 'pad_ufes20', 'pad_ufes20_claims', 'pad_ufes20_strength')
-    for stem in (*(f'table{i}' for i in range(1, 6)), *own):
-        assert {f'{stem}.{s}' for s in ('md', 'csv', 'tex')} <= names
-    for stem in ('fig1', 'fig2', 'tables2to4', 'claims_effects', 'strength_curves', 'pad_ufes20_strength_curves'):
-        assert {f'{stem}.{s}' for s in ('png', 'svg', 'csv')} <= names
+    own = (
+        "claims",
+        "generators",
+        "strength",
+        "pad_ufes20",
+        "pad_ufes20_claims",
+        "pad_ufes20_strength",
+    )
+    for stem in (*(f"table{i}" for i in range(1, 6)), *own):
+        assert {f"{stem}.{s}" for s in ("md", "csv", "tex")} <= names
+    for stem in (
+        "fig1",
+        "fig2",
+        "tables2to4",
+        "claims_effects",
+        "strength_curves",
+        "pad_ufes20_strength_curves",
+    ):
+        assert {f"{stem}.{s}" for s in ("png", "svg", "csv")} <= names
 
 
 def test_every_row_of_the_tables_has_its_runs_and_none_is_comparable(reports):
     for name, cells in dict(table2=45, table3=45, table4=45, table5=12).items():
-        t = pd.read_csv(reports[0]/f'{name}.csv', keep_default_na=False)
-        keys = ['arch', 'train', 'metric', *(['test', 'pipeline', 'strategy'] if name == 'table5' else [])]
-        assert set(t.verdict) == {'not comparable'} and len(t.drop_duplicates(keys)) == cells
-    t = pd.read_csv(reports[0]/'table2.csv', keep_default_na=False)
-    assert set(t.train) == {'real', 'syn', 'real+syn'} and set(t.n_seeds) == {2}
-    why = t[(t.train == 'syn') & (t.metric == 'accuracy')].reason.iloc[0]
-    assert 'phantom data' in why and 'generator with' in why and 'strength 0.6' in why and 'base miniature' in why
+        t = pd.read_csv(reports[0] / f"{name}.csv", keep_default_na=False)
+        keys = [
+            "arch",
+            "train",
+            "metric",
+            *(["test", "pipeline", "strategy"] if name == "table5" else []),
+        ]
+        assert set(t.verdict) == {"not comparable"} and len(t.drop_duplicates(keys)) == cells
+    t = pd.read_csv(reports[0] / "table2.csv", keep_default_na=False)
+    assert set(t.train) == {"real", "syn", "real+syn"} and set(t.n_seeds) == {2}
+    why = t[(t.train == "syn") & (t.metric == "accuracy")].reason.iloc[0]
+    assert (
+        "phantom data" in why
+        and "generator with" in why
+        and "strength 0.6" in why
+        and "base miniature" in why
+    )
 
 
 def test_claims_of_the_report(reports):
-    t = pd.read_csv(reports[0]/'claims.csv').set_index(['claim', 'part'])
-    syn = t.loc['Synthetic images train better classifiers than real ones']
-    assert syn.index.tolist() == ['over all', *(f'scenario {s}' for s in ('i', 'ii', 'iii')), *(f'network {a}' for a in ('VGG-16', 'ResNet-18', 'ViT-B-16'))]
-    assert syn.draws.eq(2).all() and syn.pairs.tolist() == [9, 3, 3, 3, 3, 3, 3] and syn.effect.between(4, 8).all()
-    assert syn.printed['over all'] == pytest.approx(3.7178, abs=1e-4)
-    one = t.loc['Textual inversion with LoRA is the best of six']
-    assert one.verdict.eq('inconclusive').all() and one.draws.eq(1).all() and one.rival.eq('img2img lora').all() and set(one.n_test) == {'56'}
-    assert t.loc['Image-to-image is better than text-to-image'].pairs.tolist() == [4, 2, 2]
-    few = t.loc['A few dark images help (scenario ii against iii)']; assert few.effect.between(8, 12).all() and few.mde.notna().all()
+    t = pd.read_csv(reports[0] / "claims.csv").set_index(["claim", "part"])
+    syn = t.loc["Synthetic images train better classifiers than real ones"]
+    assert syn.index.tolist() == [
+        "over all",
+        *(f"scenario {s}" for s in ("i", "ii", "iii")),
+        *(f"network {a}" for a in ("VGG-16", "ResNet-18", "ViT-B-16")),
+    ]
+    assert (
+        syn.draws.eq(2).all()
+        and syn.pairs.tolist() == [9, 3, 3, 3, 3, 3, 3]
+        and syn.effect.between(4, 8).all()
+    )
+    assert syn.printed["over all"] == pytest.approx(3.7178, abs=1e-4)
+    one = t.loc["Textual inversion with LoRA is the best of six"]
+    assert (
+        one.verdict.eq("inconclusive").all()
+        and one.draws.eq(1).all()
+        and one.rival.eq("img2img lora").all()
+        and set(one.n_test) == {"56"}
+    )
+    assert t.loc["Image-to-image is better than text-to-image"].pairs.tolist() == [4, 2, 2]
+    few = t.loc["A few dark images help (scenario ii against iii)"]
+    assert few.effect.between(8, 12).all() and few.mde.notna().all()
 
 
 def test_phantoms_are_stamped_wherever_they_are(reports):
-    tables = [f'{t}.{s}' for t in ('table2', 'table5', 'claims', 'generators', 'strength') for s in ('md', 'tex')]
-    for name in [*tables, 'fig1.svg', 'fig2.svg', 'tables2to4.svg', 'claims_effects.svg', 'strength_curves.svg']:
-        assert 'PHANTOM DATA' in (reports[0]/name).read_text(encoding='utf-8'), name
-    for name in ('pad_ufes20.md', 'pad_ufes20_claims.md', 'pad_ufes20_strength.md'):
-        text = (reports[0]/name).read_text(encoding='utf-8'); assert 'PHANTOM' not in text and 'Data: pad_ufes20' in text
-        assert 'CC BY 4.0' in text or 'strength' in name
+    tables = [
+        f"{t}.{s}"
+        for t in ("table2", "table5", "claims", "generators", "strength")
+        for s in ("md", "tex")
+    ]
+    for name in [
+        *tables,
+        "fig1.svg",
+        "fig2.svg",
+        "tables2to4.svg",
+        "claims_effects.svg",
+        "strength_curves.svg",
+    ]:
+        assert "PHANTOM DATA" in (reports[0] / name).read_text(encoding="utf-8"), name
+    for name in ("pad_ufes20.md", "pad_ufes20_claims.md", "pad_ufes20_strength.md"):
+        text = (reports[0] / name).read_text(encoding="utf-8")
+        assert "PHANTOM" not in text and "Data: pad_ufes20" in text
+        assert "CC BY 4.0" in text or "strength" in name
 
 
 def test_galleries_name_their_images_and_no_folder(reports):
-    t = pd.read_csv(reports[0]/'fig2.csv', keep_default_na=False)
-    assert len(t) == 7*6 and t.groupby('row').size().eq(6).all() and t.parent.sum() == 14
+    t = pd.read_csv(reports[0] / "fig2.csv", keep_default_na=False)
+    assert len(t) == 7 * 6 and t.groupby("row").size().eq(6).all() and t.parent.sum() == 14
     made = t[~t.parent]
-    assert set(made.parent_id) == set(t.image_id[t.parent]) and made.prompt.str.startswith('An image of').all() and made.seed.astype(str).isin(['0', '1']).all()
-    assert set(t.skin_type[t.parent]) <= {1, 2} and 'path' not in t and str(reports[0].parents[1]) not in (reports[0]/'fig2.svg').read_text(encoding='utf-8')
-    assert pd.read_csv(reports[0]/'fig1.csv', keep_default_na=False).role.tolist() == ['training image']*2 + ['synthetic']*2
+    assert (
+        set(made.parent_id) == set(t.image_id[t.parent])
+        and made.prompt.str.startswith("An image of").all()
+        and made.seed.astype(str).isin(["0", "1"]).all()
+    )
+    assert (
+        set(t.skin_type[t.parent]) <= {1, 2}
+        and "path" not in t
+        and str(reports[0].parents[1]) not in (reports[0] / "fig2.svg").read_text(encoding="utf-8")
+    )
+    assert (
+        pd.read_csv(reports[0] / "fig1.csv", keep_default_na=False).role.tolist()
+        == ["training image"] * 2 + ["synthetic"] * 2
+    )
 
 
 def test_tables_and_figures_follow_from_the_records_alone(reports):
     "Byte by byte; the galleries need the images of the store (their csv has a column image_id)."
-    first, second = reports; same = 0
+    first, second = reports
+    same = 0
     for f in sorted(first.iterdir()):
-        if f.suffix not in ('.md', '.csv', '.tex', '.svg') or f.stem in ('fig1', 'fig2'): continue
-        assert (second/f.name).read_bytes() == f.read_bytes(), f.name
+        if f.suffix not in (".md", ".csv", ".tex", ".svg") or f.stem in ("fig1", "fig2"):
+            continue
+        assert (second / f.name).read_bytes() == f.read_bytes(), f.name
         same += 1
-    assert same > 30 and not (second/'fig2.csv').exists() and (second/'fig1.png').exists()
+    assert same > 30 and not (second / "fig2.csv").exists() and (second / "fig1.png").exists()
 
 
 def test_nothing_made_up_is_in_the_repository():
-    committed = paths().figures/'wang2024'/'records.csv'
-    assert 'made up' not in set(runs.read_record(committed).weights)
+    committed = paths().figures / "wang2024" / "records.csv"
+    assert "made up" not in set(read_record(committed).weights)

@@ -59,7 +59,9 @@ def main(
         ),
     ] = False,
 ):
-    pass
+    from skinrepro.core import forget_ranks
+
+    forget_ranks()
 
 # %% ../nbs/79_cli.ipynb #18940f2c
 def reported(

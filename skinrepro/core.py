@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice', 'check_choices', 'Provenance',
-           'provenance', 'commit', 'device_name']
+           'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice',
+           'check_choices', 'Provenance', 'provenance', 'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
 import os
 import random
+import re
 import subprocess
 import tempfile
 import time
@@ -166,6 +167,37 @@ def hash_text(
 def ranks() -> tuple[int, int]:  # (this process, how many there are); (0, 1) for an ordinary run
     "Which of the processes of one run this is."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+# %% ../nbs/00_core.ipynb #5de9bdec
+# what launchers tell their processes: torchrun, accelerate, MPI
+_OF_RANKS = re.compile(
+    r"((LOCAL|GLOBAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|CROSS_(RANK|SIZE)|MASTER_(ADDR|PORT)"
+    r"|(PMI|OMPI|MV2|I_MPI|TORCHELASTIC|ACCELERATE|FSDP)_\w+"
+)
+_PLACES = ("TMPDIR", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+_NO_PLACES = ("SKINREPRO_TRACKER",)
+
+# %% ../nbs/00_core.ipynb #8f87d08b
+def environment(
+    together: bool = False,  # one of several processes, which keep what their launcher told them
+    **changes,  # variable -> text
+) -> dict:  # variable -> text
+    "Environment of a process that may work in another folder: places are absolute."
+    out = {k: v for k, v in os.environ.items() if together or not _OF_RANKS.fullmatch(k)}
+    for name, value in out.items():
+        ours = name.startswith("SKINREPRO_") and name not in _NO_PLACES
+        if value and (ours or name in _PLACES):
+            out[name] = os.path.abspath(os.path.expanduser(value))
+    if out.get("PYTHONPATH"):
+        places = (p for p in out["PYTHONPATH"].split(os.pathsep) if p)
+        out["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, places))
+    return out | changes
+
+# %% ../nbs/00_core.ipynb #831ff385
+def forget_ranks():
+    "Take back what a launcher has left in this process's environment: it works alone."
+    for name in [k for k in os.environ if _OF_RANKS.fullmatch(k)]:
+        del os.environ[name]
 
 # %% ../nbs/00_core.ipynb #15300546
 def _together():

@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .core import atomic_path, paths
+from .core import atomic_path, environment, paths
 from .graph import differences
 
 # %% ../nbs/05_job.ipynb #dde5ac70
@@ -134,7 +134,7 @@ def disk_full(folder) -> str:
 
 # %% ../nbs/05_job.ipynb #6d853f69
 def _papermill(
-    notebook, folder: Path, parameters: dict, rank: int = 0
+    notebook, folder: Path, parameters: dict, rank: int | None = None
 ) -> str:  # '' or the last line of the error
     import logging
 
@@ -146,7 +146,7 @@ def _papermill(
     tmp, failed = folder / f".executing{tail}.ipynb", folder / f"failed{tail}.ipynb"
     error = ""
     try:
-        execute_notebook(notebook, tmp, parameters, folder)
+        execute_notebook(notebook, tmp, parameters, folder, together=rank is not None)
     except papermill.PapermillExecutionError as e:
         error = f"{e.ename}: {e.evalue}".splitlines()[0]
     except OSError as e:
@@ -181,7 +181,8 @@ def _launch(
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
         launch += [str(x) for name, value in options.items() for x in (f"--{name}", value)]
         script = paths().root / "workflow" / "rank.py"
-        done = subprocess.run([*launch, str(script), str(job)], capture_output=True, text=True)
+        command = [*launch, str(script), str(job)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
         said = sorted(Path(d).glob("error-*"), key=lambda f: f.stat().st_mtime)
         errors = [f.read_text(encoding="utf-8") for f in said]  # the first is the cause
     for f in folder.glob("executed-*.ipynb"):

@@ -21,6 +21,7 @@ from . import __version__
 from skinrepro.core import (
     Provenance,
     atomic_path,
+    environment,
     hash_text,
     locked,
     paths,
@@ -402,16 +403,44 @@ def import_papermill():
             del sys.modules[grammar]
     return papermill
 
+# %% ../nbs/01_runs.ipynb #37ee1992
+def _own_kernel(env: dict):  # a class of kernel managers
+    """Kernels of this interpreter, whatever `python3` may be on the user's Jupyter path, with an
+    environment that is given and no start-up files of the user.
+    """
+    import sys
+
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    env = {k: v for k, v in env.items() if k != "PYTHONSTARTUP"}
+
+    class Manager(AsyncKernelManager):
+        @property
+        def kernel_spec(self):
+            return KernelSpec(argv=command, display_name="Python 3", language="python")
+
+        async def _async_pre_start_kernel(self, **options):
+            return await super()._async_pre_start_kernel(**options | dict(env=env))
+
+    return Manager
+
+# %% ../nbs/01_runs.ipynb #18ad419e
+def _as_it_is(path) -> str:  # papermill would put parameters where a name has braces
+    return str(path).replace("{", "{{").replace("}", "}}")
+
 # %% ../nbs/01_runs.ipynb #45c3d418
 def execute_notebook(
     notebook,  # file to execute
     out,  # file for the executed notebook; written also when a cell fails, up to that cell
     parameters: dict | None = None,  # for the cell tagged `parameters`
     cwd=None,  # working folder of the kernel; None: that of `out`
+    together: bool = False,  # one of several processes that a launcher has started
     **options,  # of papermill.execute_notebook, such as `execution_timeout` in seconds
 ):  # the executed notebook, of nbformat
-    """Execute a notebook in a fresh kernel that shares no port with another. Raises
-    papermill.PapermillExecutionError for a cell that fails.
+    """Execute a notebook in a fresh kernel of this very interpreter, which shares no port with
+    another. Raises papermill.PapermillExecutionError for a cell that fails.
     """
     import tempfile
 
@@ -419,15 +448,16 @@ def execute_notebook(
 
     papermill = import_papermill()
     with tempfile.TemporaryDirectory(prefix="skinrepro-", ignore_cleanup_errors=True) as d:
-        files = len(d) < 80 and os.name == "posix"  # a path of at most 104 bytes
+        files = len(os.fsencode(d)) < 80 and os.name == "posix"  # a path of at most 104 bytes
         sockets = dict(transport="ipc", connection_file=f"{d}/kernel.json") if files else {}
         return papermill.execute_notebook(
-            str(notebook),
-            str(out),
+            _as_it_is(notebook),
+            _as_it_is(out),
             parameters or {},
             kernel_name="python3",
             progress_bar=False,
             cwd=str(cwd or Path(out).parent),
+            kernel_manager_class=_own_kernel(environment(together, IPYTHONDIR=f"{d}/ipython")),
             config=Config(KernelManager=sockets),
             start_timeout=180,  # a shared disk is slow when many start
             # the kernel's own warnings are not the reader's concern

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import atomic_path, hash_text, paths
+from .core import atomic_path, environment, hash_text, paths
 from .graph import differences, inputs_of
 from .job import disk_full, seconds_taken, visible_gpus
 
@@ -221,7 +221,9 @@ _ARGUMENTS = (
 
 
 def _snakemake(file, store, start=("-m", "snakemake"), **config) -> list[str]:
-    settings = [f"{k}={v}" for k, v in dict(plan=file, **config).items()]
+    # below the store, where Snakemake works: it reads a value as YAML, to which ` #` is a comment
+    plan = os.path.relpath(file, store)
+    settings = [f"{k}={v}" for k, v in dict(plan=plan, **config).items()]
     return [
         sys.executable,
         *start,
@@ -241,7 +243,7 @@ def _engine(arguments, file, store, submits):  # -> process of Snakemake; its wo
     start = ("-m", "snakemake")
     if not submits:
         start = ("-P", "-c", "from skinrepro.workflow import engine_main; engine_main()")
-    env = os.environ | dict(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1")
+    env = environment(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1")
     with open(file.with_suffix(".log"), "w") as log:
         engine = subprocess.Popen(
             [*_snakemake(file, store, start), *arguments],
@@ -403,7 +405,9 @@ def draw(
             listed.touch()
         wanted = dict(root=str(paths().root), store=d, runs=_described(runs))
         command = [*_snakemake(_written(wanted, Path(d)), d), "--rulegraph", form]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=d)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=d, env=environment()
+        )
     if done.returncode:
         raise WorkflowError(f"Snakemake could not draw the graph:\n  {done.stderr[-2000:].strip()}")
     return done.stdout
@@ -465,7 +469,9 @@ def _run_report(snakemake, file):
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".tmp-") as d:
         made = Path(d) / file.name  # its name is that of the folder in a zip
         command = [*snakemake, "--report", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=paths().runs)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=paths().runs, env=environment()
+        )
         if done.returncode or not made.is_file():
             said = done.stderr.strip()[-2000:]
             raise WorkflowError(f"Snakemake could not write the report:\n  {said}")

@@ -8,6 +8,7 @@ __all__ = ['app', 'data_app', 'main', 'reported', 'list_data', 'fetch_data', 've
 
 # %% ../nbs/79_cli.ipynb #d599e6b5
 import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -73,12 +74,14 @@ def reported(
 
     @functools.wraps(command)
     def run(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except FileNotFoundError as e:
-            _stop(e, 2)
-        except (OSError, ValueError) as e:
-            _stop(e, 1)  # no connection, disk full, not writable; a table that breaks its contract
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                return command(*args, **kwargs)
+            except FileNotFoundError as e:
+                _stop(e, 2)
+            except (OSError, ValueError) as e:
+                _stop(e, 1)  # no connection, disk full; a table that breaks its contract
 
     return run
 
@@ -86,6 +89,10 @@ def reported(
 def _stop(error, code: int):
     typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
     raise typer.Exit(code)
+
+# %% ../nbs/79_cli.ipynb #9128660e
+def _warn(message, category, *where):  # one line instead of a place in the code
+    typer.secho(f"Warning: {message}", err=True, fg=typer.colors.YELLOW)
 
 # %% ../nbs/79_cli.ipynb #4728b03e
 def _source(name: str):

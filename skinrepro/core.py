@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice',
-           'check_choices', 'Provenance', 'provenance', 'commit', 'device_name']
+           'read_kept', 'kept_json', 'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked', 'seed_all',
+           'device', 'check_choice', 'check_choices', 'Provenance', 'provenance', 'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
+import json
 import os
 import random
 import re
 import subprocess
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -162,6 +165,35 @@ def hash_text(
 ) -> str:  # 64 hexadecimal digits
     "SHA-256 of the parts, kept apart by a separator."
     return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()
+
+# %% ../nbs/00_core.ipynb #e6cc47cd
+def read_kept(
+    file,  # state, record or cache that the project itself has written
+    read: Callable,  # file -> what it holds, not None
+):  # what was read, or None where it is not there or cannot be read
+    "Read what an earlier run has kept. A file that cannot be read counts as absent, and is said."
+    try:
+        return read(Path(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as e:  # each reader has errors of its own
+        why = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'empty'}"
+        warnings.warn(f"{file} cannot be read and counts as absent ({why}).", stacklevel=2)
+        return None
+
+# %% ../nbs/00_core.ipynb #511841f1
+def kept_json(
+    file,  # that the project itself has written
+) -> dict | None:  # None where it is not there or cannot be read
+    "An object of JSON. A file that cannot be read counts as absent, and is said."
+
+    def read(file):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+
+    return read_kept(file, read)
 
 # %% ../nbs/00_core.ipynb #4709bd8c
 def ranks() -> tuple[int, int]:  # (this process, how many there are); (0, 1) for an ordinary run

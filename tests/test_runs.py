@@ -199,7 +199,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, store)
 import os, signal, time
 from pathlib import Path
 if seed == 0: os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)
-Path('records.csv').write_text('run_id')
+Path('records.csv').write_text('run_id\\n')
 """
 
     def cell(source, tags):
@@ -311,7 +311,7 @@ def toy_paper(tmp_path, grid):
     head = "import json\nfrom pathlib import Path\n"
     record = (
         "Path('run.json').write_text(json.dumps(dict(paper='paper2032', notebook=NAME,"
-        " parameters=P))); Path('records.csv').write_text('run_id')"
+        " parameters=P))); Path('records.csv').write_text('run_id\\n')"
     )
     make = (
         "NAME, P = 'make', dict(seed=seed, steps=steps)\nif steps < 0: raise"

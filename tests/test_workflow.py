@@ -107,7 +107,7 @@ from skinrepro.graph import inputs_of
 from skinrepro.grid import read_grid
 grid = read_grid(paths().papers/'wang2024'); known = {}
 for r in grid:
-    r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id')
+    r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id\\n')
     (r.folder/'inputs.json').write_text(json.dumps(inputs_of(r, {g.id: g for g in grid}, known)))
 """
 STATES = """

@@ -342,7 +342,13 @@ _data = Annotated[
 _set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Fix a parameter; may be repeated.", show_default=False
+        "--set",
+        metavar="NAME=VALUE",
+        help=(
+            "Fix a parameter; may be repeated. A comma parts values to sweep, unless the parameter"
+            " is one text with commas; quotes make one text, too."
+        ),
+        show_default=False,
     ),
 ]
 _cores_used = Annotated[
@@ -536,22 +542,15 @@ def _cores() -> int:  # that this process may use
 
 # %% ../nbs/79_cli.ipynb #612e5511
 def _settings(texts) -> dict:
-    "NAME=VALUE -> python values: numbers as numbers, a comma makes a list."
-    import ast
+    "NAME=VALUE -> values as they were typed; the grid knows how to read them."
+    from skinrepro.grid import Typed
 
     out = {}
     for t in texts:
         name, eq, value = t.partition("=")
         if not eq or not name.isidentifier():
             raise typer.BadParameter(f"{t!r} is not NAME=VALUE.", param_hint="--set")
-
-        def plain(v):
-            try:
-                return ast.literal_eval(v)
-            except (ValueError, SyntaxError):
-                return v
-
-        out[name] = [plain(v) for v in value.split(",")] if "," in value else plain(value)
+        out[name] = Typed(value)
     return out
 
 # %% ../nbs/79_cli.ipynb #2e743bdf

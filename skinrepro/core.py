@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
            'read_kept', 'kept_json', 'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked', 'seed_all',
-           'device', 'check_choice', 'check_choices', 'Provenance', 'provenance', 'commit', 'device_name']
+           'device', 'check_choice', 'Provenance', 'provenance', 'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
@@ -337,16 +337,6 @@ def check_choice(
     if value not in list(choices):
         raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}.")
     return value
-
-# %% ../nbs/00_core.ipynb #f8849cee
-def check_choices(
-    values: dict,  # name -> what was asked for, e.g. the parameters of a run
-    choices: dict,  # name -> what there is; a name that was not asked for is passed over
-):
-    "Check every value for which there is a list. Raises ValueError as `check_choice` does."
-    for name, possible in choices.items():
-        if name in values:
-            check_choice(name, values[name], possible)
 
 # %% ../nbs/00_core.ipynb #6eb4917d
 @dataclass

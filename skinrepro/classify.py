@@ -298,7 +298,8 @@ def data_parts(
     sampler: Callable | None = None,
 ) -> tuple[Callable, dict]:  # `train` and `parts` as `train_classifier` wants them
     """Batches of a split manifest, parts in manifest order. Raises ImageError for images that
-    cannot be read, ValueError for labels outside the list or parts that are not there.
+    cannot be read, ValueError for labels outside the list, parts that are not there, or a training
+    part with a single class; warns of classes that a part lacks.
     """
     _check_parts(m, tests)
     augmented, plain = cache_pair(m if pool is None else pool, size, progress=progress)
@@ -310,6 +311,7 @@ def data_parts(
         )
     where = {part: np.flatnonzero(m.split == part) for part in ("train", "val", *tests)}
     ids = {part: m.image_id.iloc[rows].tolist() for part, rows in where.items()}
+    _check_classes(codes, where, list(labels))
     own = codes[where["train"]]
     sampler = sampler or _default_sampler(own, seed)
 
@@ -340,6 +342,25 @@ def _check_parts(m, tests):
     for part in ("train", *tests):
         if not (m.split == part).any():
             raise ValueError(f"The manifest has no row with split = {part!r}.")
+
+# %% ../nbs/41_classify.ipynb #cba023d0
+def _check_classes(codes, where: dict, labels: list):
+    "A training part with one class teaches nothing; what else a part lacks is said."
+    for part, rows in where.items():
+        own = codes[rows]
+        if not len(own) or len(labels) < 2:
+            continue
+        has = np.bincount(own, minlength=len(labels)) if own.ndim == 1 else (own > 0).sum(0)
+        constant = (has > 0).sum() < 2 if own.ndim == 1 else ((has == 0) | (has == len(own))).all()
+        if part == "train" and constant:
+            raise ValueError(
+                f"All {len(own)} images of the training part have the same labels"
+                f" ({', '.join(name for name, n in zip(labels, has) if n) or 'none'}): a classifier"
+                " needs two classes. Take more images, or split otherwise."
+            )
+        lacking = [name for name, n in zip(labels, has) if not n]
+        if lacking:
+            warnings.warn(f"The part {part} has no image of {', '.join(lacking)}.", stacklevel=3)
 
 # %% ../nbs/41_classify.ipynb #6dcd13c4
 def _default_sampler(codes, seed):  # epoch -> positions

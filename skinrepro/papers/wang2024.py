@@ -184,7 +184,7 @@ def _released(m, study, seed):
         raise FileNotFoundError(
             f"No {file}: the list of the released split (columns md5hash, part)."
         )
-    listed = pd.read_csv(file).set_index("md5hash").part
+    listed = pd.read_csv(file, dtype=str).apply(manifest.stripped).set_index("md5hash").part
     light = m[m.skin_type.isin(study.majority) & ~m.image_id.isin(listed.index)].image_id
     return flexible_parts(
         m, study.majority, study.minority, [*listed[listed == "flexible_dark"].index, *light]

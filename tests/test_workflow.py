@@ -205,7 +205,8 @@ def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
 
 
 def start(code, **env):
-    "Python in a session of its own."
+    "Python in a session of its own, which can be interrupted even where these tests cannot."
+    code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
     env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **env}
     return subprocess.Popen(
         [sys.executable, "-c", code],

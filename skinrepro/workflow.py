@@ -294,6 +294,8 @@ def engine_main():  # Snakemake, started by `execute`
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=follow, daemon=True).start()
+    # a command in the background of a script ignores interrupts, and so would what it starts
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     from snakemake.cli import main
 
     main(sys.argv[1:])

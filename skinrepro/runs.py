@@ -418,6 +418,16 @@ def _empty(folder: Path):
         if f.name != ".lock":
             shutil.rmtree(f) if f.is_dir() and not f.is_symlink() else f.unlink()
 
+# %% ../nbs/01_runs.ipynb #7f3c91ad
+def _describe_made(folder: Path, asked: dict, log, seconds: float, scratch):
+    "The log, and at last what was asked and which files there are: by one of the processes."
+    if log is not None:
+        with atomic_path(folder / "steps.csv") as tmp:
+            log.to_csv(tmp, index=False)
+    about = dict(seconds=seconds, files=_sizes(folder, scratch))
+    with atomic_path(folder / "asked.json") as tmp:
+        tmp.write_text(json.dumps(asked | about, indent=1))
+
 # %% ../nbs/01_runs.ipynb #cb46110d
 def made_once(
     home: Path,  # folder for things of this sort, e.g. runs/<paper>/weights
@@ -444,12 +454,9 @@ def made_once(
         wait_for_everyone()
         start = time.time()
         log = make(folder)
-        if log is not None:
-            with atomic_path(folder / "steps.csv") as tmp:
-                log.to_csv(tmp, index=False)
-        with atomic_path(folder / "asked.json") as tmp:
-            about = dict(seconds=round(time.time() - start, 1), files=_sizes(folder, scratch))
-            tmp.write_text(json.dumps(asked | about, indent=1))
+        wait_for_everyone()  # what the others leave is there
+        if not ranks()[0]:
+            _describe_made(folder, asked, log, round(time.time() - start, 1), scratch)
         wait_for_everyone()
         for done_with in (f for pattern in scratch for f in folder.glob(pattern)):
             shutil.rmtree(done_with, ignore_errors=True)

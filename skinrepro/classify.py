@@ -8,6 +8,7 @@ __all__ = ['RULES', 'choose_epoch', 'rules_for', 'train_classifier', 'class_loss
 
 # %% ../nbs/41_classify.ipynb #80c9c1e7
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from skinrepro.batches import (
     train_transform,
     weighted_sampler,
 )
-from .core import atomic_path, check_choice
+from .core import atomic_path, check_choice, ranks, read_kept, wait_for_everyone
 from .loop import Training, checkpoints, fit
 from .networks import input_statistics
 
@@ -86,6 +87,8 @@ def train_classifier(
     learned = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(learned, training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, training.steps // 3), 0.1)
+    if folder:
+        _check_epochs(folder, parts, bool(on_epoch))
     kept = _Predictions(parts, multi_label, folder, device)
     weights = _Weights(on_epoch, kept)
     loss = loss or (label_loss if multi_label else class_loss)
@@ -250,8 +253,29 @@ def _save_array(path, a):
 # %% ../nbs/41_classify.ipynb #c3395397
 def forget(folder):
     "Remove checkpoints and the predictions of single epochs: for when the record is written."
-    for c in [*checkpoints(folder), Path(folder) / "epochs"]:
+    for c in [*Path(folder).glob("checkpoint-*"), Path(folder) / "epochs"]:
         shutil.rmtree(c, ignore_errors=True)
+
+# %% ../nbs/41_classify.ipynb #ca5f78c3
+def _check_epochs(folder, parts, with_targets: bool):
+    "What earlier epochs have predicted must be there, whole: else the training starts again."
+    have, whole = checkpoints(folder), True
+    if have:
+        epochs = range(int(have[-1].name.rpartition("-")[2]) + 1)
+        files = [_probabilities_file(folder, p, e) for p in parts for e in epochs]
+        files += [_targets_file(folder, p) for p in parts] if with_targets else []
+        whole = all(read_kept(f, _open_array) is not None for f in files)
+    wait_for_everyone()  # all processes have looked before one of them removes it
+    if not whole and not ranks()[0]:
+        warnings.warn(
+            f"{folder} lacks predictions of earlier epochs: training starts again.", stacklevel=2
+        )
+        forget(folder)
+    wait_for_everyone()
+
+# %% ../nbs/41_classify.ipynb #055cbd4f
+def _open_array(file):  # without reading it; too short a file is an error
+    return np.load(file, mmap_mode="r", allow_pickle=False)
 
 # %% ../nbs/41_classify.ipynb #72ef40d6
 def data_parts(
@@ -274,7 +298,8 @@ def data_parts(
     sampler: Callable | None = None,
 ) -> tuple[Callable, dict]:  # `train` and `parts` as `train_classifier` wants them
     """Batches of a split manifest, parts in manifest order. Raises ImageError for images that
-    cannot be read, ValueError for labels outside the list or parts that are not there.
+    cannot be read, ValueError for labels outside the list, parts that are not there, or a training
+    part with a single class; warns of classes that a part lacks.
     """
     _check_parts(m, tests)
     augmented, plain = cache_pair(m if pool is None else pool, size, progress=progress)
@@ -286,6 +311,7 @@ def data_parts(
         )
     where = {part: np.flatnonzero(m.split == part) for part in ("train", "val", *tests)}
     ids = {part: m.image_id.iloc[rows].tolist() for part, rows in where.items()}
+    _check_classes(codes, where, list(labels))
     own = codes[where["train"]]
     sampler = sampler or _default_sampler(own, seed)
 
@@ -316,6 +342,25 @@ def _check_parts(m, tests):
     for part in ("train", *tests):
         if not (m.split == part).any():
             raise ValueError(f"The manifest has no row with split = {part!r}.")
+
+# %% ../nbs/41_classify.ipynb #cba023d0
+def _check_classes(codes, where: dict, labels: list):
+    "A training part with one class teaches nothing; what else a part lacks is said."
+    for part, rows in where.items():
+        own = codes[rows]
+        if not len(own) or len(labels) < 2:
+            continue
+        has = np.bincount(own, minlength=len(labels)) if own.ndim == 1 else (own > 0).sum(0)
+        constant = (has > 0).sum() < 2 if own.ndim == 1 else ((has == 0) | (has == len(own))).all()
+        if part == "train" and constant:
+            raise ValueError(
+                f"All {len(own)} images of the training part have the same labels"
+                f" ({', '.join(name for name, n in zip(labels, has) if n) or 'none'}): a classifier"
+                " needs two classes. Take more images, or split otherwise."
+            )
+        lacking = [name for name, n in zip(labels, has) if not n]
+        if lacking:
+            warnings.warn(f"The part {part} has no image of {', '.join(lacking)}.", stacklevel=3)
 
 # %% ../nbs/41_classify.ipynb #6dcd13c4
 def _default_sampler(codes, seed):  # epoch -> positions

@@ -8,6 +8,7 @@ __all__ = ['app', 'data_app', 'main', 'reported', 'list_data', 'fetch_data', 've
 
 # %% ../nbs/79_cli.ipynb #d599e6b5
 import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -59,7 +60,9 @@ def main(
         ),
     ] = False,
 ):
-    pass
+    from skinrepro.core import forget_ranks
+
+    forget_ranks()
 
 # %% ../nbs/79_cli.ipynb #18940f2c
 def reported(
@@ -71,12 +74,14 @@ def reported(
 
     @functools.wraps(command)
     def run(*args, **kwargs):
-        try:
-            return command(*args, **kwargs)
-        except FileNotFoundError as e:
-            _stop(e, 2)
-        except (OSError, ValueError) as e:
-            _stop(e, 1)  # no connection, disk full, not writable; a table that breaks its contract
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            try:
+                return command(*args, **kwargs)
+            except FileNotFoundError as e:
+                _stop(e, 2)
+            except (OSError, ValueError) as e:
+                _stop(e, 1)  # no connection, disk full; a table that breaks its contract
 
     return run
 
@@ -84,6 +89,10 @@ def reported(
 def _stop(error, code: int):
     typer.secho(f"Error: {error}", err=True, fg=typer.colors.RED)
     raise typer.Exit(code)
+
+# %% ../nbs/79_cli.ipynb #9128660e
+def _warn(message, category, *where):  # one line instead of a place in the code
+    typer.secho(f"Warning: {message}", err=True, fg=typer.colors.YELLOW)
 
 # %% ../nbs/79_cli.ipynb #4728b03e
 def _source(name: str):
@@ -333,7 +342,13 @@ _data = Annotated[
 _set = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", metavar="NAME=VALUE", help="Fix a parameter; may be repeated.", show_default=False
+        "--set",
+        metavar="NAME=VALUE",
+        help=(
+            "Fix a parameter; may be repeated. A comma parts values to sweep, unless the parameter"
+            " is one text with commas; quotes make one text, too."
+        ),
+        show_default=False,
     ),
 ]
 _cores_used = Annotated[
@@ -527,22 +542,15 @@ def _cores() -> int:  # that this process may use
 
 # %% ../nbs/79_cli.ipynb #612e5511
 def _settings(texts) -> dict:
-    "NAME=VALUE -> python values: numbers as numbers, a comma makes a list."
-    import ast
+    "NAME=VALUE -> values as they were typed; the grid knows how to read them."
+    from skinrepro.grid import Typed
 
     out = {}
     for t in texts:
         name, eq, value = t.partition("=")
         if not eq or not name.isidentifier():
             raise typer.BadParameter(f"{t!r} is not NAME=VALUE.", param_hint="--set")
-
-        def plain(v):
-            try:
-                return ast.literal_eval(v)
-            except (ValueError, SyntaxError):
-                return v
-
-        out[name] = [plain(v) for v in value.split(",")] if "," in value else plain(value)
+        out[name] = Typed(value)
     return out
 
 # %% ../nbs/79_cli.ipynb #2e743bdf

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'ranks', 'wait_for_everyone', 'locked', 'seed_all', 'device', 'check_choice', 'check_choices', 'Provenance',
-           'provenance', 'commit', 'device_name']
+           'read_kept', 'kept_json', 'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked', 'seed_all',
+           'device', 'check_choice', 'Provenance', 'provenance', 'commit', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
+import json
 import os
 import random
+import re
 import subprocess
 import tempfile
 import time
+import warnings
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -162,10 +166,70 @@ def hash_text(
     "SHA-256 of the parts, kept apart by a separator."
     return hashlib.sha256("\x1f".join(str(p) for p in parts).encode()).hexdigest()
 
+# %% ../nbs/00_core.ipynb #e6cc47cd
+def read_kept(
+    file,  # state, record or cache that the project itself has written
+    read: Callable,  # file -> what it holds, not None
+):  # what was read, or None where it is not there or cannot be read
+    "Read what an earlier run has kept. A file that cannot be read counts as absent, and is said."
+    try:
+        return read(Path(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except Exception as e:  # each reader has errors of its own
+        why = f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e).strip() else 'empty'}"
+        warnings.warn(f"{file} cannot be read and counts as absent ({why}).", stacklevel=2)
+        return None
+
+# %% ../nbs/00_core.ipynb #511841f1
+def kept_json(
+    file,  # that the project itself has written
+) -> dict | None:  # None where it is not there or cannot be read
+    "An object of JSON. A file that cannot be read counts as absent, and is said."
+
+    def read(file):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("not an object")
+        return found
+
+    return read_kept(file, read)
+
 # %% ../nbs/00_core.ipynb #4709bd8c
 def ranks() -> tuple[int, int]:  # (this process, how many there are); (0, 1) for an ordinary run
     "Which of the processes of one run this is."
     return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+
+# %% ../nbs/00_core.ipynb #5de9bdec
+# what launchers tell their processes: torchrun, accelerate, MPI
+_OF_RANKS = re.compile(
+    r"((LOCAL|GLOBAL|NODE|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|CROSS_(RANK|SIZE)|MASTER_(ADDR|PORT)"
+    r"|(PMI|OMPI|MV2|I_MPI|TORCHELASTIC|ACCELERATE|FSDP)_\w+"
+)
+_PLACES = ("TMPDIR", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
+_NO_PLACES = ("SKINREPRO_TRACKER",)
+
+# %% ../nbs/00_core.ipynb #8f87d08b
+def environment(
+    together: bool = False,  # one of several processes, which keep what their launcher told them
+    **changes,  # variable -> text
+) -> dict:  # variable -> text
+    "Environment of a process that may work in another folder: places are absolute."
+    out = {k: v for k, v in os.environ.items() if together or not _OF_RANKS.fullmatch(k)}
+    for name, value in out.items():
+        ours = name.startswith("SKINREPRO_") and name not in _NO_PLACES
+        if value and (ours or name in _PLACES):
+            out[name] = os.path.abspath(os.path.expanduser(value))
+    if out.get("PYTHONPATH"):
+        places = (p for p in out["PYTHONPATH"].split(os.pathsep) if p)
+        out["PYTHONPATH"] = os.pathsep.join(map(os.path.abspath, places))
+    return out | changes
+
+# %% ../nbs/00_core.ipynb #831ff385
+def forget_ranks():
+    "Take back what a launcher has left in this process's environment: it works alone."
+    for name in [k for k in os.environ if _OF_RANKS.fullmatch(k)]:
+        del os.environ[name]
 
 # %% ../nbs/00_core.ipynb #15300546
 def _together():
@@ -273,16 +337,6 @@ def check_choice(
     if value not in list(choices):
         raise ValueError(f"{name} = {value!r} is not one of {', '.join(map(repr, choices))}.")
     return value
-
-# %% ../nbs/00_core.ipynb #f8849cee
-def check_choices(
-    values: dict,  # name -> what was asked for, e.g. the parameters of a run
-    choices: dict,  # name -> what there is; a name that was not asked for is passed over
-):
-    "Check every value for which there is a list. Raises ValueError as `check_choice` does."
-    for name, possible in choices.items():
-        if name in values:
-            check_choice(name, values[name], possible)
 
 # %% ../nbs/00_core.ipynb #6eb4917d
 @dataclass

@@ -21,7 +21,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch.nn.functional import mse_loss
 
-from .core import atomic_path, hash_text
+from .core import atomic_path, hash_text, kept_json
 from .loop import Training, TrainingError, checkpoints, fit
 
 # %% ../nbs/20_denoise.ipynb #f75390cd
@@ -150,7 +150,7 @@ def _claim(folder, settings: dict):
         return
     file, new = Path(folder) / "training.json", json.loads(json.dumps(settings))
     if checkpoints(folder):
-        old = json.loads(file.read_text()) if file.is_file() else {}
+        old = kept_json(file) or {}
         if differ := [
             f"{k}: {old.get(k)} there, {new.get(k)} now"
             for k in sorted({*old, *new} - {"steps"})

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from .core import atomic_path, md5_file, sha256_file
+from .core import atomic_path, md5_file, read_kept, sha256_file
 
 # %% ../nbs/03_download.ipynb #9668c876
 def inspect_image(
@@ -343,9 +343,10 @@ def read_log(
     path,  # fetch_log.csv
 ) -> pd.DataFrame:  # LOG_COLUMNS; empty if there is no log
     "Outcomes of an earlier download. Raises ValueError if the file is something else."
-    if not Path(path).is_file():
+    options = dict(dtype=dict.fromkeys(LOG_COLUMNS, str), keep_default_na=False)
+    log = read_kept(path, lambda f: pd.read_csv(f, **options))
+    if log is None:
         return pd.DataFrame(columns=LOG_COLUMNS)
-    log = pd.read_csv(path, dtype=dict.fromkeys(LOG_COLUMNS, str), keep_default_na=False)
     if list(log.columns) != LOG_COLUMNS:
         raise ValueError(
             f"{path} is not a download log (columns {list(log.columns)}); delete or move it."

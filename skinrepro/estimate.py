@@ -11,11 +11,12 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 
-from .core import atomic_path, hash_text, paths
+from .core import atomic_path, hash_text, kept_json, paths
 from .job import seconds_taken
 
 # %% ../nbs/71_estimate.ipynb #8e0817c5
@@ -143,10 +144,8 @@ class _Rates:
         from skinrepro.core import device_name
 
         self.file = paths().cache / "rates" / f"{hash_text(device_name())[:12]}.json"
-        try:
-            self.known = json.loads(self.file.read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            self.known = {}
+        kept = kept_json(self.file) or {}
+        self.known = {k: v for k, v in kept.items() if isinstance(v, (int, float)) and v > 0}
 
     def of(self, work, threads, measure):  # seconds or None
         key = f"{work.kind} [{threads} threads]"
@@ -160,7 +159,7 @@ class _Rates:
                 flush=True,
             )
             self.known[key] = _with_threads(threads, work.measure)
-            with atomic_path(self.file) as tmp:
+            with suppress(OSError), atomic_path(self.file) as tmp:  # known to this process alone
                 tmp.write_text(json.dumps(self.known, indent=1), encoding="utf-8")
         return self.known[key]
 

@@ -7,7 +7,6 @@ __all__ = ['NETWORKS', 'PURPOSES', 'FeatureNetwork', 'feature_network', 'embed',
 
 # %% ../nbs/42_features.ipynb #5e145a36
 import hashlib
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from .batches import normalisation
-from .core import atomic_path, check_choice, hash_text, paths
+from .core import atomic_path, check_choice, hash_text, paths, read_kept
 from .graph import code_hash
 from .images import fit_image
 from .loop import Training, fit
@@ -132,7 +131,8 @@ def _phantom_network(steps: int, progress: bool):
     file.parent.mkdir(parents=True, exist_ok=True)
     network = _phantom_classifier()
     with FileLock(f"{file}.lock"):
-        if not file.is_file():
+        state = read_kept(file, load_file)
+        if state is None:
             fit(
                 network,
                 _phantom_batches(),
@@ -143,9 +143,10 @@ def _phantom_network(steps: int, progress: bool):
                 progress=progress,
                 title="features",
             )
+            state = {k: v.contiguous() for k, v in network.state_dict().items()}
             with atomic_path(file) as tmp:
-                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, tmp)
-    network.load_state_dict(load_file(file))
+                save_file(state, tmp)
+    network.load_state_dict(state)
     return network
 
 # %% ../nbs/42_features.ipynb #373ad73e
@@ -242,16 +243,16 @@ def _map(network: FeatureNetwork, x, purpose):  # (n, c, h, w) float: output of 
 # %% ../nbs/42_features.ipynb #42fa529b
 def _kept(folder: Path, wanted: set) -> dict:  # key -> (d,) float32
     "Embeddings that earlier calls have left; a file that cannot be read counts as absent."
+
+    def of(file):
+        with np.load(file, allow_pickle=False) as part:
+            keys = part["keys"].tolist()
+            values = part["values"] if wanted & set(keys) else ()
+            return {k: v for k, v in zip(keys, values) if k in wanted}
+
     found = {}
     for file in sorted(folder.glob("*.npz")) if wanted else ():
-        try:
-            with np.load(file, allow_pickle=False) as part:
-                keys = part["keys"].tolist()
-                if wanted & set(keys):
-                    values = part["values"]
-                    found |= {k: values[i] for i, k in enumerate(keys) if k in wanted}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue
+        found |= read_kept(file, of) or {}
     return found
 
 # %% ../nbs/42_features.ipynb #a4e3a3c4

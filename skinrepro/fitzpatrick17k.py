@@ -108,6 +108,7 @@ def _checked(a, path):
             c,
             "is empty; every photograph has a diagnosis and its two groups",
         )
+        _refuse(path, a, a[c].str.strip() != a[c], c, "has blanks around it; remove them")
     return a.assign(qc=a.qc.replace("", pd.NA), url=a.url.replace("", pd.NA))
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #4df1e85a

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from .core import hash_text, paths
+from .core import hash_text, kept_json, paths
 
 # %% ../nbs/04_graph.ipynb #083156f5
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -268,8 +268,7 @@ def _files_read(run) -> list:  # paths, as the patterns of `reads` find them
 # %% ../nbs/04_graph.ipynb #468d98de
 def _kept(run, other: str):  # dict, or None
     "The list of a needed run that was not given: as it was when that ran."
-    listed = paths().runs / run.paper / other / "inputs.json"
-    return json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else None
+    return kept_json(paths().runs / run.paper / other / "inputs.json")
 
 # %% ../nbs/04_graph.ipynb #29ee6774
 def inputs_of(

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import atomic_path, check_choice, hash_text, paths
+from .core import atomic_path, check_choice, hash_text, paths, read_kept
 
 # %% ../nbs/15_images.ipynb #b69ca03c
 REFUSE_PIXELS = (
@@ -212,8 +212,8 @@ def file_md5s(
     from filelock import FileLock
 
     memory, known = Path(folder) / "md5.csv", {}
-    if memory.exists():
-        known = {tuple(k): v for *k, v in pd.read_csv(memory, dtype=str).itertuples(index=False)}
+    if (old := read_kept(memory, _read_memory)) is not None:
+        known = {tuple(k): v for *k, v in old.itertuples(index=False)}
     stamps = [_stamp(f) for f in files]
     new = {s: f for s, f in zip(stamps, files, strict=True) if s not in known}
     with ThreadPoolExecutor(threads) as pool:
@@ -223,19 +223,29 @@ def file_md5s(
     if keep:
         Path(folder).mkdir(parents=True, exist_ok=True)
         with FileLock(Path(folder) / "md5.lock"):
-            old = pd.read_csv(memory, dtype=str) if memory.exists() else None
+            old = read_kept(memory, _read_memory)
             rows = pd.concat(
                 [
                     old,
                     pd.DataFrame(
                         [(*s, v) for s, v in keep.items()],
-                        columns=["path", "size", "mtime_ns", "md5"],
+                        columns=_MEMORY,
                     ),
                 ]
             )
             with atomic_path(memory) as tmp:
                 rows.drop_duplicates("path", keep="last").to_csv(tmp, index=False)
     return [known[s] for s in stamps]
+
+# %% ../nbs/15_images.ipynb #38431907
+_MEMORY = ["path", "size", "mtime_ns", "md5"]
+
+
+def _read_memory(file) -> pd.DataFrame:
+    t = pd.read_csv(file, dtype=str)
+    if list(t.columns) != _MEMORY or not t.md5.str.fullmatch("[0-9a-f]{32}").fillna(False).all():
+        raise ValueError("no list of MD5 sums")
+    return t
 
 # %% ../nbs/15_images.ipynb #0a468744
 def _md5(data: bytes) -> str:
@@ -447,12 +457,8 @@ def _stores(kind: Path):
         folders,
         key=lambda f: -(f / "pixels.npy").stat().st_size if (f / "pixels.npy").exists() else 0,
     ):
-        try:
-            array, index = _open_store(f)
-        except (OSError, ValueError):
-            continue
-        if len(array) == len(index):
-            yield array, index
+        if (opened := read_kept(f, _open_store)) is not None:
+            yield opened
 
 # %% ../nbs/15_images.ipynb #4d96184a
 def _build(
@@ -489,10 +495,13 @@ def _build(
     return _open_store(kind / name), len(todo)
 
 # %% ../nbs/15_images.ipynb #1ecfe39a
-def _open_store(folder: Path):  # an MD5 of digits only is not a number
-    return np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False), pd.read_csv(
-        folder / "index.csv", dtype={"md5": str}
-    )
+def _open_store(folder: Path) -> tuple:  # array, index
+    array = np.load(folder / "pixels.npy", mmap_mode="r", allow_pickle=False)
+    # an MD5 of digits only is not a number
+    index = pd.read_csv(folder / "index.csv", dtype={"md5": str})
+    if len(array) != len(index):
+        raise ValueError(f"{len(array)} images, but {len(index)} rows in the index")
+    return array, index
 
 # %% ../nbs/15_images.ipynb #5cbf5bb0
 def _reserve(file):

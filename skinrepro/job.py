@@ -17,7 +17,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from .core import atomic_path, paths
+from .core import atomic_path, environment, kept_json, paths
 from .graph import differences
 
 # %% ../nbs/05_job.ipynb #dde5ac70
@@ -46,7 +46,8 @@ def perform(
         return "failed", 0.0, said
     try:
         listed = store / ".plan" / "inputs" / job["paper"] / f"{job['id']}.json"
-        today = json.loads(listed.read_text(encoding="utf-8"))
+        if (today := kept_json(listed)) is None:
+            raise OSError(f"{listed}, what the run depends on, is not there: run again")
         with FileLock(folder / ".lock"):
             if _fresh(folder, today):
                 (folder / ".done").touch()
@@ -60,6 +61,8 @@ def perform(
 
 # %% ../nbs/05_job.ipynb #2dc68b58
 def _attempt(job, root, store, folder) -> str:  # '' or the last line of the error
+    from skinrepro.runs import finished
+
     gpus = job.get("gpus", 0)
     with _gpus(gpus, store) as devices, _environment(devices, job.get("threads", 1)):
         together = min(gpus, len(visible_gpus())) if gpus > 1 else 1
@@ -68,7 +71,7 @@ def _attempt(job, root, store, folder) -> str:  # '' or the last line of the err
             error = _launch(together, notebook, folder, parameters)
         else:
             error = _papermill(notebook, folder, parameters)
-    if not error and not (folder / "records.csv").is_file():
+    if not error and not finished(folder):
         error = "the notebook ran to its end without writing a record (runs.finish)"
     return error
 
@@ -97,9 +100,10 @@ def _environment(devices, threads):  # of the kernel that is started here; taken
 
 # %% ../nbs/05_job.ipynb #fccc35ff
 def _fresh(folder, today) -> bool:  # is there nothing to do? Else the folder is made ready
+    from skinrepro.runs import finished
+
     file = folder / "inputs.json"
-    done = (folder / "records.csv").is_file()
-    then = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    done, then = finished(folder), kept_json(file)
     if done and (then is None or not differences(then, today)):
         return True
     if then is not None and differences(then, today):
@@ -134,7 +138,7 @@ def disk_full(folder) -> str:
 
 # %% ../nbs/05_job.ipynb #6d853f69
 def _papermill(
-    notebook, folder: Path, parameters: dict, rank: int = 0
+    notebook, folder: Path, parameters: dict, rank: int | None = None
 ) -> str:  # '' or the last line of the error
     import logging
 
@@ -146,7 +150,7 @@ def _papermill(
     tmp, failed = folder / f".executing{tail}.ipynb", folder / f"failed{tail}.ipynb"
     error = ""
     try:
-        execute_notebook(notebook, tmp, parameters, folder)
+        execute_notebook(notebook, tmp, parameters, folder, together=rank is not None)
     except papermill.PapermillExecutionError as e:
         error = f"{e.ename}: {e.evalue}".splitlines()[0]
     except OSError as e:
@@ -181,7 +185,8 @@ def _launch(
         launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
         launch += [str(x) for name, value in options.items() for x in (f"--{name}", value)]
         script = paths().root / "workflow" / "rank.py"
-        done = subprocess.run([*launch, str(script), str(job)], capture_output=True, text=True)
+        command = [*launch, str(script), str(job)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment())
         said = sorted(Path(d).glob("error-*"), key=lambda f: f.stat().st_mtime)
         errors = [f.read_text(encoding="utf-8") for f in said]  # the first is the cause
     for f in folder.glob("executed-*.ipynb"):
@@ -202,9 +207,10 @@ def seconds_taken(
 ) -> float:  # 0: not finished, or nobody knows
     "How long a run took."
     try:
-        return float((folder / ".done").read_text())
-    except (FileNotFoundError, ValueError):
+        seconds = float((folder / ".done").read_text())
+    except (OSError, ValueError):  # Snakemake or a full disk may have left an empty one
         return 0.0
+    return seconds if 0 < seconds < float("inf") else 0.0
 
 # %% ../nbs/05_job.ipynb #65d0c271
 def rank_main():  # called by workflow/rank.py

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path, check_choice, ranks, wait_for_everyone
+from .core import atomic_path, check_choice, kept_json, ranks, read_kept, wait_for_everyone
 
 # %% ../nbs/02_loop.ipynb #2ede11ff
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def save_checkpoint(
             ema_steps=ema.optimization_step if ema is not None else None,
         )
         (tmp / "state.json").write_text(json.dumps(meta, default=float))
-    for old in checkpoints(folder):
+    for old in Path(folder).glob("checkpoint-*"):
         if old != path:
             _remove(old)
     return path
@@ -108,10 +108,25 @@ def _random_state() -> dict:  # of the generators of CPU and GPUs
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), **{f"cuda{i}": s for i, s in enumerate(gpus)}}
 
+# %% ../nbs/02_loop.ipynb #e6054c34
+def _is_whole(path: Path) -> bool:
+    "Can its files be read? Of tensors the header alone, which knows how long the file must be."
+    from safetensors import safe_open
+
+    if kept_json(path / "state.json") is None:
+        return False
+
+    def header(file):
+        with safe_open(file, "pt") as f:
+            return list(f.keys())
+
+    files = {"model", "optimizer", "random"} | {f.stem for f in path.glob("*.safetensors")}
+    return all(read_kept(path / f"{f}.safetensors", header) is not None for f in sorted(files))
+
 # %% ../nbs/02_loop.ipynb #070be3b9
 def checkpoints(folder) -> list[Path]:  # oldest first
-    "Complete checkpoints of a training."
-    return sorted(p for p in Path(folder).glob("checkpoint-*") if (p / "state.json").is_file())
+    "Whole checkpoints of a training. One with a file that breaks off counts as absent."
+    return [p for p in sorted(Path(folder).glob("checkpoint-*")) if _is_whole(p)]
 
 # %% ../nbs/02_loop.ipynb #f4057e44
 def load_checkpoint(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path, paths
+from .core import atomic_path, paths, read_kept
 
 # %% ../nbs/08_records.ipynb #83a856bf
 def number_rows(
@@ -48,6 +48,8 @@ def read_record(
     numbers = {c: ["", "nan"] for c in ("value", "n", "low", "high")}
 
     def read(f):
+        if not Path(f).read_bytes().endswith(b"\n"):
+            raise ValueError(f"{f} is empty or breaks off: restore it, or delete it and run again.")
         return pd.read_csv(
             f, keep_default_na=False, na_values=numbers, dtype={"run_id": str, "commit": str}
         )
@@ -71,10 +73,8 @@ def read_records(
     # all records, sorted by run id so that the order does not depend on the disk; maybe none
 ) -> pd.DataFrame:
     "Records of every finished run of a paper."
-    frames = [
-        read_record(f)
-        for f in sorted((paths().runs / paper).glob(f"{notebook or '*'}-*/records.csv"))
-    ]
+    files = sorted((paths().runs / paper).glob(f"{notebook or '*'}-*/records.csv"))
+    frames = [t for f in files if (t := read_kept(f, read_record)) is not None]
     return (
         pd.concat(frames, ignore_index=True)
         if frames

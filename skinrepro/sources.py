@@ -168,7 +168,7 @@ def _read_table(
         raise ManifestError(
             f"{file} has a header but no rows. Download it again from {source.homepage}."
         )
-    return t
+    return t.apply(manifest.stripped)
 
 # %% ../nbs/13_sources.ipynb #5c5266a4
 def _refuse(file: Path, t: pd.DataFrame, bad: pd.Series, column: str, why: str):

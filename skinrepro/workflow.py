@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import atomic_path, hash_text, paths
+from .core import atomic_path, environment, hash_text, kept_json, paths
 from .graph import differences, inputs_of
 from .job import disk_full, seconds_taken, visible_gpus
 
@@ -29,11 +29,8 @@ def outdated(
     today: dict,  # from `graph.inputs_of`
 ) -> list[str]:  # what has changed; empty when the record is true, or there is no telling
     "What a finished run depends on and is not as it was."
-    try:
-        then = json.loads((run.folder / "inputs.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return []
-    return differences(then, today)
+    then = kept_json(run.folder / "inputs.json")
+    return [] if then is None else differences(then, today)
 
 # %% ../nbs/06_workflow.ipynb #a5cc71cd
 @dataclass
@@ -59,24 +56,46 @@ def states(
         elif r.done and not changed:
             out.append(State(r, "done"))
         elif error.is_file():
-            out.append(State(r, "failed", error.read_text(encoding="utf-8").strip()))
+            out.append(State(r, "failed", _said(error)))
         elif r.done:
             out.append(State(r, "outdated", ", ".join(changed)))
         else:
             out.append(State(r, "missing"))
     return out
 
+# %% ../nbs/06_workflow.ipynb #5acbfa92
+def _said(file) -> str:  # of an error.txt
+    return file.read_text(encoding="utf-8", errors="replace").strip() or f"{file} is empty"
+
 # %% ../nbs/06_workflow.ipynb #2599d9e2
 def _is_running(folder) -> bool:
-    from filelock import FileLock, Timeout
-
+    "Whether somebody holds the lock. Only looks: nothing is created or opened for writing."
     if not (folder / ".lock").is_file():
         return False
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        import fcntl
+    except ImportError:  # not POSIX
+        return _cannot_lock(folder / ".lock")
+    try:
+        with open(folder / ".lock", "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go when the file is closed
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # not ours to read, or a file system without locks: nobody can tell
+    return False
+
+# %% ../nbs/06_workflow.ipynb #5c3aed2d
+def _cannot_lock(file) -> bool:
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(file, timeout=0):
             return False
     except Timeout:
         return True
+    except OSError:
+        return False
 
 # %% ../nbs/06_workflow.ipynb #e117f719
 def plan(
@@ -90,7 +109,7 @@ def plan(
     for r in runs:
         today = inputs_of(r, by_id, known)
         text, listed = json.dumps(today, indent=1), _listed(store, r)
-        if not listed.is_file() or listed.read_text(encoding="utf-8") != text:
+        if not listed.is_file() or listed.read_bytes() != text.encode():
             with atomic_path(listed) as tmp:
                 tmp.write_text(text, encoding="utf-8")
         _mark(r, r.done and not outdated(r, today))
@@ -221,7 +240,9 @@ _ARGUMENTS = (
 
 
 def _snakemake(file, store, start=("-m", "snakemake"), **config) -> list[str]:
-    settings = [f"{k}={v}" for k, v in dict(plan=file, **config).items()]
+    # below the store, where Snakemake works: it reads a value as YAML, to which ` #` is a comment
+    plan = os.path.relpath(file, store)
+    settings = [f"{k}={v}" for k, v in dict(plan=plan, **config).items()]
     return [
         sys.executable,
         *start,
@@ -241,7 +262,7 @@ def _engine(arguments, file, store, submits):  # -> process of Snakemake; its wo
     start = ("-m", "snakemake")
     if not submits:
         start = ("-P", "-c", "from skinrepro.workflow import engine_main; engine_main()")
-    env = os.environ | dict(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1")
+    env = environment(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1")
     with open(file.with_suffix(".log"), "w") as log:
         engine = subprocess.Popen(
             [*_snakemake(file, store, start), *arguments],
@@ -348,8 +369,7 @@ class _Watch:
             if (r.folder / ".done").is_file():
                 self.tell(Outcome(r, "ran", seconds_taken(r.folder)))
             elif error.is_file():
-                said = error.read_text(encoding="utf-8").strip()
-                self.tell(Outcome(r, "failed", error=said))
+                self.tell(Outcome(r, "failed", error=_said(error)))
 
     def tell(self, o):
         self.outcomes[o.run.id] = o
@@ -405,7 +425,7 @@ def draw(
             listed.touch()
         wanted = dict(root=str(paths().root), store=d, runs=_described(runs))
         command = [*_snakemake(_written(wanted, Path(d)), d), "--rulegraph", form]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=d)
+        done = subprocess.run(command, capture_output=True, text=True, cwd=d, env=environment())
     if done.returncode:
         raise WorkflowError(f"Snakemake could not draw the graph:\n  {done.stderr[-2000:].strip()}")
     return done.stdout
@@ -467,7 +487,9 @@ def _run_report(snakemake, file):
     with tempfile.TemporaryDirectory(dir=file.parent, prefix=".tmp-") as d:
         made = Path(d) / file.name  # its name is that of the folder in a zip
         command = [*snakemake, "--report", str(made)]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=paths().runs)
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=paths().runs, env=environment()
+        )
         if done.returncode or not made.is_file():
             said = done.stderr.strip()[-2000:]
             raise WorkflowError(f"Snakemake could not write the report:\n  {said}")

@@ -21,6 +21,7 @@ from skinrepro.batches import (
     class_weights,
     draw_augmentation,
     encode_labels,
+    encode_multi,
     eval_transform,
     image_batches,
     normalisation,
@@ -200,6 +201,22 @@ def test_unknown_label():
         encode_labels(["psoriasis", "acne"], ["folliculitis", "psoriasis"])
     with pytest.raises(ValueError, match="twice"):
         encode_labels(["a"], ["a", "a"])
+
+
+def test_several_labels_are_those_of_sklearn_and_a_strange_one_is_refused():
+    from sklearn.preprocessing import MultiLabelBinarizer
+
+    classes = ["Edema", "Atelectasis", "Pneumonia"]  # not in the order of the alphabet
+    texts = ["Pneumonia|Edema", "No Finding", "Atelectasis", "Edema|Atelectasis|Pneumonia"]
+    names = [[n for n in t.split("|") if n != "No Finding"] for t in texts]
+    expected = MultiLabelBinarizer(classes=classes).fit_transform(names)
+    assert np.array_equal(encode_multi(texts, classes, ["No Finding"]), expected)
+    assert encode_labels(["Pneumonia", "Edema"], classes).tolist() == [2, 0]
+    for ignore in ((), ["No Finding"]):
+        with pytest.raises(ValueError, match="'Hernia'"):
+            encode_multi(["Edema|Hernia"], classes, ignore)
+    with pytest.raises(ValueError, match="'No Finding'"):
+        encode_multi(texts, classes)
 
 
 def test_batches_are_the_same_however_they_are_prepared(stores):

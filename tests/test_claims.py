@@ -16,6 +16,7 @@ from skinrepro.claims import (
     detectable,
     effect_interval,
     evaluate,
+    gap_records,
     pairs,
     printed_records,
 )
@@ -98,6 +99,17 @@ def test_equal_draws_are_no_certainty(n_draws):
             / n_draws**0.5
         )
         assert (high - low) / 2 == pytest.approx(half) and (low < 0) == (n_draws < 5) and high > 0
+
+
+def test_several_test_sets_count_by_their_harmonic_mean():
+    from scipy import stats
+
+    t = made_up(dict(real=0, syn=0.03), noise=0)
+    t.loc[t.scenario == "ii", "n"] = 291
+    n = stats.hmean([56, 291])
+    half = stats.t.ppf(0.975, 4) * np.std([1 / n, 0, 0, 0, 0], ddof=1) / 5**0.5
+    f = SYN(t)
+    assert (f.effect - f.low, f.high - f.effect) == pytest.approx((half, half))
 
 
 def test_overlapping_draws_widen_the_interval_as_the_records_say():
@@ -267,6 +279,24 @@ def test_printed_numbers_through_the_same_function():
     )
 
 
+def test_units_other_than_percent_stay_as_they_are():
+    cells = pd.DataFrame(
+        dict(unit=["percent", "distance"], value=[64.0, 61.5], metric=["f1", "fid"])
+    )
+    assert printed_records(cells, units=("percent", "distance")).value.tolist() == [0.64, 61.5]
+    t = levels(dict(A=3, B=1))
+    shown, found = evaluate([sets("AB")], t), sets("AB")(t)
+    assert (shown.effect[0], shown.low[0]) == (found.effect, found.low) and found.effect > 1.9
+
+
+def test_a_gap_has_as_many_images_as_its_smallest_group():
+    rows = [("a", 0.9, 300), ("b", 0.6, 40), ("c", 0.7, 80), ("d", 0.1, 5)]
+    t = pd.DataFrame([dict(run_id="r", metric="f1", group=g, value=v, n=n) for g, v, n in rows])
+    (gap,) = gap_records(t, "f1", "abc").itertuples()
+    assert (gap.metric, gap.group, gap.n) == ("f1 gap", "all", 40)
+    assert gap.value == pytest.approx(0.3)
+
+
 def test_a_table_of_claims_is_stamped_and_carries_its_rule(tmp_path):
     t = evaluate([SYN, BOTH], made_up(dict(real=0, syn=0.05)))
     md, _, tex = (
@@ -350,6 +380,34 @@ def test_a_negative_margin_says_not_lower_by_more(margin, verdict):
     assert sets("AB", margin=margin)(levels(dict(A=3, B=3.1), spread=0.03)).verdict == verdict
 
 
+@pytest.mark.parametrize(
+    "margin, verdict",
+    [(0.05, "supported"), (0.1, "inconclusive"), (0.2, "contradicted"), (-0.2, "supported")],
+)
+def test_lower_by_more_than_a_margin(margin, verdict):
+    "A lies .1 below B, give or take .02."
+    t = levels(dict(A=3, B=3.1), spread=0.02)
+    assert sets("AB", direction="lower", margin=margin)(t).verdict == verdict
+    assert sets("BA", margin=margin)(t).verdict == verdict
+
+
+def test_a_relative_margin_is_a_share_of_the_mean_with_each_side_once():
+    "Sides 16, 12, 12, 12 have the mean 13: 4 is more than 30 % of it, and of their maximum less."
+    t = levels(dict(A=16, B=12, C=12, D=12), spread=0.001)
+    for margin, verdict in ((0.30, "supported"), (0.31, "contradicted")):
+        claim = sets("AB", "AC", "AD", margin=margin, relative=True)
+        assert claim(t).verdict == verdict
+
+
+def test_the_pair_shown_is_the_one_least_in_favour():
+    t = levels(dict(A=1, B=2, C=4))
+    assert sets("AB", "AC", direction="lower")(t).rival == "A dark - B dark"
+    assert sets("BA", "CA")(t).rival == "B dark - A dark"
+    alike = sets("BA", "BC", direction="same", margin=9)
+    assert alike(t).effect == pytest.approx(-2, abs=0.1)
+    assert alike(t.assign(value=-t.value)).effect == pytest.approx(2, abs=0.1)
+
+
 def test_correction_is_for_contradictions_alone_and_is_an_option():
     """Two pairs: with the confidence for both together the upper end moves from t(.975) to
     t(.9875); a difference between the two is contradicted only without correction.
@@ -368,6 +426,21 @@ def test_correction_is_for_contradictions_alone_and_is_an_option():
     corrected = sets("AB", "BC", rule=Rule(**vars(ORDER) | dict(corrected=True)))
     assert sets("AB", "BC")(t).verdict == "contradicted"
     assert corrected(t).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+def test_a_contradiction_is_one_for_all_pairs_together(k):
+    "One-sided .05 / k / 2 of Student's t, just below and just above."
+    from scipy import stats
+
+    for beyond, verdict in ((0.98, "inconclusive"), (1.02, "contradicted")):
+        half = stats.t.ppf(1 - 0.025 / k, 4) / 5**0.5
+        d = np.array([-1.0, -0.5, 0.0, 0.5, 1.0])
+        first = levels(dict(A=0), range(5)).assign(value=d / d.std(ddof=1) - beyond * half)
+        others = {s: -10.0 * i for i, s in enumerate("BCDE")}
+        t = pd.concat([first, levels(others, range(5), spread=0)])
+        rule = Rule(**vars(ORDER) | dict(corrected=True))
+        assert sets(*("AB", "BC", "CD", "DE")[:k], rule=rule)(t).verdict == verdict
 
 
 def test_the_same_needs_a_margin_and_its_interval_within():

@@ -6,12 +6,13 @@ import importlib.util
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from skinrepro import networks
-from skinrepro.classify import train_classifier
+from skinrepro.classify import class_loss, data_parts, label_loss, predict, train_classifier
 from skinrepro.loop import Training
 from skinrepro.networks import (
     ARCHITECTURES,
@@ -303,3 +304,171 @@ def test_weights_that_are_none_are_refused(weight):
         )
     with pytest.raises(ValueError, match="every = 2"):
         train_classifier(None, None, {}, Training(2, every=2))
+
+
+class Given(torch.nn.Module):
+    "Logits that are the pixels of its input; nothing is learnt."
+
+    def __init__(self):
+        super().__init__()
+        self.unused = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x.flatten(1) + 0 * self.unused
+
+
+def given(rows, columns, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(0, 2, (rows, columns)).astype("float32"))
+    return logits, rng, torch.from_numpy(rng.uniform(0, 3, rows).astype("float32"))
+
+
+def test_losses_are_those_of_sklearn():
+    from scipy.special import expit, softmax
+    from sklearn.metrics import log_loss
+
+    logits, rng, weights = given(20, 4)
+    codes, named = rng.integers(0, 4, 20), rng.integers(0, 2, (20, 4))
+    w = weights.numpy().astype(float)
+    p, each = softmax(logits.numpy(), 1), expit(logits.numpy())
+    by_label = [log_loss(named[:, j], each[:, j]) for j in range(4)]
+    weighted = [log_loss(named[:, j], each[:, j], sample_weight=w) for j in range(4)]
+    options = dict(labels=range(4))
+    expected = [
+        (class_loss, codes, None, log_loss(codes, p, **options)),
+        (class_loss, codes, weights, log_loss(codes, p, sample_weight=w, **options) * w.mean()),
+        (label_loss, named, None, np.mean(by_label)),
+        (label_loss, named, weights, np.mean(weighted) * w.mean()),  # not divided by the weights
+    ]
+    for loss, targets, of_rows, value in expected:
+        found = loss(logits, torch.from_numpy(targets), of_rows)
+        assert found.item() == pytest.approx(value, rel=1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_predictions_and_their_scores_are_those_of_scipy_and_sklearn(multi_label):
+    from scipy.special import expit, softmax
+    from sklearn.metrics import accuracy_score, log_loss
+
+    logits, rng, _ = given(30, 3)
+    y = rng.integers(0, 2, (30, 3)) if multi_label else rng.integers(0, 3, 30)
+    targets, pixels = torch.from_numpy(y), logits.view(30, 3, 1, 1)
+    p = expit(logits.numpy()) if multi_label else softmax(logits.numpy(), 1)
+    if multi_label:
+        loss = np.mean([log_loss(y[:, j], p[:, j]) for j in range(3)])
+        accuracy = accuracy_score(y.ravel(), p.ravel() > 0.5)
+    else:
+        loss, accuracy = log_loss(y, p, labels=range(3)), accuracy_score(y, p.argmax(1))
+    parts = [(pixels[:16], targets[:16]), (pixels[16:], targets[16:])]
+    found, truth = predict(Given(), parts, multi_label=multi_label)
+    assert np.allclose(found, p, atol=1e-6) and (truth == y).all()
+    log, _ = train_classifier(
+        Given(),
+        lambda epoch: parts,
+        dict(val=lambda: parts),
+        Training(1),
+        multi_label=multi_label,
+        progress=False,
+    )
+    assert log.val_loss[0] == pytest.approx(loss, rel=1e-5)
+    assert log.val_accuracy[0] == pytest.approx(accuracy)
+
+
+def test_weight_decay_is_that_of_adam():
+    "One step from weights of 1 without a gradient: decay alone, of which Adam takes the sign."
+    for decay, moved in ((0.0, 0.0), (0.1, -1e-2)):
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2))
+        torch.nn.init.ones_(net[1].weight)
+        train_classifier(
+            net,
+            lambda epoch: [(torch.zeros(4, 3, 1, 1), torch.tensor([0, 1, 0, 1]))],
+            dict(val=lambda: [(torch.zeros(4, 3, 1, 1), torch.tensor([0, 1, 0, 1]))]),
+            Training(1, lr=1e-2, weight_decay=decay),
+            progress=False,
+        )
+        torch.testing.assert_close(net[1].weight.detach() - 1, torch.full((2, 3), moved))
+
+
+def test_a_batch_is_weighted_by_the_numbers_of_its_rows():
+    rng, seen = np.random.default_rng(0), []
+    x, y = toy()
+    weight = rng.uniform(0, 2, 12).astype(np.float32)
+    order = torch.from_numpy(rng.permutation(12))
+    train_classifier(
+        build("resnet_small", 3, 32),
+        lambda epoch: [(x[i], y[i], i) for i in order.split(4)],
+        dict(val=lambda: [(x, y)]),
+        Training(2),
+        loss=lambda logits, targets, w: seen.append(w) or class_loss(logits, targets, w),
+        on_epoch=lambda epoch, found: weight,
+        progress=False,
+    )
+    assert seen[:3] == [None] * 3
+    assert np.array_equal(torch.cat(seen[3:]).numpy(), weight[order.numpy()])
+
+
+def test_weights_after_a_resume_are_those_of_an_unbroken_training(tmp_path):
+    "Each call's weights follow from the one before, as a running sum of losses does."
+    x, y = toy()
+
+    def trained(epochs, folder):
+        net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+        torch.nn.init.zeros_(net[1].weight)
+        torch.nn.init.zeros_(net[1].bias)
+        state, heard = np.ones(12), []
+
+        def on_epoch(epoch, seen):
+            p, truth = seen["val"]
+            state[:] = 0.5 * state - np.log(p[np.arange(12), truth])
+            heard.append(epoch)
+            return state.copy()
+
+        train_classifier(
+            net,
+            lambda epoch: [(x, y, torch.arange(12))],
+            dict(val=lambda: [(x, y)]),
+            Training(epochs),
+            on_epoch=on_epoch,
+            folder=folder,
+            progress=False,
+        )
+        return net[1].weight.detach(), heard
+
+    trained(6, tmp_path)  # the rate falls every second epoch, as in the longer training
+    resumed, heard = trained(8, tmp_path)
+    whole, _ = trained(8, None)
+    assert heard == list(range(8)) and torch.equal(resumed, whole)
+
+
+def test_parts_are_normalised_as_published_and_rows_are_told(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from skinrepro.batches import weighted_sampler
+    from skinrepro.manifest import make
+
+    monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))
+    colour = np.array([200, 120, 60])
+    labels, splits = ["b"] * 7 + ["a"] * 3, ["train"] * 6 + ["test"] + ["train"] * 2 + ["test"]
+    files = [str(tmp_path / f"{i}.png") for i in range(10)]
+    for file in files:
+        Image.fromarray(np.full((40, 40, 3), colour, np.uint8)).save(file)
+    ids = [f"i{i}" for i in range(10)]
+    m = make(pd.DataFrame(dict(image_id=ids, path=files, label=labels, split=splits)))
+    published = np.array([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # of ImageNet
+    options = dict(batch_size=3, seed=5, progress=False)
+    train, parts = data_parts(m, ["b", "a"], "resnet18", 32, **options)
+    ((x, y, _),) = parts["test"]()
+    expected = (colour / 255 - published[0]) / published[1]
+    assert np.allclose(x.mean((0, 2, 3)), expected, atol=1e-5) and y.tolist() == [0, 1]
+    codes = np.array([0] * 6 + [1] * 2)
+    for epoch in (0, 1):
+        told = [(y, rows) for _, y, rows in train(epoch)]
+        rows = torch.cat([r for _, r in told]).numpy()
+        assert np.array_equal(rows, weighted_sampler(codes, 5, epoch))
+        assert np.array_equal(torch.cat([y for y, _ in told]), codes[rows])
+    own, _ = data_parts(m, ["b", "a"], "resnet18", 32, sampler=lambda epoch: [epoch, 7], **options)
+    assert [r.tolist() for _, _, r in own(4)] == [[4, 7]]
+    columns = np.eye(2, dtype=int)[[0] * 7 + [1] * 3]
+    several, _ = data_parts(m, ["b", "a"], "resnet18", 32, targets=columns, **options)
+    orders = [torch.cat([r for _, _, r in several(e)]).tolist() for e in (0, 1)]
+    assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(8))

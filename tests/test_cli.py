@@ -393,7 +393,7 @@ def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
     first, second, *_ = read_grid(paths().papers / "wang2024", "mini", "scenario")
     for r in (first, second):
         r.folder.mkdir(parents=True)
-    (first.folder / "records.csv").write_text("run_id")
+    (first.folder / "records.csv").write_text("run_id\n")
     (second.folder / "error.txt").write_text("ValueError: the dog ate it")
     out = run("todo", "wang2024", "--section", "scenario", "--no-measure")
     assert out.exit_code == 0, out.stderr

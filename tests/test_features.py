@@ -160,3 +160,47 @@ def test_copies_of_real_photographs_are_found(lite0, brightness):
     found = (own < others.min(1)).mean()
     print(f"{found:.1%} of {len(images)} photographs are closest to their own copy")
     assert found >= 0.97
+
+
+def test_descriptions_are_those_of_the_layers_called_one_by_one(lite0, tmp_path):
+    """Blocks of timm's network on pixels normalised by numpy: per channel mean and standard
+    deviation over places, mean of both mirror images, length 1; or the mean of the last map.
+    """
+    m, rng = lite0.module, np.random.default_rng(3)
+    pictures = rng.integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    x = torch.from_numpy((pictures.astype(np.float32) - 127) / 128).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        found = []
+        for view in (x, torch.from_numpy(x.numpy()[:, :, :, ::-1].copy())):
+            view = m.bn1(m.conv_stem(view))
+            for block in m.blocks[:5]:
+                view = block(view)
+            places = view.flatten(2).numpy()
+            found.append(np.concatenate([places.mean(2), places.std(2, ddof=1)], 1))
+        fidelity = m.forward_features(x).mean((2, 3)).numpy()
+    copies = (found[0] + found[1]) / 2
+    copies /= np.sqrt((copies**2).sum(1, keepdims=True))
+    assert np.abs(found[0] - found[1]).max() > 1e-2  # a mirror image is another image
+    assert np.allclose(embed(lite0, pictures, folder=tmp_path), copies, atol=1e-4)
+    last = embed(lite0, pictures, "fidelity", size=64, folder=tmp_path)
+    assert np.allclose(last, fidelity, atol=1e-3)
+    large = rng.integers(0, 256, (1, 128, 128, 3), dtype=np.uint8)  # the size that is the default
+    expected = embed(lite0, large, "fidelity", size=128, folder=tmp_path / "asked")
+    assert np.array_equal(embed(lite0, large, "fidelity", folder=tmp_path), expected)
+
+
+def test_pictures_of_the_same_bytes_and_another_shape_are_not_confused(lite0, tmp_path):
+    flat = np.random.default_rng(0).integers(0, 256, 16 * 64 * 3, dtype=np.uint8)
+    wide, high = flat.reshape(16, 64, 3), flat.reshape(64, 16, 3)
+    together = embed(lite0, [wide, high], folder=tmp_path)
+    alone = embed(lite0, [high], folder=tmp_path / "alone")
+    assert np.allclose(together[1], alone[0], atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_cosine_distances_are_those_of_scipy():
+    from scipy.spatial.distance import cdist
+
+    a, b = np.random.default_rng(0).normal(0, 1, (2, 5, 7))
+    assert np.allclose(cosine_distances(a, b), cdist(a, b, "cosine"))
+    assert cosine_distances(a, b).max() > 1.1  # some point away from each other

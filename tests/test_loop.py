@@ -1,4 +1,4 @@
-"The loop in several processes: what a notebook, which is one process, cannot show."
+"The loop beside closed forms, and in several processes: a notebook is one process."
 
 import subprocess
 import sys
@@ -165,3 +165,112 @@ def test_statistics_are_kept_or_updated():
 def test_settings_that_cannot_be_are_named(change, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         Training(**dict(steps=3) | change)
+
+
+# --- one weight, whose path is known in closed form
+
+
+class Weight(torch.nn.Module):
+    "One number, which stochastic gradient descent moves by the learning rate times the gradient."
+
+    def __init__(self, start=0.0):
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.tensor(start))
+
+
+def walk(settings, gradients=(1.0,), rate=1.0, **options):
+    "Descend with given gradients, one a batch; -> the weight at the end, the log."
+    model, unit = Weight(), options.pop("unit", "step")
+    log = fit(
+        model,
+        lambda epoch: [torch.tensor([g]) for g in gradients],
+        lambda m, g: (m.w * g).sum(),
+        torch.optim.SGD(model.parameters(), rate),
+        settings,
+        progress=False,
+        unit=unit,
+        **options,
+    )
+    return model.w.item(), log
+
+
+def test_an_average_lags_behind_by_decay_over_one_minus_decay_steps():
+    """Of a weight that falls by .1 a step an exponential average with decay d lies d / (1 - d)
+    steps behind, once its start is forgotten. The callback sees the average, the training does not.
+    """
+    seen = []
+    settings = Training(400, ema=0.9, every=200)  # the decay itself warms up for 80 steps
+    kept, _ = walk(settings, rate=0.1, after_epoch=lambda m, step: seen.append(m.w.item()))
+    assert kept == pytest.approx(-0.1 * (400 - 9), abs=1e-3)
+    assert seen == pytest.approx([-0.1 * (200 - 9), kept], abs=1e-3)
+
+
+def test_a_short_average_warms_up_as_written():
+    "Decay (1 + n) / (10 + n) before step n + 1, and none at the first."
+    average = 0.0
+    for n in range(12):
+        decay = min(0.9, (1 + n) / (10 + n)) if n else 0.0
+        average = decay * average + (1 - decay) * -(n + 1)
+    assert walk(Training(12, ema=0.9))[0] == pytest.approx(average)
+
+
+def test_an_average_goes_on_after_a_resume(tmp_path):
+    whole, _ = walk(Training(12, ema=0.9))
+    walk(Training(5, ema=0.9), folder=tmp_path)
+    assert walk(Training(12, ema=0.9), folder=tmp_path)[0] == pytest.approx(whole, rel=1e-6)
+
+
+def test_gradients_of_a_step_are_averaged_and_clipped_by_their_norm():
+    gradients = [1.0, 2.0, 3.0, 6.0, 5.0]  # the last is alone, and counts as half a step
+    w, log = walk(Training(1, accumulate=2), gradients, unit="epoch")
+    assert w == pytest.approx(-(1.5 + 4.5 + 2.5)) and log.images.tolist() == [5]
+    assert walk(Training(1), gradients, unit="epoch")[0] == pytest.approx(-17)
+    w, _ = walk(Training(1, accumulate=2, clip=2.0), gradients, unit="epoch")
+    assert w == pytest.approx(-(1.5 + 2 + 2), abs=1e-4)
+
+
+def test_a_row_of_the_log_is_the_mean_of_its_batches():
+    "The weight is 0, -1, -2, ... and so is the loss; the rate is halved after every step."
+    _, log = walk(Training(7, every=3))
+    assert log.step.tolist() == [2, 5, 6] and log.loss.tolist() == [-1.0, -4.0, -6.0]
+    assert log.images.tolist() == [3, 3, 1]
+    model = Weight()
+    optimizer = torch.optim.SGD(model.parameters(), 1.0)
+    log = fit(
+        model,
+        lambda step: [torch.ones(1)],
+        lambda m, g: (m.w * g).sum(),
+        optimizer,
+        Training(6, every=2),
+        scheduler=torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5),
+        progress=False,
+    )
+    assert model.w.item() == -(2 - 0.5**5) and log.lr.tolist() == [0.5**k for k in (1, 3, 5)]
+
+
+def test_the_callback_sees_evaluation_mode_and_the_next_step_trains():
+    model, modes = torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.Dropout()), []
+    fit(
+        model,
+        lambda epoch: [torch.ones(1, 1)],
+        lambda m, b: modes.append(m.training) or m(b).sum(),
+        torch.optim.SGD(model.parameters(), 0.1),
+        Training(2),
+        after_epoch=lambda m, epoch: modes.append(m.training),
+        progress=False,
+    )
+    assert modes == [True, False, True, False]
+
+
+def test_a_layer_of_which_a_part_is_trained_is_not_frozen():
+    model = torch.nn.Sequential(torch.nn.BatchNorm1d(1))
+    model[0].bias.requires_grad_(False)
+    fit(
+        model,
+        lambda epoch: [torch.tensor([[4.0], [6.0]])],
+        lambda m, b: m(b).square().sum(),
+        torch.optim.SGD([model[0].weight], 0.1),
+        Training(1),
+        progress=False,
+    )
+    assert model[0].running_mean.item() == 0.5  # a tenth of the mean of the batch

@@ -41,6 +41,7 @@ from skinrepro.personalise import (
     lora,
     loras,
     personalised,
+    prompted_loss,
     save_embeddings,
     textual_inversion,
 )
@@ -654,6 +655,61 @@ def test_fine_tuning_is_the_usual_loop_with_the_draws_of_lora(monkeypatch):
     tune(toy())
     low_rank(toy())
     assert len(seen) == 12 and all(torch.equal(a, b) for a, b in zip(seen[:6], seen[6:]))
+
+
+def test_rate_offset_and_rows_of_a_fine_tuning_are_those_that_were_asked_for():
+    "What the loss is given beside what the draws are made of, image by image."
+    z, chosen, seen = toy_latents(), np.array([1, 4, 9]), []
+
+    def loss(predict, scheduler, b):
+        g = draw_generator("cpu", 0, "lora", b.number)
+        x = z.sample(b.rows, g)
+        noise, t = draw_noise(x, 1000, g, 0.7)
+        same_draws = [torch.equal(p, q) for p, q in ((b.x, x), (b.noise, noise), (b.t, t))]
+        seen.append((same_draws, b.rows.tolist()))
+        return prompted_loss(predict, scheduler, b)
+
+    halved = dict(rate=lambda step: 0.5**step, every=1, about=dict(rate="halved"))
+    log = tune(toy(), z, loss=loss, rows=chosen, noise_offset=0.7, **halved)
+    assert log.lr.tolist() == pytest.approx([1e-3 * 0.5**k for k in range(6)])
+    assert all(all(same_draws) for same_draws, _ in seen)
+    drawn = np.array([rows for _, rows in seen])
+    assert (drawn == [chosen[draw_rows(3, 2, k, 0, "lora")] for k in range(6)]).all()
+
+
+def test_an_offset_that_is_asked_for_is_that_of_a_base_that_has_it():
+    for train, learned in ((words, lambda base: dict(all=table(base))), (low_rank, ab)):
+        asked, has, other = toy(), toy_base(0, noise_offset=0.1), toy()
+        train(asked, noise_offset=0.1)
+        train(has)
+        train(other)
+        found = [learned(base) for base in (asked, has, other)]
+        assert same(found[0], found[1]) and not same(found[0], found[2])
+
+
+def test_a_checkpoint_of_another_part_or_offset_is_refused(tmp_path):
+    tune(toy(), only=("attn2",), folder=tmp_path)
+    with pytest.raises(ValueError, match="only:"):
+        tune(toy(), folder=tmp_path)
+    with pytest.raises(ValueError, match="noise_offset: 0.3 there, 0.1 now"):
+        tune(toy(), only=("attn2",), noise_offset=0.1, folder=tmp_path)
+
+
+@pytest.mark.parametrize("alpha", [None, 6])
+def test_a_lora_changes_a_layer_by_scale_alpha_over_rank_times_b_a(alpha, tmp_path):
+    "Hu et al. 2022, section 4.1: W + alpha / r B A, by hand, at once and when it is read back."
+    base = toy()
+    low_rank(base, alpha=alpha, folder=tmp_path, lr=1e-2)
+    half = personalised(toy(), lora=tmp_path, scale=0.5)
+    layers = {n: m for n, m in toy().unet.named_modules() if n.endswith("attn2.to_q")}
+    for name, plain in layers.items():
+        ours, read = (b.unet.get_submodule(name) for b in (base, half))
+        a, b = ours.lora_A["default"].weight, ours.lora_B["default"].weight
+        x = torch.randn(5, plain.in_features, generator=torch.Generator().manual_seed(1))
+        change = x @ a.T @ b.T * (alpha or 2) / 2
+        torch.testing.assert_close(ours(x), plain(x) + change)
+        torch.testing.assert_close(read(x), plain(x) + change / 2)
+        assert change.abs().max() > 1e-4
 
 
 def test_a_part_of_the_unet():

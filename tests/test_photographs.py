@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from skinrepro import fitzpatrick17k, images, photographs
+from skinrepro import fitzpatrick17k, images, manifest, photographs
 from skinrepro.core import data_folder, has_data
 from skinrepro.images import ImageError, cache_images, load_image
 from skinrepro.papers import lopezperez2025, wang2024
@@ -103,6 +103,19 @@ def test_missing_photographs_are_refused_or_counted(fitz, paper):
     with pytest.warns(UserWarning, match="3 of the 252"):
         m, less = load("fitzpatrick17k", missing="drop")
     assert len(m) == 249 and less != stock and not set(m.image_id) & {f.stem for f in lost}
+
+
+def test_a_placeholder_under_several_names_is_no_photograph(fitz):
+    "Bytes that are nobody's by their MD5 count as missing, however often they are there."
+    lost = sorted((fitz / "images").iterdir())[:3]
+    for file in lost:
+        file.write_bytes(picture(10**6, format="JPEG"))
+    with pytest.raises(MissingImages, match=r"3 of the 252 .*\(3 duplicate\)") as e:
+        photographs.photographs("fitzpatrick17k")
+    assert sorted(e.value.names) == [f.stem for f in lost]
+    with pytest.warns(UserWarning, match="3 of the 252"):
+        m, _ = photographs.photographs("fitzpatrick17k", missing="drop")
+    assert len(m) == 249 and m.md5.tolist() == m.image_id.tolist()
 
 
 @pytest.mark.parametrize("paper", PAPERS)
@@ -369,3 +382,24 @@ def test_phantoms_are_drawn_once(tmp_path):
     with pytest.raises(ValueError, match="keloid"):
         rendered(counts, "x", 24, folder=tmp_path)
     assert set(rendered(counts, "y", **how).md5).isdisjoint(whole.md5)  # another name, another set
+
+
+def test_an_inventory_of_another_state_has_another_hash():
+    same = dict(image_id=["a", "b"], md5=["1" * 32, "2" * 32])
+    states = (["ok", "ok"], ["ok", "corrupt"], ["corrupt", "ok"])
+    hashes = {photographs.inventory_hash(pd.DataFrame(same | dict(status=s))) for s in states}
+    assert len(hashes) == 3
+
+
+def test_rows_are_chosen_after_groups_that_come_from_elsewhere(monkeypatch):
+    rows = dict(image_id=list("abcd"), label="x", path=[f"{i}.png" for i in "abcd"])
+    m = manifest.make(pd.DataFrame(rows))
+    monkeypatch.setattr(photographs, "photographs", lambda *a, **k: (m, "hash"))
+    found, _ = photographs.study_images(
+        manifest.Study("ham10000", groups={}),
+        counts=None,
+        name="",
+        keep=lambda t: t[t.group == "dark"],
+        group=lambda t: pd.Series(["dark", None, "light", "dark"], t.index, dtype="string"),
+    )
+    assert found.image_id.tolist() == ["a", "d"]

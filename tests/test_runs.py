@@ -199,7 +199,7 @@ def test_a_worker_that_is_killed_takes_only_its_own_run_with_it(tmp_path, store)
 import os, signal, time
 from pathlib import Path
 if seed == 0: os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)
-Path('records.csv').write_text('run_id')
+Path('records.csv').write_text('run_id\\n')
 """
 
     def cell(source, tags):
@@ -311,7 +311,7 @@ def toy_paper(tmp_path, grid):
     head = "import json\nfrom pathlib import Path\n"
     record = (
         "Path('run.json').write_text(json.dumps(dict(paper='paper2032', notebook=NAME,"
-        " parameters=P))); Path('records.csv').write_text('run_id')"
+        " parameters=P))); Path('records.csv').write_text('run_id\\n')"
     )
     make = (
         "NAME, P = 'make', dict(seed=seed, steps=steps)\nif steps < 0: raise"
@@ -494,3 +494,61 @@ def test_kernels_share_no_port(tmp_path, monkeypatch, deep, transport):
     cells = json.loads((tmp_path / "out.ipynb").read_text())["cells"]
     said = next(o for c in cells for o in c.get("outputs", []) if o.get("name") == "stdout")
     assert "".join(said["text"]) == f"{transport}\n" and not list(folder.iterdir())
+
+
+def told_by_a_kernel(tmp_path, code):
+    "What a notebook prints."
+    cells = [notebook_cell("a", "x = 1"), notebook_cell("b", code)]
+    book = dict(nbformat=4, nbformat_minor=5, metadata={}, cells=cells)
+    (tmp_path / "asks.ipynb").write_text(json.dumps(book))
+    there = tmp_path / "elsewhere"
+    there.mkdir()
+    done = runs.execute_notebook(tmp_path / "asks.ipynb", tmp_path / "out.ipynb", cwd=there)
+    return "".join(o["text"] for o in done.cells[-1].outputs)
+
+
+def notebook_cell(name, source):
+    return dict(
+        cell_type="code", id=name, metadata={}, outputs=[], execution_count=None, source=source
+    )
+
+
+def test_a_kernel_has_an_environment_of_its_own(tmp_path, monkeypatch):
+    """Relative places, ranks that a launcher has left, another `python3` on the Jupyter path and
+    the user's start-up files do not reach a run.
+    """
+    monkeypatch.chdir(tmp_path)
+    for name in ("SKINREPRO_RUNS", "SKINREPRO_CACHE", "SKINREPRO_DATA", "SKINREPRO_BASE"):
+        monkeypatch.setenv(name, "my/" + name)
+    left_over = dict(RANK="1", WORLD_SIZE="2", LOCAL_RANK="1", MASTER_ADDR="nowhere", PMI_SIZE="2")
+    for name, value in left_over.items():
+        monkeypatch.setenv(name, value)
+    spec = tmp_path / "jupyter" / "kernels" / "python3"
+    spec.mkdir(parents=True)
+    (spec / "kernel.json").write_text(
+        json.dumps(dict(argv=["false", "{connection_file}"], display_name="x", language="python"))
+    )
+    start = tmp_path / "ipython" / "profile_default" / "startup"
+    start.mkdir(parents=True)
+    (start / "00.py").write_text("strange = 1")
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    said = told_by_a_kernel(
+        tmp_path,
+        "import os, sys, json\n"
+        "print(json.dumps([sys.executable, dict(os.environ), 'strange' in globals()]))",
+    )
+    interpreter, there, strange = json.loads(said)
+    assert interpreter == sys.executable and not strange
+    assert there["SKINREPRO_RUNS"] == str(tmp_path / "my" / "SKINREPRO_RUNS")
+    assert there["SKINREPRO_BASE"] == str(tmp_path / "my" / "SKINREPRO_BASE")
+    assert not set(left_over) & set(there)
+
+
+def test_long_in_bytes(tmp_path, monkeypatch):
+    import tempfile
+
+    folder = tmp_path / ("\N{BLACK CHESS KING}" * max(1, 58 - len(str(tmp_path))))
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert told_by_a_kernel(tmp_path, "print('here')") == "here\n"

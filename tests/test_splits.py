@@ -351,3 +351,41 @@ def test_mixed_parts_share_nothing():
     assert len(splits.mix(real, made_from("a", patient_id=["s"]))) == 5  # unless it is not asked
     with pytest.raises(splits.SplitError, match="image_id"):
         splits.mix(real, made_from("a").assign(image_id="d"))
+
+
+def test_a_single_image_is_of_the_stratum_in_the_middle():
+    "Places are the middles of equal shares, so that neither end of the order is preferred."
+    m = images(6, label=list("aabbcc"), skin_type=1)
+    assert {splits.proportional(m, 1 / 6, seed).label.item() for seed in range(9)} == {"b"}
+    assert set(splits.proportional(m, 2).label) == {"a", "c"}
+
+
+def test_what_test_and_training_images_share_is_counted_in_test_images():
+    rows = [("a", "p", "train"), ("a", "p", "train"), ("b", "q", "train"), ("e", None, "val")]
+    rows += [("a", "p", "test"), ("c", "p", "test"), ("d", "p", "test"), ("b", None, "test")]
+    m = pd.DataFrame(rows, columns=["image_id", "patient_id", "split"]).assign(group="dark")
+    tests = [r for r in rows if r[2] == "test"]
+    trains = [r for r in rows if r[2] == "train"]
+    found = splits.overlap(m, dict(train=["dark"], test=["dark", "light"]))
+    assert found == dict(
+        n_train=3,
+        n_train_distinct=2,
+        n_train_dark=3,
+        n_test_dark=4,
+        n_test_light=0,
+        test_images_that_train=sum(any(r[0] == t[0] for t in trains) for r in tests),
+        test_patient_id_that_train=sum(any(r[1] == t[1] for t in trains) for r in tests),
+    )
+    assert found["test_images_that_train"] == 2 and found["test_patient_id_that_train"] == 3
+
+
+def test_a_study_says_what_its_parts_must_not_share():
+    real = images(split=["train", "train", "val", "test"], patient_id=["p", "q", "r", "s"])
+    made = made_from("a", patient_id=["s"])
+    for together, refused in (((), False), (("patient_id",), True)):
+        study = manifest.Study("toy", ("x",), together=together)
+        if refused:
+            with pytest.raises(splits.SplitError, match="patient_id"):
+                splits.training_set(real, "real+syn", study, made)
+        else:
+            assert len(splits.training_set(real, "real+syn", study, made)) == 5

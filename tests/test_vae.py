@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from skinrepro import runs
+from skinrepro import runs, vae
 from skinrepro.colour import ITA_CLASSES, ita_class
 from skinrepro.core import has_data
 from skinrepro.grid import read_grid
@@ -19,7 +19,15 @@ from skinrepro.papers import lopezperez2025 as paper
 from skinrepro.photographs import photographs
 from skinrepro.records import read_records
 from skinrepro.tone import skin_angle
-from skinrepro.vae import Features, build_vae, measure, negative_elbo, perceptual_loss, train_vae
+from skinrepro.vae import (
+    Features,
+    Objective,
+    build_vae,
+    measure,
+    negative_elbo,
+    perceptual_loss,
+    train_vae,
+)
 from skinrepro.workflow import execute
 
 
@@ -108,6 +116,74 @@ def test_a_loss_that_is_not_finite_stops_keeps_the_checkpoint_and_names_the_batc
     assert [f.name for f in sorted(tmp_path.glob("checkpoint-*"))] == ["checkpoint-00001"] and len(
         pd.read_csv(tmp_path / "log.csv")
     ) == 2
+
+
+def spread_out():
+    "A VAE whose codes are far from certain, an image, and its codes as diffusers keeps them."
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    model, x = build_vae(2, 4, (1, 2)).eval(), torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        model.log_var.bias.fill_(1.5)
+        return model, x, DiagonalGaussianDistribution(torch.cat(model.encode(x), 1))
+
+
+@torch.no_grad()
+def test_a_code_is_drawn_as_diffusers_draws_it():
+    "Mean + exp(log-variance / 2) * noise: the same generator gives the same code."
+    model, x, codes = spread_out()
+    model.training = True  # of the model alone: its layers stay in evaluation mode
+    shape, draw = codes.mean.shape, torch.Generator().manual_seed(3)
+    y, mean, log_var = model(x, torch.randn(shape, generator=draw))
+    expected = model.decode(codes.sample(torch.Generator().manual_seed(3)))
+    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close((mean, log_var), (codes.mean, codes.logvar))
+    torch.manual_seed(4)
+    y = model(x)[0]
+    torch.manual_seed(4)
+    torch.testing.assert_close(y, model.decode(codes.mean + codes.std * torch.randn(shape)))
+
+
+@torch.no_grad()
+def test_spread_and_errors_of_images_are_those_of_diffusers_and_numpy():
+    model, x, codes = spread_out()
+    t = measure(model, [(x,)])
+    y = model.decode(codes.mode())
+    assert np.allclose(t.latent_std, codes.std.mean((1, 2, 3))) and t.latent_std.min() > 1.5
+    assert np.allclose(t.mse, ((x - y) ** 2).mean((1, 2, 3)))
+    pixels = [(v / 2 + 0.5).numpy() for v in (x, y)]  # in [0, 1]
+    assert np.allclose(t.mse01, ((pixels[0] - pixels[1]) ** 2).mean((1, 2, 3)))
+
+
+@torch.no_grad()
+def test_both_terms_are_those_of_torch_distributions():
+    "KL divergence from N(0, I), and minus the log-likelihood of N(y, I) without its constant."
+    from torch.distributions import Normal, kl_divergence
+
+    model, x, codes = spread_out()
+    y = model.decode(codes.mode())
+    kl = kl_divergence(Normal(codes.mean, codes.std), Normal(0.0, 1.0))
+    square, divergence = negative_elbo(x, y, codes.mean, codes.logvar, "sum")
+    likelihood = (Normal(y, 1.0).log_prob(x) - Normal(0.0, 1.0).log_prob(torch.zeros(()))).sum()
+    torch.testing.assert_close(square, -likelihood / len(x))
+    torch.testing.assert_close(divergence, kl.sum() / len(x))
+    square, divergence = negative_elbo(x, y, codes.mean, codes.logvar)
+    torch.testing.assert_close(square, ((x - y) ** 2).mean())
+    torch.testing.assert_close(divergence, kl.mean())
+    total = Objective(kl_weight=0.25).of(None, x, y, codes.mean, codes.logvar)
+    torch.testing.assert_close(total, square + 0.25 * divergence)
+
+
+def test_no_two_steps_are_given_the_same_noise_and_a_resume_is_given_the_right_one():
+    model, x, seen = build_vae(2, 4, (1, 2)), torch.zeros(2, 3, 16, 16), {}
+    for seed in (0, 1):
+        draws = vae._Draws(seed)
+        for epoch in range(2):
+            draws.begin(epoch)
+            seen |= {(seed, epoch, k): draws.noise(model, x) for k in range(2)}
+    assert len({v.numpy().tobytes() for v in seen.values()}) == 8
+    resumed = vae._Draws(1)
+    assert resumed.begin(1) == 1 and torch.equal(resumed.noise(model, x), seen[1, 1, 0])
 
 
 def test_no_gradient_reaches_the_target_or_the_classifier():

@@ -107,7 +107,7 @@ from skinrepro.graph import inputs_of
 from skinrepro.grid import read_grid
 grid = read_grid(paths().papers/'wang2024'); known = {}
 for r in grid:
-    r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id')
+    r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id\\n')
     (r.folder/'inputs.json').write_text(json.dumps(inputs_of(r, {g.id: g for g in grid}, known)))
 """
 STATES = """
@@ -319,6 +319,27 @@ def test_a_failed_run_is_tried_again_and_the_rest_is_kept(tmp_path, store):
 
 # Several at once, full disks, GPUs
 # ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["my runs #1", "it's {new}: a, b"])
+def test_a_store_may_have_any_name_and_be_named_from_here(tmp_path, monkeypatch, name):
+    """No parser on the way to the engine takes a part of the name for itself, places that are named
+    from the current folder stay what they are, and nobody waits for ranks that are left over.
+    """
+    monkeypatch.chdir(tmp_path)
+    left_over = dict(RANK="1", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="1")
+    for k, v in dict(SKINREPRO_RUNS=name, SKINREPRO_DATA="data", **left_over).items():
+        monkeypatch.setenv(k, v)
+    body = (
+        "from skinrepro.core import ranks, wait_for_everyone\nwait_for_everyone()\n"
+        "Path('seen.txt').write_text(os.environ['SKINREPRO_DATA'] + str(ranks()))"
+    )
+    grid = read_grid(toy(tmp_path, '[a]\n[b]\nneeds = ["a"]\n', a="pass", b=body))
+    assert [o.status for o in execute(grid, progress=False)] == ["ran", "ran"]
+    seen = tmp_path / name / "paper2033" / grid[1].id / "seen.txt"
+    assert seen.read_text() == str(tmp_path / "data") + "(0, 1)"
+    assert workflow.write_report(grid, tmp_path / "report.zip") == 2
+    assert "paper2033_a" in workflow.draw(grid)
 
 
 def test_two_commands_at_once(tmp_path, store):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS', 'STUDIES', 'READINGS', 'COUNTED', 'FEATURES',
-           'CHOICES', 'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'load', 'share_of', 'repetition_split',
-           'perceptual_features', 'cost', 'statement', 'error_claims']
+           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'load', 'share_of', 'repetition_split', 'perceptual_features',
+           'cost', 'statement', 'error_claims']
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
 from dataclasses import replace
@@ -155,15 +155,6 @@ def repetition_split(
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #d4a7124f
 FEATURES = ("vgg19", "phantom", "none", "efficientnet_lite0")
-
-# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #3c1bc54b
-CHOICES = dict(
-    data=STUDIES,
-    features=FEATURES,
-    second_opinion=("none", "lpips"),
-    precision=("no", "bf16", "fp16"),
-    reading=READINGS,
-)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c2ea9576
 def perceptual_features(

@@ -4,10 +4,9 @@
 
 # %% auto #0
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES', 'METHODS',
-           'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA', 'LORA_PER', 'CHOICES',
-           'SPLIT_BY', 'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split',
-           'split_of', 'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights',
-           'images_of', 'cost']
+           'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA', 'LORA_PER', 'SPLIT_BY',
+           'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'split_of',
+           'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights', 'images_of', 'cost']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
@@ -27,7 +26,6 @@ from ..photographs import listed, study_images
 from ..records import read_record
 from ..runs import handed_on, made_for
 from skinrepro.splits import (
-    TRAIN_TYPES,
     assert_disjoint,
     first_rows,
     flexible_parts,
@@ -186,7 +184,7 @@ def _released(m, study, seed):
         raise FileNotFoundError(
             f"No {file}: the list of the released split (columns md5hash, part)."
         )
-    listed = pd.read_csv(file).set_index("md5hash").part
+    listed = pd.read_csv(file, dtype=str).apply(manifest.stripped).set_index("md5hash").part
     light = m[m.skin_type.isin(study.majority) & ~m.image_id.isin(listed.index)].image_id
     return flexible_parts(
         m, study.majority, study.minority, [*listed[listed == "flexible_dark"].index, *light]
@@ -328,20 +326,6 @@ AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says
     format="jpg",
 )
 TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
-
-# %% ../../nbs/papers/wang2024/protocol.ipynb #7519fa65
-CHOICES = dict(
-    scenario=SCENARIOS,
-    data=STUDIES,
-    train=TRAIN_TYPES,
-    recipe=RECIPES,
-    method=METHODS,
-    pipeline=PIPELINES,
-    target=TARGETS,
-    ti_data=TI_DATA,
-    lora_per=LORA_PER,
-    precision=("no", "bf16", "fp16"),
-)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
 def _weights() -> Path:

@@ -183,7 +183,8 @@ def embed(
 ) -> np.ndarray:  # (n, d) float32
     "Descriptions of images. Raises ValueError for what is no image."
     size = size or PURPOSES[check_choice("purpose", purpose, PURPOSES)]
-    kind = hash_text(network.weights_hash, network.mean, network.std, network.layers[purpose])
+    code = code_hash("skinrepro.features._describe", "skinrepro.images.fit_image")
+    kind = hash_text(network.weights_hash, network.mean, network.std, network.layers[purpose], code)
     base = Path(folder) if folder else paths().cache / "embeddings"
     folder = base / f"{network.name}-{purpose}-{size}-{kind[:16]}"
     keys = [_image_key(image) for image in images]

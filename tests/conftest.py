@@ -2,6 +2,7 @@
 thread per process.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -22,6 +23,24 @@ def outside_the_repository(tmp_path_factory):
         base = base.parent
     os.environ["SKINREPRO_CACHE"] = str(base / "cache")
     os.environ["SKINREPRO_RUNS"] = str(base / "runs")
+
+
+def toy_notebook(file, parameters, *code):
+    "A notebook of few cells: its parameters, tagged (None: it has none), then what it does."
+    sources = [*([parameters] if parameters is not None else []), *code]
+    cells = [
+        dict(
+            cell_type="code",
+            id=f"c{i}",
+            metadata=dict(tags=["parameters"]) if i == 0 and parameters is not None else {},
+            source=[source],
+            outputs=[],
+            execution_count=None,
+        )
+        for i, source in enumerate(sources)
+    ]
+    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+    file.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from skinrepro import features
 from skinrepro.core import data_folder, has_data
 from skinrepro.features import (
     NETWORKS,
@@ -64,6 +65,17 @@ def test_another_network_does_not_read_what_this_one_wrote(lite0, tmp_path):
     embed(lite0, images, folder=tmp_path)
     other = replace(lite0, weights_hash="0" * 64)
     embed(other, images, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_changed_code_does_not_read_what_the_old_one_wrote(lite0, tmp_path, monkeypatch):
+    "Descriptions that other code has made are computed anew."
+    images = noise(2)
+    embed(lite0, images, folder=tmp_path)
+    embed(lite0, images, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(features, "code_hash", lambda *names: "another")
+    embed(lite0, images, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
 
 

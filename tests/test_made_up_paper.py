@@ -4,14 +4,13 @@ what it would have to define itself is what the stages lack.
 
 import ast
 import csv
-import json
 import os
 import shutil
 import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, toy_notebook
 
 from skinrepro.core import has_data
 
@@ -89,25 +88,8 @@ save_gallery(m, "jones2032/fig1", "One image of each")
 def paper(folder, data):
     "The made-up paper as files."
     folder.mkdir(parents=True)
-
-    def cell(source, **metadata):
-        return dict(
-            cell_type="code",
-            source=source.strip(),
-            metadata=metadata,
-            outputs=[],
-            execution_count=None,
-        )
-
-    for name, cells in (
-        ("trial", [cell(PARAMETERS, tags=["parameters"]), cell(START), cell(TRIAL)]),
-        ("report", [cell(REPORT)]),
-    ):
-        for i, c in enumerate(cells):
-            c["id"] = f"{name}-{i}"
-        kernel = dict(name="python3", display_name="Python 3", language="python")
-        nb = dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4, nbformat_minor=5)
-        (folder / f"{name}.ipynb").write_text(json.dumps(nb))
+    toy_notebook(folder / "trial.ipynb", PARAMETERS, START, TRIAL)
+    toy_notebook(folder / "report.ipynb", None, REPORT)
     (folder / "grid.toml").write_text(GRID.replace("DATA", data))
     (folder / "reported.csv").write_text(REPORTED.strip() + "\n")
 

@@ -10,7 +10,7 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, toy_notebook
 
 from skinrepro import runs
 from skinrepro.core import paths
@@ -202,26 +202,9 @@ if seed == 0: os.kill(os.getppid(), signal.SIGKILL); time.sleep(60)
 Path('records.csv').write_text('run_id\\n')
 """
 
-    def cell(source, tags):
-        return dict(
-            cell_type="code",
-            id=f"c{len(tags)}",
-            metadata=dict(tags=tags),
-            source=[source],
-            outputs=[],
-            execution_count=None,
-        )
-
-    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
-    nb = dict(
-        cells=[cell("seed = 0", ["parameters"]), cell(code, [])],
-        metadata=kernel,
-        nbformat=4,
-        nbformat_minor=5,
-    )
     folder = tmp_path / "paper2031"
     folder.mkdir()
-    (folder / "toy.ipynb").write_text(json.dumps(nb))
+    toy_notebook(folder / "toy.ipynb", "seed = 0", code)
     (folder / "grid.toml").write_text("[toy]\nseed = [0, 1, 2]\n")
     killed, *others = execute(read_grid(folder), cores=2, progress=False)
     assert killed.status == "failed" and "killed" in killed.error and not killed.run.done
@@ -297,17 +280,6 @@ def toy_paper(tmp_path, grid):
     "Two notebooks: `make` writes a file, `use` reads it through the id that it is given."
     folder = tmp_path / "paper2032"
     folder.mkdir(exist_ok=True)
-
-    def cell(source, tags):
-        return dict(
-            cell_type="code",
-            id=f"c{len(tags)}",
-            metadata=dict(tags=tags),
-            source=[source],
-            outputs=[],
-            execution_count=None,
-        )
-
     head = "import json\nfrom pathlib import Path\n"
     record = (
         "Path('run.json').write_text(json.dumps(dict(paper='paper2032', notebook=NAME,"
@@ -321,18 +293,11 @@ def toy_paper(tmp_path, grid):
         "NAME, P = 'use', dict(seed=seed, images=images)\nfrom skinrepro.runs import find\n"
         "Path('seen').write_text((find('paper2032', images).folder/'made').read_text())\n"
     )
-    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
     for name, parameters, code in [
         ("make", "seed = 0\nsteps = 1", make),
         ("use", 'seed = 0\nimages = ""', use),
     ]:
-        nb = dict(
-            cells=[cell(parameters, ["parameters"]), cell(head + code + record, [])],
-            metadata=kernel,
-            nbformat=4,
-            nbformat_minor=5,
-        )
-        (folder / f"{name}.ipynb").write_text(json.dumps(nb))
+        toy_notebook(folder / f"{name}.ipynb", parameters, head + code + record)
     (folder / "grid.toml").write_text(grid)
     return folder
 

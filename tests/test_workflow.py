@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, toy_notebook
 
 from skinrepro import workflow
 from skinrepro.graph import inputs_of
@@ -37,36 +37,12 @@ def store(tmp_path, monkeypatch):
     return tmp_path / "runs"
 
 
-def notebook(file, parameters, code):
-    def cell(i, source, tags):
-        return dict(
-            cell_type="code",
-            id=f"c{i}",
-            metadata=dict(tags=tags),
-            source=[source],
-            outputs=[],
-            execution_count=None,
-        )
-
-    kernel = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
-    file.write_text(
-        json.dumps(
-            dict(
-                cells=[cell(0, parameters, ["parameters"]), cell(1, code, [])],
-                metadata=kernel,
-                nbformat=4,
-                nbformat_minor=5,
-            )
-        )
-    )
-
-
 def toy(tmp_path, grid, **bodies):
     "A paper of small notebooks: name = what it does before it writes its record."
     folder = tmp_path / "paper2033"
     folder.mkdir(parents=True, exist_ok=True)
     for name, body in bodies.items():
-        notebook(
+        toy_notebook(
             folder / f"{name}.ipynb", "seed = 0", f"NAME = {name!r}\n" + WRITE.replace("BODY", body)
         )
     (folder / "grid.toml").write_text(grid)

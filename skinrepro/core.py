@@ -31,7 +31,10 @@ class Paths:
     root: Path  # the repository
     nbs: Path  # notebooks
     papers: Path  # one folder a paper
-    figures: Path  # regenerated tables and figures, committed
+    figures: (
+        Path  # published tables, figures and records, committed; `skinrepro publish` writes them
+    )
+    made: Path  # tables and figures as they are regenerated here, one folder a paper, git-ignored
     runs: Path  # what runs write, git-ignored
     cache: Path  # decoded images, git-ignored, may be deleted
     data: Path  # images that the project itself makes (phantoms), git-ignored
@@ -44,12 +47,14 @@ def paths() -> Paths:  # read anew at each call, so that a test may set the vari
     def env(name, default):
         return Path(os.environ[name]).expanduser().resolve() if os.environ.get(name) else default
 
+    runs = env("SKINREPRO_RUNS", root / "runs")
     return Paths(
         root=root,
         nbs=root / "nbs",
         papers=root / "nbs" / "papers",
-        figures=env("SKINREPRO_FIGURES", root / "figures"),
-        runs=env("SKINREPRO_RUNS", root / "runs"),
+        figures=env("SKINREPRO_COMMITTED", root / "figures"),
+        made=env("SKINREPRO_FIGURES", runs / "figures"),
+        runs=runs,
         cache=env("SKINREPRO_CACHE", root / "cache"),
         data=env("SKINREPRO_CACHE", root / "cache") / "phantoms",
     )

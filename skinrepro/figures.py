@@ -77,7 +77,7 @@ def read_picture(
 # %% ../nbs/61_figures.ipynb #c19c5bea
 def save_figure(
     fig,  # matplotlib figure
-    stem,  # 'wang2024/fig2' below the figures folder, or an absolute path without suffix
+    stem,  # 'wang2024/fig2' below `paths().made`, or an absolute path without suffix
     # what is drawn, one row per mark or picture. Needs a column `data` or a `stamp`
     numbers: pd.DataFrame,
     stamp: str | None = None,  # what it was made from; None derives it from the column `data`
@@ -85,7 +85,7 @@ def save_figure(
     """Stamp a figure and write it with its numbers. Same input, same bytes of csv and svg. Raises
     ValueError.
     """
-    path = Path(stem) if Path(stem).is_absolute() else paths().figures / stem
+    path = Path(stem) if Path(stem).is_absolute() else paths().made / stem
     numbers, stamp = _stamped(numbers, stamp, path.name)
     if "path" in numbers:  # where a file lies on this machine is nobody's concern
         numbers = numbers.drop(columns="path")

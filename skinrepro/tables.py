@@ -699,7 +699,7 @@ def footnotes(
 def save_table(
     # the long table; the csv holds all of it. Needs a column `data` or a `stamp`
     table: pd.DataFrame,
-    stem,  # 'wang2024/table2' below the figures folder, or an absolute path without suffix
+    stem,  # 'wang2024/table2' below `paths().made`, or an absolute path without suffix
     title: str,  # e.g. 'Table 2. Classification, scenario i'
     notes=(),  # lines to print under the table
     # what the numbers were measured on; None derives it from the column `data`
@@ -716,7 +716,7 @@ def save_table(
     table, stamp = _stamped(table, stamp, rule)
     shown = plain(table) if shown is None else shown.map(_text)
     lines = footnotes(table, rule, notes, licence)
-    path = Path(stem) if Path(stem).is_absolute() else paths().figures / stem
+    path = Path(stem) if Path(stem).is_absolute() else paths().made / stem
     label = re.sub(r"[^a-z0-9]+", "-", "-".join(path.parts[-2:]).lower()).strip("-")
     md = [f"# {title}", *([f"**{stamp}**"] if stamp else []), markdown_table(shown), *lines]
     texts = {

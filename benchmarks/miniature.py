@@ -469,7 +469,7 @@ def ship_judge(a):
 
     from skinrepro.core import commit, sha256_file
 
-    recipe = dict(pictures=12000, epochs=5, seed=0)
+    recipe, made_at = dict(pictures=12000, epochs=5, seed=0), commit()
     model = train_judge(*recipe.values())
     folder = paths().root / "skinrepro" / "phantom_judge"
     with atomic_path(folder / "judge.safetensors") as tmp:
@@ -483,7 +483,7 @@ def ship_judge(a):
     right = asked(model)(fresh) == np.array(NAMES)[y]
     about = dict(
         made_by="benchmarks/miniature.py judge",
-        commit=commit(),
+        commit=made_at,
         torch=torch.__version__,
         network="resnet_small",
         pixels=64,

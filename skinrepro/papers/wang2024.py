@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES', 'METHODS',
            'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA', 'LORA_PER', 'SPLIT_BY',
-           'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'split_of',
-           'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights', 'images_of', 'cost']
+           'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'counted', 'exact_table',
+           'scenario_split', 'split_of', 'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora',
+           'read_weights', 'images_of', 'cost']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
@@ -34,6 +35,7 @@ from skinrepro.splits import (
     mark,
     proportional,
 )
+from ..tables import compare, layout, read_reported
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #78399cf8
 CONDITIONS = [
@@ -127,6 +129,50 @@ def selection(
 ) -> pd.DataFrame:  # label, skin_type, n
     "Counts of the paper's selection, from those that come with the package (Table 1)."
     return selected_counts(CONDITIONS, MAJORITY + MINORITY, label_source)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #7ab1e002
+def counted() -> tuple[pd.DataFrame, str]:  # label, skin_type, n; where they come from
+    "Images of each condition and skin type in the paper's selection."
+    if not has_data("fitzpatrick17k"):
+        return selection(), "fitzpatrick17k annotations (counts of the package)"
+    from skinrepro.fitzpatrick17k import read_annotations, to_manifest
+
+    m = to_manifest(read_annotations(), "scale", labels=CONDITIONS)
+    m = m[m.skin_type.isin(MAJORITY + MINORITY)]
+    counts = m.groupby(["label", "skin_type"], as_index=False).size()
+    return counts.rename(columns={"size": "n"}), "fitzpatrick17k annotations"
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #7ab1e003
+def exact_table() -> dict:  # what `tables.save_table` takes, and a line that says how it came out
+    "Table 1 beside the printed one. Raises ValueError unless all numbers are equal."
+    counts, origin = counted()
+    of_type = counts.assign(fst=counts.skin_type.map({1: "I", 2: "II", 5: "V", 6: "VI"}))
+    by_label = counts.groupby("label", as_index=False).n.sum().assign(fst="total")
+    ours = pd.concat([of_type, by_label])
+    ours = pd.concat([ours, ours.groupby("fst", as_index=False).n.sum().assign(label="total")])
+    about = dict(
+        run_id="annotations", metric="n_images", group="all", data="fitzpatrick17k", seed=""
+    )
+    ours = ours.assign(**about, value=ours.n, condition=ours.label)
+    printed = read_reported(paths().papers / "wang2024" / "reported.csv")
+    printed = printed[printed.artefact == "table1"]
+    table = compare(ours, printed, ["fst", "condition"], {"data": "fitzpatrick17k"})
+    exact = int((table.verdict == "equal").sum())
+    if not exact == len(table) == 40:
+        raise ValueError(f"Table 1: only {exact} of {len(table)} numbers are equal to the printed.")
+    note = (
+        f"{exact} of {len(table)} numbers are equal. Counted from `fitzpatrick17k.csv` (column"
+        " fitzpatrick_scale) of mattgroh/fitzpatrick17k, commit fac223a."
+    )
+    return dict(
+        stem="wang2024/table1",
+        table=table,
+        shown=layout(table, "fst", "condition"),
+        title="Table 1. Sample distribution across skin conditions by Fitzpatrick skin type",
+        notes=[note],
+        said=f"{exact} of {len(table)} numbers of Table 1 are equal to the printed ones; source:"
+        f" {origin}",
+    )
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #9218f6e5
 SCENARIOS = {  # scenario -> (parts that train, part that tests), section 3

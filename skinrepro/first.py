@@ -73,7 +73,7 @@ def redrawn(
 
     scene = 66 * 10**9 + seed  # a stream of its own
     before = render(label, light, scene, 64, difficulty=0.5)
-    asked = dict(prompt=caption(label, dark), strength=0.7, guidance=4.0, steps=25, seed=seed)
+    asked = dict(prompt=caption(label, dark), strength=0.6, guidance=4.0, steps=25, seed=seed)
     with tempfile.TemporaryDirectory(prefix="skinrepro-") as d:
         file = Path(d) / "parent.png"
         Image.fromarray(before).save(file)

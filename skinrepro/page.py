@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from . import __version__
 from .core import atomic_path, paths
 from .runs import finished
 from .tables import PHANTOM_STAMP, is_phantom
@@ -225,9 +226,15 @@ def write_page(
     head = (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"'
         f' content="width=device-width"><title>{paper}, regenerated</title>'
-        f"<style>{_STYLE}</style><h1>{paper}: regenerated here, beside what the paper prints</h1>"
+        f"<style>{_STYLE}</style>"
     )
-    parts = [head, stamp, _about(paper), f"<nav>{nav}</nav>", body, _not_here(absent, paper, page)]
+    how = (
+        f"<p>Regenerated on this machine by skinrepro {__version__}, beside what the paper"
+        " prints. What the repository publishes may rest on more runs: it is in"
+        f" <code>figures/{paper}</code>.</p>"
+    )
+    parts = [head, _about(paper), stamp, how, f"<nav>{nav}</nav>", body]
+    parts += [_not_here(absent, paper, page)]
     with atomic_path(page) as tmp:
         tmp.write_text("\n".join([*parts, "</html>\n"]), encoding="utf-8")
     return page
@@ -237,13 +244,15 @@ def _short_title(item: _Item) -> str:
     return "First picture" if item.stem == "first" else _title(item).partition(". ")[0]
 
 
-def _about(paper: str) -> str:  # the question of the paper, from its index
+def _about(paper: str) -> str:  # title, question and citation, from the index
     file = paths().papers / paper / "index.ipynb"
     if not file.is_file():
-        return ""
+        return f"<h1>{paper}</h1>"
+    from nbconvert.filters import markdown2html
+
     text = "".join(json.loads(file.read_text(encoding="utf-8"))["cells"][0]["source"])
-    lines = [line.lstrip("#> ") for line in text.splitlines() if line.strip()]
-    return "".join(f"<p>{html.escape(line)}</p>" for line in lines)
+    parts = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", p) for p in text.split("\n\n")[:3]]
+    return markdown2html(html.escape("\n\n".join(p.lstrip("> ") for p in parts), quote=False))
 
 # %% ../nbs/76_page.ipynb #76a00017
 def open_page(

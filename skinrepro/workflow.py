@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -345,7 +346,7 @@ class _Watch:
         from tqdm import tqdm
 
         self.by_id, self.open = {r.id: r for r in runs}, {r.id: r for r in todo}
-        self.outcomes, self.progress = {}, progress
+        self.outcomes, self.progress, self.begun = {}, progress, set()
         done = len(runs) - len(todo)
         self.bar = tqdm(
             total=len(runs), initial=done, desc="runs", unit="run", disable=not progress
@@ -370,6 +371,15 @@ class _Watch:
                 self.tell(Outcome(r, "ran", seconds_taken(r.folder)))
             elif error.is_file():
                 self.tell(Outcome(r, "failed", error=_said(error)))
+            elif self.progress and r.id not in self.begun and _is_running(r.folder):
+                self.tell_begun(r)
+
+    def tell_begun(self, r):  # what runs now, and what comes
+        self.begun.add(r.id)
+        left = Counter(o.notebook.stem for i, o in self.open.items() if i not in self.begun)
+        later = ", ".join(f"{n} {name}" for name, n in left.items())
+        more = f"  (to come: {later})" if later else ""
+        self.bar.write(f"now    {r.id}  {_short(r.parameters)}{more}")
 
     def tell(self, o):
         self.outcomes[o.run.id] = o

@@ -24,7 +24,7 @@ from .tone import skin_ita
 def _home() -> Path:
     return paths().root / "skinrepro" / "phantom_judge"
 
-
+# %% ../nbs/75_first.ipynb #8a8a7753
 def about_judge() -> dict:  # how it was made, and how often it is right
     "The judge's own record."
     return json.loads((_home() / "judge.json").read_text(encoding="utf-8"))

@@ -243,7 +243,7 @@ def write_page(
 def _short_title(item: _Item) -> str:
     return "First picture" if item.stem == "first" else _title(item).partition(". ")[0]
 
-
+# %% ../nbs/76_page.ipynb #b63487ad
 def _about(paper: str) -> str:  # title, question and citation, from the index
     file = paths().papers / paper / "index.ipynb"
     if not file.is_file():

@@ -303,7 +303,7 @@ def changes(
     names = sorted(f.name for f in new.iterdir() if f.is_file())
     stems, told, files = {}, [], []
     for name in names:
-        stems.setdefault(name.partition(".")[0], []).append(name)
+        stems.setdefault(Path(name).stem, []).append(name)
     for stem, of_it in stems.items():
         differ = [f for f in of_it if not same(f)]
         if (
@@ -319,7 +319,7 @@ def changes(
             continue
         told.append(f"{kind} {stem}: {_what(old, new, stem, kind, differ)}")
         files += differ
-    there = {f.name.partition(".")[0] for f in old.iterdir()} if old.is_dir() else set()
+    there = {f.stem for f in old.iterdir()} if old.is_dir() else set()
     told += [f"{s}: not made by this report, stays as it is" for s in sorted(there - {*stems})]
     return told, files
 

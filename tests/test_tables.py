@@ -378,6 +378,10 @@ def test_default_place_is_the_figures_folder(tmp_path, monkeypatch):
         "wang2024/v1.2.csv",
         "wang2024/v1.2.tex",
     ]
+    monkeypatch.delenv("SKINREPRO_FIGURES")  # then beside the runs, and never where git looks
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "store"))
+    md, *_ = save_table(pd.DataFrame({"a": [1]}), "wang2024/table9", "Title", stamp="Data: none")
+    assert md == tmp_path / "store" / "figures" / "wang2024" / "table9.md"
 
 
 def structure(tex):

@@ -301,13 +301,7 @@ def test_a_grid_of_three_sets_to_figures(tmp_path, store, monkeypatch):
     """The whole paper in the smallest size: three trainings, then the report draws every figure
     from them.
     """
-    import shutil
-
-    figures = tmp_path / "figures"
-    monkeypatch.setenv("SKINREPRO_FIGURES", str(figures))
-    figures.mkdir()
-    if (ROOT / "figures" / "lopezperez2025").is_dir():
-        shutil.copytree(ROOT / "figures" / "lopezperez2025", figures / "lopezperez2025")
+    monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     grid = read_grid(HERE, "smoke", "sets", repetition=0, **SMALL)
     outcomes = execute(grid, cores=2, progress=False)
     assert [o.status for o in outcomes] == ["ran"] * 3, [o.error for o in outcomes]
@@ -353,6 +347,7 @@ def test_real_photographs_end_to_end(tmp_path, store):
 
 def test_the_report_stands_without_any_run(tmp_path, store, monkeypatch):
     "Figures 2 and 7 are exact; what was not run says so."
+    monkeypatch.setenv("SKINREPRO_COMMITTED", str(tmp_path / "nothing"))
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     runs.execute_notebook(HERE / "report.ipynb", tmp_path / "out.ipynb")
     made = tmp_path / "figures" / "lopezperez2025"
@@ -371,14 +366,9 @@ def test_tables_and_figures_follow_from_the_committed_records(tmp_path, store, m
     """A reviewer without runs rebuilds every table, and the numbers behind every figure that need
     no single images, byte by byte.
     """
-    import shutil
-
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     committed = ROOT / "figures" / "lopezperez2025"
     made = tmp_path / "figures" / "lopezperez2025"
-    made.mkdir(parents=True)
-    for f in ("records.csv", "runs.csv"):
-        shutil.copy(committed / f, made)
     runs.execute_notebook(HERE / "report.ipynb", tmp_path / "out.ipynb")
     of_images = {"fig1.csv", "fig4.csv", "fig5.csv", "fig8.csv"}  # these need what a run keeps
     names = {f.name for f in committed.iterdir() if f.suffix in (".csv", ".md", ".tex")} - of_images

@@ -258,9 +258,6 @@ def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_da
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     committed = ROOT / "figures" / "wang2024"
-    (tmp_path / "figures" / "wang2024").mkdir(parents=True)
-    for f in ("records.csv", "runs.csv"):
-        shutil.copy(committed / f, tmp_path / "figures" / "wang2024")
     report(tmp_path)
     tables = sorted(f.name for f in committed.iterdir() if f.suffix in (".md", ".csv", ".tex"))
     assert "table1.md" in tables and "pad_ufes20.md" in tables
@@ -282,10 +279,7 @@ def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypa
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     home = tmp_path / "figures" / "wang2024"
-    home.mkdir(parents=True)
-    for f in ("records.csv", "runs.csv"):
-        shutil.copy(ROOT / "figures" / "wang2024" / f, home)
-    committed = read_record(home / "records.csv")
+    committed = read_record(ROOT / "figures" / "wang2024" / "records.csv")
     mine = read_grid(ROOT / "nbs" / "papers" / "wang2024", "mini", "scenario")[0]
     trial = "scenario-000000000000"
     made = committed[committed.run_id == mine.id].assign(commit="mine")

@@ -146,9 +146,10 @@ def reports(tmp_path_factory):
     first one kept.
     """
     base = tmp_path_factory.mktemp("report")
-    before = {k: os.environ.get(k) for k in ("SKINREPRO_RUNS", "SKINREPRO_FIGURES")}
+    places = ("SKINREPRO_RUNS", "SKINREPRO_FIGURES", "SKINREPRO_COMMITTED")
+    before = {k: os.environ.get(k) for k in places}
     try:
-        os.environ |= dict(SKINREPRO_RUNS=str(base / "runs"), SKINREPRO_FIGURES=str(base / "first"))
+        os.environ |= {k: str(base / d) for k, d in zip(places, ("runs", "first", "nothing"))}
         rng = np.random.default_rng(0)
         for run in [
             *read_grid(WANG, "mini"),
@@ -163,12 +164,10 @@ def reports(tmp_path_factory):
             if run.section == "generator" and (p["scenario"], p["seed"]) == ("iii", 0):
                 leave_images(run)
         execute_report(base)
-        (base / "second" / "wang2024").mkdir(parents=True)
+        (base / "published" / "wang2024").mkdir(parents=True)
         for f in ("records.csv", "runs.csv"):
-            shutil.copy(base / "first" / "wang2024" / f, base / "second" / "wang2024")
-        os.environ |= dict(
-            SKINREPRO_RUNS=str(base / "none"), SKINREPRO_FIGURES=str(base / "second")
-        )
+            shutil.copy(base / "first" / "wang2024" / f, base / "published" / "wang2024")
+        os.environ |= {k: str(base / d) for k, d in zip(places, ("none", "second", "published"))}
         execute_report(base)
     finally:
         for k, v in before.items():

@@ -22,7 +22,7 @@ import pandas as pd
 from .core import atomic_path, paths, read_kept
 from .grid import asked_for
 from .records import read_record, write_records
-from .report import committed_records, grid_runs, typed
+from .report import committed_records, grid_runs, together, typed
 from .runs import declared, execute_notebook, import_papermill
 
 # %% ../nbs/74_publish.ipynb #74a00005
@@ -355,7 +355,7 @@ def publish(
     known = [n for n in notebooks if (folder / f"{n}.ipynb").is_file()]
     every = {n: grid_runs(folder, n, tuple({*old.data, *new.data})) for n in known}
     records, told = merged(old, new, runs, every)
-    records = pd.concat([typed(records, folder / f"{n}.ipynb") for n in known], ignore_index=True)
+    records = together([typed(records, folder / f"{n}.ipynb") for n in known])
     home = paths().figures / paper
     with tempfile.TemporaryDirectory(prefix="skinrepro-", ignore_cleanup_errors=True) as d:
         made = rebuilt(folder, runs, records, Path(d), profile, data)

@@ -124,6 +124,7 @@ img{max-width:100%;height:auto}
 .from{font-size:.85rem;color:#555}.from code{font-size:.8rem}
 nav a{margin-right:.9rem;white-space:nowrap}
 details{font-size:.85rem;color:#444}code{overflow-wrap:anywhere}
+.anchor-link{display:none}
 """
 FIRST = "The first picture: light skin, redrawn dark"
 
@@ -241,7 +242,9 @@ def write_page(
 
 # %% ../nbs/76_page.ipynb #76a00013
 def _short_title(item: _Item) -> str:
-    return "First picture" if item.stem == "first" else _title(item).partition(". ")[0]
+    if item.stem == "first":
+        return "First picture"
+    return item.artefact.name if item.artefact else item.stem.replace("_", " ")
 
 # %% ../nbs/76_page.ipynb #b63487ad
 def _about(paper: str) -> str:  # title, question and citation, from the index

@@ -1,4 +1,4 @@
-"""The first minute: a table that is exact, one phantom redrawn, and one page; with no run at all."""
+"""The first minute: a table that is exact, one phantom redrawn, and one page; without any run."""
 
 import json
 import re

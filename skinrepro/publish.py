@@ -229,8 +229,10 @@ def rebuilt(
     data: str | None = None,
 ) -> Path:  # folder with tables, figures and records
     "Tables and figures from published records alone. Raises ValueError when the report fails."
-    paper = folder.name
+    paper, published = folder.name, paths().figures / folder.name
     _store_of(runs, at / "runs")
+    if published.is_dir():
+        shutil.copytree(published, at / "committed" / paper)
     write_records(records, at / "committed" / paper / "records.csv")
     out = at / "made" / paper
     executed = paths().runs / paper / "published.ipynb"

@@ -30,6 +30,7 @@ seed = [0, 1]
 PARAMETERS = 'steps = 1\nseed = 0\ndata = "phantom"\nprofile = "mini"'
 TRIAL = 'from skinrepro.runs import begin\n\nrun = begin("jones2033", "trial", globals())'
 REPORT = """
+from skinrepro.core import paths
 from skinrepro.report import paper_records
 from skinrepro.tables import save_table
 
@@ -39,6 +40,8 @@ runs = t.groupby("steps").run_id.agg(lambda c: " ".join(sorted(set(c)))).rename(
 wide = t.groupby("steps").value.mean().rename("accuracy").to_frame().join(runs).reset_index()
 wide = wide.assign(steps=wide.steps.astype(str), data="phantom")
 save_table(wide, "jones2033/table1", "Table 1. By number of steps")
+if not (paths().figures / "jones2033" / "note.md").is_file():  # as a gallery without its images
+    save_table(wide, "jones2033/note", "Only where nothing is published")
 """
 HELPERS = """
 import json, sys
@@ -184,6 +187,8 @@ def test_two_editions(project):
     assert mixed == 1 and "2 of 4 runs are of another commit than the others" in refused
     assert code == 0 and "2 runs replaced, 0 added, 2 kept" in said, said
     assert "table table1: 1 row changed (accuracy 1)" in said, said
+    assert "note: not made by this report, stays as it is" in said
+    assert (home / "note.md").read_bytes() == before["note.md"]
     assert dict(zip(published(at).steps, published(at).commit)) == {"1": first, "9": second}
     t = pd.read_csv(home / "table1.csv", dtype=str).set_index("steps").accuracy
     assert t.to_dict() == {"1": "0.5", "9": "0.25"}

@@ -8,6 +8,7 @@ __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'toge
            'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
 
 # %% ../nbs/63_report.ipynb #d691d123
+import shutil
 import tomllib
 from collections.abc import Callable, Mapping
 
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .claims import detectable
-from .core import paths
+from .core import atomic_path, paths
 from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
 from .records import read_record, read_records, write_records
@@ -108,6 +109,18 @@ def of_published(
 
     return told(new).isin(set(told(old))) if len(keys) > 1 else new.run_id.isna()
 
+# %% ../nbs/63_report.ipynb #d3507be2
+def _beside_tables(paper: str, new: list | None, committed: pd.DataFrame) -> pd.DataFrame:
+    "Keep the records that the tables are made of; returns them as a reviewer will read them."
+    file, source = paths().made / paper / "records.csv", paths().figures / paper / "records.csv"
+    if new is not None:
+        write_records(together(new), file)
+    elif source.is_file():
+        for name in (file.name, "runs.csv"):
+            with atomic_path(file.with_name(name)) as tmp:
+                shutil.copyfile(source.with_name(name), tmp)
+    return read_record(file) if file.is_file() and (new or source.is_file()) else committed
+
 # %% ../nbs/63_report.ipynb #2bc54629
 def paper_records(
     paper: str,  # paper key
@@ -121,17 +134,15 @@ def paper_records(
     grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
     notebooks = list(dict.fromkeys(body.get("notebook", name) for name, body in grid.items()))
     wanted = {n: grid_runs(folder, n, data) for n in notebooks}
-    committed, keep, outside = committed_records(paper), [], []
+    committed, keep, outside, any_fresh = committed_records(paper), [], [], False
     for n in notebooks:
         old, new = typed(committed, folder / f"{n}.ipynb"), read_records(paper, n)
         mine = asked_for(new, wanted[n], free) if len(new) else new.run_id.isna()
         outside += sorted(set(new.run_id[~mine]))
-        fresh = mine & ~of_published(new, old)
-        keep += renewed(old, new[mine if fresh.any() else fresh])
-    records = committed
-    if keep:
-        write_records(together(keep), paths().made / paper / "records.csv")
-        records = read_record(paths().made / paper / "records.csv")  # as a reviewer will read them
+        fresh = bool((mine & ~of_published(new, old)).any())
+        keep += renewed(old, new[mine] if fresh else new[:0])
+        any_fresh |= fresh
+    records = _beside_tables(paper, keep if any_fresh else None, committed)
     every = {n: typed(records, folder / f"{n}.ipynb") for n in notebooks}
     return {n: t[asked_for(t, wanted[n], free)] if len(t) else t for n, t in every.items()}, outside
 

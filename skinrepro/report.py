@@ -116,7 +116,8 @@ def _beside_tables(paper: str, new: list | None, committed: pd.DataFrame) -> pd.
     if new is not None:
         write_records(together(new), file)
     elif source.is_file():
-        for name in (file.name, "runs.csv"):
+        both = [n for n in ("records.csv", "runs.csv") if source.with_name(n).is_file()]
+        for name in both:
             with atomic_path(file.with_name(name)) as tmp:
                 shutil.copyfile(source.with_name(name), tmp)
     return read_record(file) if file.is_file() and (new or source.is_file()) else committed

@@ -177,6 +177,10 @@ def _origin(item: _Item, paper: str, page: Path) -> str:
         f'<a href="{html.escape(os.path.relpath(item.file(s), page.parent))}">{s[1:]}</a>'
         for s in item.suffixes
     ]
+    published = paths().figures / paper / f"{item.stem}{item.suffixes[0]}"
+    if published.is_file():
+        to = html.escape(os.path.relpath(published, page.parent))
+        links.append(f'published: <a href="{to}">figures/{paper}/{published.name}</a>')
     return f'<div class="from">{"<br>".join([*parts, "files: " + " ".join(links)])}</div>'
 
 # %% ../nbs/76_page.ipynb #76a00010

@@ -221,7 +221,7 @@ def gather(
     runs = records.drop_duplicates("run_id").sort_values("run_id")
     lists, found = _gathered(runs, folder, "images"), _gathered(runs, folder, "predictions")
     wanted = {h for c in LISTS if c in runs for h in runs[c].map(_said) if h}
-    lists = [t[t.hash.isin(wanted)] for t in lists.values()]
+    lists = [t for h, t in lists.items() if h in wanted and _hash_of(t) == h]
     _write_parts(lists, folder / "images.parquet", ["hash", "image_id"])
     _write_parts([_halved(t) for t in found.values()], folder / "predictions.parquet")
     have = {h for t in lists for h in t.hash.unique()}
@@ -250,7 +250,7 @@ def _gathered(runs: pd.DataFrame, folder: Path, name: str) -> dict:  # run or ha
 # %% ../nbs/08_records.ipynb #5e5c712f
 def _is_of(home: Path, run) -> bool:  # another attempt may lie in the store
     record = read_kept(home / "records.csv", read_record)
-    columns = ("commit", "data_hash", "seconds")
+    columns = ("commit", "data_hash", "inputs_hash")
     return record is not None and all(
         _said(record.get(c, pd.Series([""])).iloc[0]) == _said(getattr(run, c, "")) for c in columns
     )

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'committed_records', 'paper_records', 'overview',
-           'own_rule', 'recomputed', 'numbers_of', 'span', 'own_table', 'detectable_note', 'epochs_note', 'nothing_run',
-           'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
+           'own_rule', 'recomputed', 'with_runs', 'numbers_of', 'span', 'own_table', 'detectable_note', 'epochs_note',
+           'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import tomllib
@@ -212,6 +212,18 @@ def _measured(p: pd.DataFrame, metrics: set, columns: set) -> pd.DataFrame:
         ignore_index=True,
     )
 
+# %% ../nbs/63_report.ipynb #b5d68a7b
+def with_runs(
+    table: pd.DataFrame,  # numbers over runs, a row or several for each setting
+    records: pd.DataFrame,  # that they come from
+    keys: list,  # columns that make a setting
+) -> pd.DataFrame:  # with `runs`: ids of the runs of each setting, where the records tell them
+    "Which runs are behind each row of a table."
+    if "run_id" not in records or not len(table):
+        return table
+    ids = records.groupby(keys, dropna=False).run_id.agg(lambda t: " ".join(sorted(t.unique())))
+    return table.merge(ids.rename("runs").reset_index(), on=keys, how="left")
+
 # %% ../nbs/63_report.ipynb #b4aff701
 def numbers_of(
     records: pd.DataFrame,
@@ -227,7 +239,7 @@ def numbers_of(
     ).reset_index()
     wide = t.pivot(index=keys, columns="metric", values="value").reindex(columns=metrics)
     behind = t.groupby(keys, as_index=False).agg(**{draws: (draws, "max")}, data=("data", "first"))
-    return wide.reset_index().merge(behind, on=keys)
+    return with_runs(wide.reset_index().merge(behind, on=keys), records, keys)
 
 # %% ../nbs/63_report.ipynb #e5747b06
 def span(
@@ -263,7 +275,8 @@ def own_table(
         | _shown_cells(cell, metrics, across)
         for setting, cell in long.groupby(keys)
     ]
-    return long.assign(data=records.data.iloc[0]), pd.DataFrame(rows)
+    long = with_runs(long.assign(data=records.data.iloc[0]), records, keys)
+    return long, pd.DataFrame(rows)
 
 # %% ../nbs/63_report.ipynb #20c843e6
 def _shown_cells(cell: pd.DataFrame, metrics: tuple, across: str) -> dict:

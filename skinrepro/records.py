@@ -257,7 +257,8 @@ def _is_of(home: Path, run) -> bool:  # another attempt may lie in the store
 
 # %% ../nbs/08_records.ipynb #6440896b
 def _halved(t: pd.DataFrame) -> pd.DataFrame:
-    return t.astype(dict.fromkeys([c for c in t if c[:2] == "p_"], "float16"))
+    probabilities = [c for c in t if c[:2] == "p_"]
+    return t.assign(**t[probabilities].astype("float32").round(3).astype("float16"))
 
 # %% ../nbs/08_records.ipynb #20bb2d28
 def _write_parts(parts: list, file: Path, by: list | None = None):

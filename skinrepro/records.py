@@ -212,14 +212,16 @@ LISTS = ("data_hash", "images_hash", "generator_images_hash")  # columns of reco
 
 def gather(
     records: pd.DataFrame,  # of the runs that are published, as `write_records` takes them
-    folder,  # where images.parquet and predictions.parquet lie or shall lie
+    folder,  # where images.parquet and predictions.parquet shall lie
+    earlier=None,  # folder with those of an earlier time; None: the same
 ) -> list[str]:  # ids of the runs behind which something is missing
     """Put the lists of images and the numbers of single images of many runs into two files. Runs
-    that are not in the store keep what lies in the folder already.
+    that are not in the store keep what was gathered earlier.
     """
     folder = Path(folder)
     runs = records.drop_duplicates("run_id").sort_values("run_id")
-    lists, found = _gathered(runs, folder, "images"), _gathered(runs, folder, "predictions")
+    earlier = folder if earlier is None else Path(earlier)
+    lists, found = (_gathered(runs, earlier, name) for name in ("images", "predictions"))
     wanted = {h for c in LISTS if c in runs for h in runs[c].map(_said) if h}
     lists = [t for h, t in lists.items() if h in wanted and _hash_of(t) == h]
     _write_parts(lists, folder / "images.parquet", ["hash", "image_id"])

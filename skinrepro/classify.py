@@ -374,15 +374,23 @@ def predictions_table(
     probabilities: np.ndarray,  # (epochs, n, k)
     log: pd.DataFrame,  # from `train_classifier`
     select_on=RULES,  # rules to tabulate
-) -> pd.DataFrame:  # image_id, label, group, domain, split, select_on, epoch, p_0..p_k-1
-    "Predictions of the epochs that the rules choose."
+    labels=None,  # the paper's class list: adds what the network calls each image
+    grouping=None,  # (n,) names of the groups that numbers are told of, e.g. skin types
+    # image_id, label, group, domain, split, grouping_0, select_on, epoch, called, p_0..p_k-1
+) -> pd.DataFrame:
+    "Predictions of the epochs that the rules choose, with all that the numbers need."
     parts = [c.removesuffix("_loss") for c in log.columns if c.endswith("_loss")]
     losses = {part: log[f"{part}_loss"].tolist() for part in parts}
     about = m[["image_id", "label", "group", "domain", "split"]].reset_index(drop=True)
+    if grouping is not None:
+        about["grouping_0"] = np.asarray(grouping, object)
     names = [f"p_{i}" for i in range(probabilities.shape[2])]
     rows = []
     for rule in select_on:
         e = choose_epoch(losses, rule)
         chosen = pd.DataFrame(probabilities[e], columns=names)
-        rows.append(pd.concat([about.assign(select_on=rule, epoch=e), chosen], axis=1))
+        told = about.assign(select_on=rule, epoch=e)
+        if labels is not None:
+            told["called"] = np.asarray(labels, object)[probabilities[e].argmax(1)]
+        rows.append(pd.concat([told, chosen], axis=1))
     return pd.concat(rows, ignore_index=True)

@@ -855,44 +855,345 @@ def draw_graph(
 # %% ../nbs/79_cli.ipynb #8ac38dfa
 @app.command(
     "where",
-    epilog='Examples: `skinrepro where wang2024 table3`, `skinrepro where wang2024 "Figure 2"`',
+    context_settings=dict(allow_extra_args=True, ignore_unknown_options=True),
+    epilog=(
+        'Examples: `skinrepro where wang2024 table3`, `skinrepro where wang2024 "Figure 2"`,'
+        " `skinrepro where wang2024 table3 --row VGG-16 --train syn`, `skinrepro where wang2024"
+        ' claims --claim "both together"`, `skinrepro where lopezperez2025 fig3 --training_set B'
+        " --repetition 7`"
+    ),
 )
 @reported
 def where_is(
+    ctx: typer.Context,
     paper: _paper,
     artefact: Annotated[
         str,
         typer.Argument(
             metavar="ARTEFACT",
-            help='A table or figure of the paper, e.g. table3, fig2 or "Figure 2".',
+            help='A table or figure, e.g. table3, fig2, "Figure 2", claims; or the id of a run.',
         ),
     ],
 ):
-    "Notebook, heading and files of a table or figure, from the paper's index."
+    """Where a table or figure comes from: notebook, heading, files. With --LEVEL VALUE, from a cell
+    to its runs, their hashes and commit; --row VALUE is a value of any level.
+    """
+    folder, asked = _folder_of(paper), _filters(ctx.args)
+    if runs := _runs_named(paper, artefact):
+        _tell_named_runs(paper, runs)
+        return
+    stem = _tell_artefact(folder, artefact)
+    told = False
+    for whose, file in _tables_of(paper, stem):
+        told = _tell_cells(paper, whose, file, asked) or told
+    if asked and not told:
+        raise typer.BadParameter(f"{artefact} has no table to look into.", param_hint="--LEVEL")
+
+# %% ../nbs/79_cli.ipynb #ee806ac1
+def _filters(extra) -> list:  # of (level, value)
+    "What follows the artefact: --LEVEL VALUE or --LEVEL=VALUE."
+    out, rest = [], list(extra)
+    while rest:
+        name, eq, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or not (eq or rest):
+            raise typer.BadParameter(
+                f"{name!r} is not --LEVEL VALUE, e.g. --train syn.", param_hint="--LEVEL"
+            )
+        out.append((name[2:].replace("-", "_"), value if eq else rest.pop(0)))
+    return out
+
+# %% ../nbs/79_cli.ipynb #eb8b0843
+def _tell_artefact(folder, artefact) -> str:  # name of its files, without suffix
+    "Notebook, heading and files of a table or figure: from the paper's index, or its report."
     import re
 
     from skinrepro.core import paths
 
-    folder, root = _folder_of(paper), paths().root
-    rows = _artefacts(folder)
+    rows, paper = _artefacts(folder), folder.name
     found = [r for r in rows if _plain_name(r[0]) == _plain_name(artefact)]
-    if not found:
+    stem = _plain_name(found[0][0]) if found else _stem_of(paper, artefact)
+    if stem is None:
+        names = ", ".join([*(r[0] for r in rows), *_more_stems(paper, rows)])
         raise typer.BadParameter(
-            f"{paper} has no {artefact!r}; it has: {', '.join(r[0] for r in rows)}.",
-            param_hint="ARTEFACT",
+            f"{paper} has no {artefact!r}; it has: {names}.", param_hint="ARTEFACT"
         )
-    name, notebooks, files, verdict = found[0]
+    name, notebooks, files, verdict = found[0] if found else (stem, *_from_report(folder, stem), "")
     typer.secho(f"{paper}, {name}", bold=True)
     for _, file in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", notebooks):
-        typer.echo(f"  notebook  {(folder / file).relative_to(root)}")
+        typer.echo(f"  notebook  {_below_root(folder / file)}")
     for heading in re.findall(r'"([^"]+)"', notebooks):
         typer.echo(f"  heading   {heading}")
-    made = sorted((paths().figures / paper).glob(f"{_plain_name(name)}.*"))
+    made = sorted((paths().figures / paper).glob(f"{stem}.*"))
     for f in made:
-        typer.echo(f"  file      {f.relative_to(root) if f.is_relative_to(root) else f}")
+        typer.echo(f"  file      {_below_root(f)}")
     if not made:
         typer.echo(f"  file      none yet; {files.replace('`', '')}")
-    typer.echo(f"  verdict   {verdict}")
+    if verdict:
+        typer.echo(f"  verdict   {verdict}")
+    return stem
+
+# %% ../nbs/79_cli.ipynb #7bee0af3
+def _below_root(file) -> str:
+    from skinrepro.core import paths
+
+    return str(file.relative_to(paths().root) if file.is_relative_to(paths().root) else file)
+
+# %% ../nbs/79_cli.ipynb #2ef029f1
+def _homes(paper) -> dict:  # whose -> folder with records, tables, figures
+    "The committed results of a paper, and those that were made here."
+    from skinrepro.core import paths
+
+    p = paths()
+    made = getattr(p, "made", p.figures)
+    homes = {"committed": p.figures / paper, "made here": made / paper}
+    return {k: f for k, f in homes.items() if k == "committed" or f != homes["committed"]}
+
+# %% ../nbs/79_cli.ipynb #555e990d
+def _stem_of(paper, artefact):  # name of a csv beside the figures, or None
+    stems = _more_stems(paper, [])
+    return next((s for s in stems if _plain_name(s) == _plain_name(artefact)), None)
+
+# %% ../nbs/79_cli.ipynb #f5e0689a
+def _more_stems(paper, rows) -> list:  # tables that are not in the index
+    known = {_plain_name(r[0]) for r in rows} | {"records", "runs"}
+    stems = {f.stem for home in _homes(paper).values() for f in home.glob("*.csv")}
+    return sorted(s for s in stems if _plain_name(s) not in known)
+
+# %% ../nbs/79_cli.ipynb #7dae1eea
+def _from_report(folder, stem) -> tuple:  # notebooks and heading as the index writes them, files
+    "The cell of the report that writes a file, and the heading above it."
+    import json
+
+    heading = ""
+    for c in json.loads((folder / "report.ipynb").read_text(encoding="utf-8"))["cells"]:
+        text = "".join(c["source"])
+        if c["cell_type"] == "markdown":
+            heads = [line.lstrip("# ") for line in text.splitlines() if line.startswith("#")]
+            heading = (heads or [heading])[-1]
+        elif any(f"{folder.name}/{stem}{end}" in text for end in "\"'"):
+            break
+    else:
+        heading = ""  # its name is put together there
+    told = f', "{heading}"' if heading else ""
+    return f"[report.ipynb](report.ipynb){told}", f"figures/{folder.name}/{stem}.csv"
+
+# %% ../nbs/79_cli.ipynb #2dbdf4c9
+def _tables_of(paper, stem) -> list:  # of (whose, csv)
+    "The csv of an artefact: the committed one, and another one that was made here."
+    files = {k: home / f"{stem}.csv" for k, home in _homes(paper).items()}
+    files = {k: f for k, f in files.items() if f.is_file()}
+    texts = [f.read_bytes() for f in files.values()]
+    return list(files.items())[: len(set(texts))]
+
+# %% ../nbs/79_cli.ipynb #42ec5f2c
+def _tell_cells(paper, whose, file, asked) -> bool:  # False: this table does not name its runs
+    "Cells that were asked for, and the runs behind them."
+    import pandas as pd
+
+    from skinrepro.tables import levels
+
+    t = pd.read_csv(file, keep_default_na=False, dtype=str)
+    column = next((c for c in ("runs", "run_id") if c in t), None)
+    if not asked:
+        names = ", ".join(f"--{c}" for c in levels(t))
+        if names:
+            typer.echo(f"  cells     from a cell to its runs: {names}, --row")
+        return True
+    rows = _selected(t, asked, file.stem)
+    typer.secho(f"{whose}: {_below_root(file)}", bold=True)
+    for line in _cell_lines(rows):
+        typer.echo(f"  cell      {line}")
+    ids = list(dict.fromkeys(i for text in rows[column] for i in text.split())) if column else []
+    if column is None:
+        typer.echo("  runs      this file does not name them: it is of an older version")
+    elif not ids:
+        typer.echo("  runs      none: not run")
+    _tell_runs(paper, ids, levels(rows))
+    return True
+
+# %% ../nbs/79_cli.ipynb #94ba8c59
+def _selected(t, asked, name):  # rows
+    "Rows with the values that were asked for. A usage error lists what there is."
+    from skinrepro.tables import levels
+
+    have, rows = levels(t), t
+    there = "; ".join(f"--{c} {_some(v)}" for c, v in have.items())
+    for level, value in asked:
+        columns = list(have) if level == "row" else [c for c in have if c == level]
+        if not columns:
+            raise typer.BadParameter(
+                f"{name} has no --{level}; it has {there}; --row takes a value of any.",
+                param_hint=f"--{level}",
+            )
+        for fits in (_equal, _contains):
+            chosen = rows[[any(fits(r[c], value) for c in columns) for _, r in rows.iterrows()]]
+            if len(chosen):
+                break
+        if not len(chosen):
+            left = "; ".join(f"--{c} {_some(v)}" for c, v in levels(rows).items() if c in columns)
+            raise typer.BadParameter(
+                f"{name} has no such cell with {value!r}; there are {left}.",
+                param_hint=f"--{level}",
+            )
+        rows = chosen
+    return rows
+
+# %% ../nbs/79_cli.ipynb #689fc329
+def _some(values, most: int = 8) -> str:
+    short = (v if len(v) < 60 else f"{v[:57]}..." for v in values if v)
+    shown = [f'"{v}"' if " " in v else v for v in short]
+    return ", ".join(shown[:most]) + ", ..." * (len(shown) > most)
+
+# %% ../nbs/79_cli.ipynb #37dbb11d
+def _equal(have: str, asked: str) -> bool:
+    if have.casefold() == asked.strip().casefold():
+        return True
+    try:
+        return float(have) == float(asked)
+    except ValueError:
+        return False
+
+# %% ../nbs/79_cli.ipynb #f0e05295
+def _contains(have: str, asked: str) -> bool:  # of sentences
+    return " " in have and asked.strip().casefold() in have.casefold()
+
+# %% ../nbs/79_cli.ipynb #dc6d642b
+def _cell_lines(rows, most: int = 24) -> list:
+    "What stands in cells, a line each."
+    from skinrepro.tables import levels
+
+    found = ("printed", "reported", "reproduced", "sd", "effect", "low", "high", "value", "average")
+    out = []
+    for _, r in rows.head(most).iterrows():
+        about = ", ".join(r[c] for c in levels(rows) if r[c] and c != "data")
+        numbers = [f"{c} {r[c]}" for c in found if r.get(c, "")]
+        out.append("; ".join(filter(None, [about, ", ".join(numbers), r.get("verdict", "")])))
+    left = len(rows) - most
+    return out + [f"... and {left} more: narrow them by --LEVEL VALUE"] * (left > 0)
+
+# %% ../nbs/79_cli.ipynb #dda88f6c
+def _record_of(paper, run_id):  # (row of the record, file), or None
+    "The record of a run: committed, made here, or in the store."
+    from skinrepro.core import paths, read_kept
+    from skinrepro.records import read_record
+
+    files = [home / "records.csv" for home in _homes(paper).values()]
+    for file in [*files, paths().runs / paper / run_id / "records.csv"]:
+        t = _read_once(file, read_kept, read_record)
+        if t is not None and (t.run_id == run_id).any():
+            return t[t.run_id == run_id].iloc[0], file
+    return None
+
+# %% ../nbs/79_cli.ipynb #2b26baa4
+_records = {}
+
+# %% ../nbs/79_cli.ipynb #d6f239c2
+def _read_once(file, read_kept, read_record):
+    state = (file, file.stat().st_mtime_ns) if file.is_file() else None
+    if state and state not in _records:
+        _records[state] = read_kept(file, read_record)
+    return _records.get(state)
+
+# %% ../nbs/79_cli.ipynb #03b71d72
+def _tell_runs(paper, ids, levels_asked):
+    "What is known of runs; what all have in common is told once."
+    known = {i: _record_of(paper, i) for i in ids}
+    for i in [i for i, k in known.items() if k is None]:
+        typer.echo(f"  run       {i}: no record of this name" + " (no run)" * ("-" not in i))
+    known = {i: k for i, k in known.items() if k is not None}
+    facts = {i: _facts(paper, row, file) for i, (row, file) in known.items()}
+    names = list(dict.fromkeys(name for f in facts.values() for name in f))
+    same = [n for n in names if len(facts) > 1 and len({f.get(n) for f in facts.values()}) == 1]
+    for i, f in facts.items():
+        typer.echo(f"  run       {i}  {_parameters_told(known, i, levels_asked)}".rstrip())
+        for name in (n for n in f if n not in same):
+            typer.echo(f"    {name:9s} {f[name]}")
+    if same:
+        typer.echo(f"  all {len(facts)} runs")
+        for name in same:
+            typer.echo(f"    {name:9s} {next(iter(facts.values()))[name]}")
+
+# %% ../nbs/79_cli.ipynb #90ba9a7f
+def _parameters_told(known, run_id, more) -> str:
+    "Parameters that tell runs apart, and the draw."
+    row = known[run_id][0]
+    names = [*more, *(c for c in ("scenario", "arch", "train", "training_set") if c in row)]
+    names += [c for c in ("data", "profile", "seed", "repetition") if c in row]
+    told = {c: str(row[c]) for c in names if c in row and c not in ("metric", "select_on", "group")}
+    return " ".join(f"{c}={v}" for c, v in told.items() if v)
+
+# %% ../nbs/79_cli.ipynb #4977af4b
+def _facts(paper, row, file) -> dict:  # name -> text
+    "Code, data, weights and place of a run, and of those that it was made from."
+    from skinrepro.core import paths
+
+    def said(*columns):
+        found = {c: str(row.get(c, "")) for c in columns}
+        return {c: v for c, v in found.items() if v not in ("", "nan")}
+
+    commit = said("commit").get("commit", "")
+    code = [f"commit {commit or 'not known'}", _standing(commit)]
+    code += [f"version {row.get('version', '')}", f"inputs {row.get('inputs_hash', '') or '-'}"]
+    images = said("images_hash", "generator_images_hash")
+    data = [str(row.data), f"list {row.data_hash}", *(f"images {h}" for h in images.values())]
+    weights = " ".join(said("weights", "weights_hash").values())
+    out = dict(code=", ".join(filter(None, code)), data=", ".join(data), weights=weights)
+    for name, maker in _makers(row).items():
+        found = _record_of(paper, maker)
+        inner = _facts(paper, *found) if found else {}
+        told = "; ".join(f"{k}: {v}" for k, v in inner.items() if k in ("code", "data", "weights"))
+        out[name] = f"{maker}; {told}" if told else f"{maker}, of which there is no record"
+        out |= {k: v for k, v in inner.items() if k in _makers(found[0])} if found else {}
+    out["notebook"] = _below_root(paths().papers / paper / f"{row.notebook}.ipynb")
+    out["device"] = f"{row.get('device', '')}, {row.get('seconds', '')} s; {row.libraries}"
+    home = paths().runs / paper / row.run_id
+    beside = [file, *map(file.with_name, ("images.parquet", "predictions.parquet")), home]
+    kept = dict.fromkeys(f for f in beside if f.exists())
+    out["record"] = ", ".join(map(_below_root, kept))
+    return out
+
+# %% ../nbs/79_cli.ipynb #2664a069
+def _makers(row) -> dict:  # parameter -> id of the run that it holds
+    import re
+
+    like_an_id = re.compile(r"[a-z]\w*-[0-9a-f]{12}")
+    of_other_runs = {k: str(v) for k, v in row.items() if k in ("images", "learned")}
+    return {k: v for k, v in of_other_runs.items() if like_an_id.fullmatch(v)}
+
+# %% ../nbs/79_cli.ipynb #f43172db
+def _standing(commit) -> str:
+    "Whether others have the code."
+    from skinrepro.core import history
+
+    bare = commit.rstrip("+")
+    lost = bare and history() and not any(c.startswith(bare) for c in history())
+    words = ["with changes that were not committed"] * (bare != commit)
+    return ", ".join([*words, *["not in the history"] * bool(lost)])
+
+# %% ../nbs/79_cli.ipynb #8f0b4cb0
+def _runs_named(paper, text) -> list:  # ids that a full or short name stands for
+    from skinrepro.core import paths, read_kept
+    from skinrepro.records import read_record
+
+    digits = text.rpartition("-")[2]
+    if len(digits) < 6 or set(digits) - set("0123456789abcdef"):
+        return []
+    files = [home / "records.csv" for home in _homes(paper).values()]
+    tables = [_read_once(f, read_kept, read_record) for f in files]
+    ids = {i for t in tables if t is not None for i in t.run_id.unique()}
+    ids |= {f.parent.name for f in (paths().runs / paper).glob("*-*/records.csv")}
+    return sorted(i for i in ids if i == text or ("-" not in text and f"-{text}" in i))
+
+# %% ../nbs/79_cli.ipynb #3290d074
+def _tell_named_runs(paper, ids):
+    "Runs, and the tables that they are in."
+    typer.secho(f"{paper}, {', '.join(ids)}", bold=True)
+    _tell_runs(paper, ids, [])
+    for home in _homes(paper).values():
+        for f in sorted(home.glob("*.csv")):
+            text = f.read_text(encoding="utf-8")
+            if f.stem not in ("records", "runs") and any(i in text for i in ids):
+                typer.echo(f"  in        {_below_root(f)}")
 
 # %% ../nbs/79_cli.ipynb #fc31438e
 def _artefacts(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PROFILES', 'Paths', 'paths', 'data_folder', 'has_data', 'atomic_path', 'sha256_file', 'md5_file', 'hash_text',
-           'read_kept', 'kept_json', 'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked', 'seed_all',
-           'device', 'check_choice', 'Provenance', 'provenance', 'commit', 'device_name']
+           'read_kept', 'kept_json', 'hash_rows', 'ranks', 'environment', 'forget_ranks', 'wait_for_everyone', 'locked',
+           'seed_all', 'device', 'check_choice', 'Provenance', 'provenance', 'git', 'commit', 'history', 'device_name']
 
 # %% ../nbs/00_core.ipynb #cc08f512
 import hashlib
@@ -199,6 +199,15 @@ def kept_json(
         return found
 
     return read_kept(file, read)
+
+# %% ../nbs/00_core.ipynb #a469956f
+def hash_rows(
+    rows,  # DataFrame; every value counts as text, a missing one as none
+) -> str:  # 16 hexadecimal digits
+    "Hash of the rows of a table, in any order."
+    text = rows.astype("string").fillna("")
+    columns = [text[c].tolist() for c in text]
+    return hash_text(*sorted("\t".join(row) for row in zip(*columns)))[:16]
 
 # %% ../nbs/00_core.ipynb #4709bd8c
 def ranks() -> tuple[int, int]:  # (this process, how many there are); (0, 1) for an ordinary run
@@ -396,25 +405,46 @@ def provenance(
         _libraries(),
     )
 
+# %% ../nbs/00_core.ipynb #20e7ed46
+def git(
+    *arguments: str,  # of git
+) -> str | None:  # what it says; None where this project is no repository of its own
+    "Ask git about this project, whatever repository may lie around it."
+    root = paths().root
+    env = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+
+    def ask(*a):
+        command = ["git", "-C", str(root), *a]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env)
+
+    try:
+        top = ask("rev-parse", "--show-toplevel")
+        if top.returncode or Path(top.stdout.strip()).resolve() != root:
+            return None
+        said = ask(*arguments)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return None if said.returncode else said.stdout
+
 # %% ../nbs/00_core.ipynb #cd1345da
 @cache
 def commit() -> str:  # e.g. '1a2b3c4d5e6f' or '1a2b3c4d5e6f+'; '' outside a git checkout
-    "Short git commit of the repository; '+' marks uncommitted changes of code."
-
-    def git(*a):
-        return subprocess.run(
-            ["git", "-C", str(paths().root), *a], capture_output=True, text=True, timeout=20
-        )
-
-    try:
-        head = git("rev-parse", "--short=12", "HEAD")
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    if head.returncode:
+    "Short git commit of the repository; '+' marks code or notebooks that are not committed."
+    head = git("rev-parse", "--short=12", "HEAD")
+    if not head:
         return ""
     ours = ("skinrepro", "nbs", "requirements.lock")
-    dirty = git("status", "--porcelain", "--untracked-files=no", "--", *ours)
-    return head.stdout.strip() + ("+" if dirty.stdout.strip() else "")
+    state = git("status", "--porcelain", "--untracked-files=normal", "--", *ours)
+    return head.strip() + ("+" if state is None or state.strip() else "")
+
+# %% ../nbs/00_core.ipynb #b0009731
+@cache
+def history() -> tuple:  # full hashes, newest first; () where nobody can tell
+    "Commits of the repository up to the present one; none for an archive or a shallow clone."
+    shallow = git("rev-parse", "--is-shallow-repository")
+    if shallow is None or shallow.strip() != "false":
+        return ()
+    return tuple((git("rev-list", "HEAD") or "").split())
 
 # %% ../nbs/00_core.ipynb #a34769ab
 @cache

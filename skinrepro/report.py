@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'together', 'committed_records', 'of_published',
-           'paper_records', 'overview', 'own_rule', 'numbers_of', 'span', 'own_table', 'detectable_note', 'epochs_note',
-           'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
+           'paper_records', 'overview', 'own_rule', 'recomputed', 'with_runs', 'numbers_of', 'span', 'own_table',
+           'detectable_note', 'epochs_note', 'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row',
+           'beside_parents', 'save_gallery']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import shutil
@@ -19,9 +20,11 @@ from .claims import detectable
 from .core import atomic_path, paths
 from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
+from .metrics import by_group, mean_rows
 from .records import read_record, read_records, write_records
 from .runs import ParameterError, Run, declared
 from .tables import ORDER
+from .uncertainty import interval_by_group
 
 # %% ../nbs/63_report.ipynb #cf44019f
 RECORDED = ("mini", "paper")  # profiles whose records are results
@@ -179,6 +182,92 @@ def own_rule(
         return records
     return records[(records.select_on == "val") == (records.val_fraction > 0)]
 
+# %% ../nbs/63_report.ipynb #e4e8b347
+def recomputed(
+    records: pd.DataFrame,  # one row = one number
+    predictions: pd.DataFrame,  # one row = one image: predictions.parquet of a run, or of many
+    intervals: bool = True,  # also draw the bootstrap intervals again, about a second for each run
+) -> pd.DataFrame:  # the records, with `again`: whether value (and low, high) come from the images
+    "Numbers of records once more, from the predictions behind them."
+    out = records.assign(again=False).reset_index(drop=True)
+    place = {run_id: rows.index for run_id, rows in out.groupby("run_id")}
+    numbers = [c for c in ("value", "low", "high") if c in out]
+    out = out.astype(dict.fromkeys(numbers, float))
+    for run_id, p in predictions.groupby("run_id", sort=False):
+        if run_id not in place:
+            continue
+        mine, p = out.loc[place[run_id]], p.dropna(axis=1, how="all")
+        if "called" in p:
+            found = _classified(p, str(mine.classes.iloc[0]).split("|"), intervals)
+        else:
+            found = _measured(p, set(mine.metric), set(mine))
+        keys = [c for c in found if c in mine and c not in (*numbers, "n", "epoch", *_BESIDE)]
+        new = {_place(r, keys): r for r in found.to_dict("records")}
+        for i, row in zip(mine.index, mine.to_dict("records")):
+            if r := new.get(_place(row, keys)):
+                out.loc[i, numbers] = [r.get(c, row[c]) for c in numbers]
+                out.loc[i, "again"] = True
+    return out
+
+# %% ../nbs/63_report.ipynb #09fca4f5
+_BESIDE = ("run_id", "image_id", "label", "part", "domain", "split", "n_classes_present")
+
+
+def _place(row: Mapping, keys: list) -> tuple:
+    "What tells a number of a run from the others; as text, since a csv makes 0.5 of 0.50."
+
+    def text(v):
+        if v is None or v != v:
+            return ""
+        try:
+            return f"{float(v):.6g}"
+        except ValueError:
+            return str(v)
+
+    return tuple(text(row[k]) for k in keys)
+
+# %% ../nbs/63_report.ipynb #908eafc8
+def _classified(p: pd.DataFrame, classes: list, intervals: bool) -> pd.DataFrame:
+    "Numbers of a classifier by rule of choosing the epoch."
+    code = {name: i for i, name in enumerate(classes)}
+    table, out = interval_by_group if intervals else by_group, []
+    for rule, t in p.groupby("select_on", sort=False):
+        y, called = (t[c].map(code).to_numpy(int) for c in ("label", "called"))
+        group = t.get("grouping_0", t.group).astype(object)
+        out.append(table(y, called, group, len(classes)).assign(select_on=rule))
+    return pd.concat(out, ignore_index=True)
+
+# %% ../nbs/63_report.ipynb #638a8f72
+def _measured(p: pd.DataFrame, metrics: set, columns: set) -> pd.DataFrame:
+    "Means of what was measured on images."
+    groupings = [c for c in p if c.startswith("grouping_")]
+    measures = [c for c in p if c in metrics]
+    keys = [c for c in p if c in columns and c not in (*measures, "group", *_BESIDE)]
+    parts = p.groupby(keys, sort=False, dropna=False) if keys else [((), p)]
+    return pd.concat(
+        [
+            mean_rows(
+                t[measures].astype(float),
+                *(t[g].astype(object).where(t[g].notna(), None) for g in groupings),
+                **dict(zip(keys, k)),
+            )
+            for k, t in parts
+        ],
+        ignore_index=True,
+    )
+
+# %% ../nbs/63_report.ipynb #b5d68a7b
+def with_runs(
+    table: pd.DataFrame,  # numbers over runs, a row or several for each setting
+    records: pd.DataFrame,  # that they come from
+    keys: list,  # columns that make a setting
+) -> pd.DataFrame:  # with `runs`: ids of the runs of each setting, where the records tell them
+    "Which runs are behind each row of a table."
+    if "run_id" not in records or not len(table):
+        return table
+    ids = records.groupby(keys, dropna=False).run_id.agg(lambda t: " ".join(sorted(t.unique())))
+    return table.merge(ids.rename("runs").reset_index(), on=keys, how="left")
+
 # %% ../nbs/63_report.ipynb #b4aff701
 def numbers_of(
     records: pd.DataFrame,
@@ -194,7 +283,7 @@ def numbers_of(
     ).reset_index()
     wide = t.pivot(index=keys, columns="metric", values="value").reindex(columns=metrics)
     behind = t.groupby(keys, as_index=False).agg(**{draws: (draws, "max")}, data=("data", "first"))
-    return wide.reset_index().merge(behind, on=keys)
+    return with_runs(wide.reset_index().merge(behind, on=keys), records, keys)
 
 # %% ../nbs/63_report.ipynb #e5747b06
 def span(
@@ -230,7 +319,8 @@ def own_table(
         | _shown_cells(cell, metrics, across)
         for setting, cell in long.groupby(keys)
     ]
-    return long.assign(data=records.data.iloc[0]), pd.DataFrame(rows)
+    long = with_runs(long.assign(data=records.data.iloc[0]), records, keys)
+    return long, pd.DataFrame(rows)
 
 # %% ../nbs/63_report.ipynb #20c843e6
 def _shown_cells(cell: pd.DataFrame, metrics: tuple, across: str) -> dict:

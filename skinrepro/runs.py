@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['RESOURCES', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'ranges', 'check_ranges', 'run_id',
-           'finished', 'Run', 'begin', 'finish', 'in_short', 'find', 'made_for', 'made_once', 'how_made', 'hand_on',
-           'handed_on', 'names_of', 'import_papermill', 'execute_notebook']
+           'finished', 'Run', 'begin', 'inputs_hash', 'keep_table', 'finish', 'in_short', 'find', 'made_for',
+           'made_once', 'how_made', 'hand_on', 'handed_on', 'names_of', 'import_papermill', 'execute_notebook']
 
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from skinrepro.core import (
     Provenance,
     atomic_path,
     environment,
+    hash_rows,
     hash_text,
     kept_json,
     locked,
@@ -285,6 +286,43 @@ def _assigned(source: str):  # names, or None
         return None
     return [n.targets[0].id for n in body]
 
+# %% ../nbs/01_runs.ipynb #ec713577
+def inputs_hash(
+    folder,  # of a run
+) -> str:  # 16 hexadecimal digits; '' where nothing was noted
+    "Hash of the list of all that a run depends on, as `graph.inputs_of` names it in others."
+    inputs = kept_json(Path(folder) / "inputs.json")
+    return hash_text(json.dumps(inputs))[:16] if inputs else ""
+
+# %% ../nbs/01_runs.ipynb #da1e38bb
+def keep_table(
+    table: pd.DataFrame,
+    file,  # .parquet
+):
+    "A table of many rows in little space: single precision, compressed."
+    wide = table.select_dtypes("float64").columns
+    with atomic_path(file) as tmp:
+        table.astype(dict.fromkeys(wide, "float32")).to_parquet(
+            tmp, compression="zstd", index=False
+        )
+
+# %% ../nbs/01_runs.ipynb #cf9aea82
+def _lists(run: Run, records: pd.DataFrame, stamp: Provenance, images) -> pd.DataFrame | None:
+    "Lists of images, each row with the hash of its list. Raises ValueError if that is not so."
+    if images is None:
+        return None
+    lists = images if isinstance(images, Mapping) else dict(data_hash=images)
+    out = []
+    for column, rows in lists.items():
+        (wanted,) = [stamp.data_hash] if column == "data_hash" else set(records[column])
+        if (found := hash_rows(rows)) != wanted:
+            raise ValueError(
+                f"{run.id}: the list of {len(rows)} images has the hash {found}, but {column} is"
+                f" {wanted}. Hash and keep the same list (manifest.image_list)."
+            )
+        out.append(rows.assign(hash=wanted))
+    return pd.concat(out, ignore_index=True)
+
 # %% ../nbs/01_runs.ipynb #3c140f2b
 def _stamped(
     run: Run, records: pd.DataFrame, stamp: Provenance
@@ -303,6 +341,7 @@ def _stamped(
     if clash:
         raise ValueError(f"{run.id}: the records repeat the parameter(s) {clash}.")
     provenance = {k: v for k, v in stamp.row().items() if k not in keys}
+    provenance["inputs_hash"] = inputs_hash(run.folder)
     filled = {k: v if v is not None else "" for k, v in keys.items() if k not in records}
     asked = pd.DataFrame(filled | {"i": range(len(records))}).drop(columns="i")
     return asked.join(records.reset_index(drop=True)).assign(**provenance)
@@ -313,14 +352,20 @@ def finish(
     records: pd.DataFrame,  # one row = one number: metric, group, value, n, further keys
     stamp: Provenance,  # what made them
     predictions: pd.DataFrame | None = None,  # one row = one image
+    # the list behind `data_hash`, from `manifest.image_list`; or column -> list, of several hashes
+    images: pd.DataFrame | Mapping | None = None,
 ) -> pd.DataFrame:  # the records with run id, parameters and provenance, as stored
-    "Store predictions, then the record (which says that the run is done). Raises ValueError."
+    """Store lists of images and predictions, then the record (which says that the run is done).
+    Raises ValueError.
+    """
     out = _stamped(run, records, stamp)
+    lists = _lists(run, records, stamp, images)
     if ranks()[0]:
         return out  # the first process writes
+    if lists is not None:
+        keep_table(lists, run.folder / "images.parquet")
     if predictions is not None:
-        with atomic_path(run.folder / "predictions.parquet") as tmp:
-            predictions.assign(run_id=run.id).to_parquet(tmp)
+        keep_table(predictions.assign(run_id=run.id), run.folder / "predictions.parquet")
     asked = dict(paper=run.paper, notebook=run.notebook.stem, parameters=run.parameters)
     with atomic_path(run.folder / "run.json") as tmp:
         tmp.write_text(json.dumps(asked, indent=1))

@@ -48,7 +48,7 @@ import json, sys
 import pandas as pd
 from typer.testing import CliRunner
 from skinrepro.cli import app
-from skinrepro.core import paths, provenance, atomic_path
+from skinrepro.core import atomic_path, hash_rows, paths, provenance
 from skinrepro.graph import inputs_of
 from skinrepro.grid import read_grid
 from skinrepro.runs import finish
@@ -61,7 +61,8 @@ def make(section=None, value=0.5):
         inputs = inputs_of(r, {x.id: x for x in runs}, {})
         (r.folder / "inputs.json").write_text(json.dumps(inputs))
         number = pd.DataFrame(dict(metric=["accuracy"], group=["all"], value=[value], n=[4]))
-        finish(r, number, provenance("phantom", "0" * 16, profile="mini"))
+        images = pd.DataFrame(dict(image_id=[f"i{r.parameters['seed']}"], label="psoriasis"))
+        finish(r, number, provenance("phantom", hash_rows(images), profile="mini"), images=images)
     return [r.id for r in runs]
 
 def told(*arguments):
@@ -153,6 +154,7 @@ def test_two_editions(project):
     assert {f.name for f in home.iterdir()} >= {
         "records.csv",
         "runs.csv",
+        "images.parquet",
         *(f"table1.{s}" for s in ("md", "csv", "tex")),
     }
     assert set(published(at).commit) == {first}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'committed_records', 'paper_records', 'overview',
-           'own_rule', 'numbers_of', 'span', 'own_table', 'detectable_note', 'epochs_note', 'nothing_run',
-           'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
+           'own_rule', 'numbers_of', 'span', 'trained_name', 'own_table', 'detectable_note', 'epochs_note',
+           'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import tomllib
@@ -20,7 +20,7 @@ from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
 from .records import read_record, read_records, write_records
 from .runs import ParameterError, Run, declared
-from .tables import ORDER
+from .tables import ORDER, classes_of, is_phantom
 
 # %% ../nbs/63_report.ipynb #cf44019f
 RECORDED = ("mini", "paper")  # profiles whose records are results
@@ -161,6 +161,14 @@ def span(
     "A range of counts."
     return str(low) if low == high else f"{low}-{high}"
 
+# %% ../nbs/63_report.ipynb #5a6e0c01
+def trained_name(
+    records: pd.DataFrame,
+) -> str:
+    "What the metric train_size counts: records before version 0.2 have the validation part in it."
+    told = "n_train" in records and records.n_train.map(str).str.strip().replace("nan", "").ne("")
+    return "n_train" if np.all(told) else "n_train (with validation)"
+
 # %% ../nbs/63_report.ipynb #0e5240b5
 def own_table(
     records: pd.DataFrame,  # of a study; with metric train_size
@@ -168,6 +176,7 @@ def own_table(
     metrics: tuple = ("accuracy", "precision", "recall", "f1"),  # fractions
     across: str = "select_on",
     draw: str = "seed",
+    n_classes: int = 0,  # of the label list, for records that do not say it themselves
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # long, in percent; shown
     "Means over draws, one row per setting; rules of choosing the epoch side by side."
     sizes = records[records.metric == "train_size"].groupby(keys).value.agg(["min", "max"])
@@ -183,10 +192,14 @@ def own_table(
     ).reset_index()
     rows = [
         dict(zip(keys, setting))
-        | dict(n_train=span(*sizes.loc[setting]))
+        | {trained_name(records): span(*sizes.loc[setting])}
         | _shown_cells(cell, metrics, across)
         for setting, cell in long.groupby(keys)
     ]
+    of = dict(n_classes_train=n_classes) if n_classes else None
+    said = [classes_of(r, of) for r in t.drop_duplicates(keys).to_dict("records")]
+    classes = pd.Series(said, pd.MultiIndex.from_frame(t[keys].drop_duplicates()), name="classes")
+    long = long.merge(classes.reset_index(), on=keys)
     return long.assign(data=records.data.iloc[0]), pd.DataFrame(rows)
 
 # %% ../nbs/63_report.ipynb #20c843e6
@@ -337,7 +350,8 @@ def beside_parents(
         for letter, parent in zip("abcdefghij", first):
             shown = of_label[of_label.parent_id == parent].head(images)
             p = next(shown.itertuples())
-            rows.append(dict(row=label, column=f"real {letter}", parent=True) | parent_row(p))
+            own = "phantom" if is_phantom(p.data) else "photograph"
+            rows.append(dict(row=label, column=f"{own} {letter}", parent=True) | parent_row(p))
             rows += [
                 dict(row=label, column=f"synthetic {letter}{k}", parent=False)
                 | picture_row(r, says)

@@ -786,7 +786,7 @@ def footnotes(
                 " runs); = agrees or equal, ≠ differs, † not comparable."
             )
         elif "reason" in table:
-            out += _because(table["reason"], "claim")
+            out += [f"† {line}" for line in _because(table["reason"], "claim")]
         out.append(f"Rule: {rule}")
     if "classes" in table:
         have = [c for c in dict.fromkeys(table["classes"].map(_text)) if c]

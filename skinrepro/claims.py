@@ -139,7 +139,7 @@ class Rule:
     detectable: bool = True  # give the smallest effect that such a test set can show
     together: bool = False  # the pairs are one statement; False: they are rivals
     # a contradiction is one at `confidence` for all pairs together (Bonferroni): each of k
-    # pairs has an interval for 1 - (1 - confidence) / k. Support needs every pair, and no correction
+    # pairs has an interval for 1 - (1 - confidence) / k. Support needs every pair anyway
     corrected: bool = True
     train_size: str = "train_size"  # metric with the training images, of draws that overlap; or ''
     confidence: float = 0.95

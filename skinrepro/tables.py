@@ -227,6 +227,11 @@ def _text(v) -> str:  # how a key looks in a csv: '' for missing, 56 for 56.0
         return ""
     return str(int(v)) if isinstance(v, float) and v.is_integer() else str(v).strip()
 
+# %% ../nbs/60_tables.ipynb #5a1e0c0f
+def _count(v) -> str:  # of images or classes: '7' for 7, 7.0 and '7.0' alike
+    text = _text(v)
+    return text.removesuffix(".0")
+
 # %% ../nbs/60_tables.ipynb #5a1e0c01
 SIZES = {
     "n_train": "training size",  # images that train, without the validation part
@@ -249,11 +254,11 @@ def incomplete(
     if lacking := _text(record.get("lacking")):
         out.append(f"no images of {lacking}")
     for column, count in (wanted or {}).items():
-        have, name = _text(record.get(column)), SIZES.get(column, column)
+        have, name = _count(record.get(column)), SIZES.get(column, column)
         if have == "":
             out.append(f"{name} not recorded")
-        elif have != _text(count):
-            out.append(f"{name} {have} instead of {_text(count)}")
+        elif have != _count(count):
+            out.append(f"{name} {have} instead of {_count(count)}")
     return out
 
 # %% ../nbs/60_tables.ipynb #5a1e0c04
@@ -263,9 +268,9 @@ def classes_of(
 ) -> str:  # '4 of 7'; '' where it is not recorded
     "How many classes of how many are behind a record."
     wanted = wanted or {}
-    counts = [_text(record.get(f"n_classes_{part}")) for part in ("train", "test")]
-    have = [int(n) for n in [*counts, _text(record.get("n_classes_present"))] if n]
-    of = _text(record.get("n_classes")) or _text(wanted.get("n_classes_train"))
+    counts = [_count(record.get(f"n_classes_{part}")) for part in ("train", "test")]
+    have = [int(n) for n in [*counts, _count(record.get("n_classes_present"))] if n]
+    of = _count(record.get("n_classes")) or _count(wanted.get("n_classes_train"))
     return f"{min(have)} of {of}" if have and of else ""
 
 # %% ../nbs/60_tables.ipynb #5a1e0c05
@@ -469,7 +474,7 @@ def _reproduced(mine: list[dict], cell: dict, how: _How) -> dict:
 # %% ../nbs/60_tables.ipynb #5a1e0c0b
 def _range(counts) -> str:  # '56', '56-58'; '' where one is not recorded
     "From the smallest to the largest: draws by patient differ in size."
-    texts = sorted({_text(c) for c in counts}, key=lambda t: (len(t), t))
+    texts = sorted({_count(c) for c in counts}, key=lambda t: (len(t), t))
     return "" if "" in texts else "-".join(dict.fromkeys([texts[0], texts[-1]]))
 
 # %% ../nbs/60_tables.ipynb #5a1e0c0c

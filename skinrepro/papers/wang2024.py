@@ -344,7 +344,7 @@ def _whole_split(scenario: str, val_fraction: float, label_source: str, test_on:
 # %% ../../nbs/papers/wang2024/protocol.ipynb #5a3e0c02
 def whole_sizes(
     record: Mapping,  # of scenario.ipynb or ablation.ipynb
-) -> dict:  # n_train, n_val, n_test, n_classes, n_classes_train, n_classes_test
+) -> dict:  # n_train, n_val, n_test, n_classes_train, n_classes_test
     "Images and classes that a run has if none of the paper's selection is lacking."
     test_on = record.get("test") or "dark"
     how = (record["scenario"], float(record.get("val_fraction") or 0))
@@ -354,7 +354,7 @@ def whole_sizes(
     parents = parents_of(split[split.split == "train"], STUDIES["phantom"], target)
     n_real, n_syn = sizes["n_train"], AS_RELEASED["per_image"] * len(parents)
     sizes["n_train"] = {"real": n_real, "syn": n_syn, "real+syn": n_real + n_syn}[record["train"]]
-    return {name: size for name, size in sizes.items() if name != "lacking"}
+    return {name: size for name, size in sizes.items() if name not in ("n_classes", "lacking")}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
 def _weights() -> Path:

@@ -5,22 +5,24 @@
 # %% auto #0
 __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'committed_records', 'paper_records', 'overview',
            'own_rule', 'numbers_of', 'span', 'trained_name', 'own_table', 'detectable_note', 'epochs_note',
-           'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery']
+           'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery',
+           'save_summary']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .claims import detectable
-from .core import paths
+from .core import atomic_path, paths
 from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
 from .records import read_record, read_records, write_records
 from .runs import ParameterError, Run, declared
-from .tables import ORDER, classes_of, is_phantom
+from .tables import ORDER, classes_of, is_phantom, stamp_of
 
 # %% ../nbs/63_report.ipynb #cf44019f
 RECORDED = ("mini", "paper")  # profiles whose records are results
@@ -371,3 +373,26 @@ def save_gallery(
     fig = gallery(pictures, title, pixels=pixels)
     save_figure(fig, stem, pictures if columns is None else pictures[columns])
     return fig
+
+# %% ../nbs/63_report.ipynb #5a8e0c01
+def save_summary(
+    # sentences in order: heading, data (what their numbers were measured on), text
+    said: pd.DataFrame,
+    stem,  # as `tables.save_table` takes it
+    title: str,
+    source: str,  # who has computed them, e.g. 'nbs/papers/<key>/report.ipynb'
+) -> Path:  # .md
+    "Write sentences with the stamp of their data. Raises ValueError where one has no data."
+    if said.data.map(str).str.strip().eq("").any():
+        raise ValueError(f"{stem}: say of every sentence what data its numbers are of.")
+    lines = [f"# {title}", f"Every number below is computed from the records by `{source}`."]
+    for heading, of_heading in said.groupby("heading", sort=False):
+        lines.append(f"## {heading}")
+        for data, t in of_heading.groupby("data", sort=False):
+            lines.append(f"**{stamp_of(pd.DataFrame(dict(data=[data])))}**")
+            lines.append("\n".join(f"* {text}" for text in t.text))
+    path = Path(stem) if Path(stem).is_absolute() else paths().figures / stem
+    path = path.with_name(f"{path.name}.md")
+    with atomic_path(path) as tmp:
+        tmp.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -244,7 +244,7 @@ SIZES = {
 # %% ../nbs/60_tables.ipynb #5a1e0c02
 def incomplete(
     record: Mapping,  # one record
-    # counts that the paper's selection has for such a run: record column, e.g. one of SIZES -> number
+    # counts that the paper's selection has for such a run: column, e.g. one of SIZES -> number
     wanted: Mapping | None = None,
 ) -> list[str]:  # empty if all images and classes are there
     "What a record lacks of the paper's images."

@@ -242,7 +242,7 @@ def flexible_split(
     together: Iterable = (),
 ) -> FlexibleSplit:
     """Draw the flexible subsets of two groups. Raises ValueError naming a stratum that is too
-    small. Source: Wang et al. 2024, section 2.1.
+    small. Source: Wang et al. 2024, section 3.
     """
     check_choice("how", how, ["stratified", "union"])
     majority, minority = tuple(majority), tuple(minority)

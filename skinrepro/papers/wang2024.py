@@ -353,7 +353,8 @@ def whole_sizes(
     target = {"dark": "dark", "light": "source"}[test_on]
     parents = parents_of(split[split.split == "train"], STUDIES["phantom"], target)
     n_real, n_syn = sizes["n_train"], AS_RELEASED["per_image"] * len(parents)
-    sizes["n_train"] = {"real": n_real, "syn": n_syn, "real+syn": n_real + n_syn}[record["train"]]
+    kind = record["train"].partition(",")[0]  # rows of ours have a comma after the paper's
+    sizes["n_train"] = {"real": n_real, "syn": n_syn, "real+syn": n_real + n_syn}[kind]
     return {name: size for name, size in sizes.items() if name not in ("n_classes", "lacking")}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d

@@ -339,6 +339,12 @@ def test_a_part_of_the_data_never_agrees(more, reason):
     assert alone == (reason if {"missing", "lacking"} & set(more) else "")
 
 
+@pytest.mark.parametrize("train, test", [(4, 7), (7, 4), (4, 4)])
+def test_the_part_with_fewer_classes_counts(train, test):
+    row = judged(**(WHOLE | dict(n_classes_train=train, n_classes_test=test)), n_classes=7)
+    assert row.classes == "4 of 7"
+
+
 def test_one_partial_draw_is_enough():
     cell = wang("table2").query('metric == "accuracy"').iloc[[0]]
     t = pd.DataFrame(runs(cell.iloc[0].to_dict(), [0.70, 0.71, 0.70], **WHOLE))

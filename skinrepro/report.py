@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'committed_records', 'paper_records', 'overview',
            'own_rule', 'numbers_of', 'span', 'trained_name', 'own_table', 'detectable_note', 'epochs_note',
-           'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery',
-           'save_summary']
+           'left_out_note', 'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents',
+           'save_gallery', 'save_summary']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import tomllib
@@ -252,6 +252,18 @@ def epochs_note(
     if len(set(epochs.values())) < 2:
         return ""
     return f"Epochs of training: {', '.join(f'{k} {e}' for k, e in epochs.items())}."
+
+# %% ../nbs/63_report.ipynb #5a6e0c05
+def left_out_note(
+    records: pd.DataFrame,  # with the parameter missing
+) -> str:
+    "Says so where runs went on without photographs that are not there; '' elsewhere."
+    if "missing" not in records or not len(records):
+        return ""
+    dropped = records.run_id[records.missing == "drop"].nunique()
+    of = records.run_id.nunique()
+    told = f"{dropped} of {of} runs went on without the photographs that are not there"
+    return f"{told} (missing=drop): they saw a part of the data set." if dropped else ""
 
 # %% ../nbs/63_report.ipynb #1190837c
 def nothing_run(

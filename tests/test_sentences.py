@@ -69,7 +69,7 @@ ALLOWED = [
     ("lopezperez2025/protocol", "within a margin of 5 % of the mean", "setting: margin"),
     ("lopezperez2025/protocol", "at 95 % for all together (Bonferroni)", "setting: confidence"),
     ("lopezperez2025/index", "Its own split, 90 to 10 %", "public code"),
-    ("lopezperez2025/protocol", "a third of the images the border", "counted by the report"),
+    ("lopezperez2025/protocol", "a third of the images the border", "counted in test_vae.py"),
     ("README", "Python 3.11 or 3.12", "requirement"),
     ("README", "Table 1 exact from the annotations", "table1.csv, compared in this file"),
     ("CHANGELOG", "100 % of 480 samples", "figures/miniature/card.json, compared in this file"),

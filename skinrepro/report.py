@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'together', 'committed_records', 'of_published',
-           'paper_records', 'overview', 'own_rule', 'recomputed', 'with_runs', 'numbers_of', 'span', 'own_table',
-           'detectable_note', 'epochs_note', 'nothing_run', 'group_boxes', 'diagonal', 'picture_row', 'parent_row',
-           'beside_parents', 'save_gallery']
+           'paper_records', 'overview', 'own_rule', 'recomputed', 'with_runs', 'numbers_of', 'span', 'trained_name',
+           'own_table', 'detectable_note', 'epochs_note', 'left_out_note', 'nothing_run', 'group_boxes', 'diagonal',
+           'picture_row', 'parent_row', 'beside_parents', 'save_gallery', 'save_summary']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from .grid import asked_for, read_grid
 from .metrics import by_group, mean_rows
 from .records import read_record, read_records, write_records
 from .runs import ParameterError, Run, declared
-from .tables import ORDER
+from .tables import ORDER, classes_of, is_phantom, stamp_of
 from .uncertainty import interval_by_group
 
 # %% ../nbs/63_report.ipynb #cf44019f
@@ -293,6 +294,14 @@ def span(
     "A range of counts."
     return str(low) if low == high else f"{low}-{high}"
 
+# %% ../nbs/63_report.ipynb #5a6e0c01
+def trained_name(
+    records: pd.DataFrame,
+) -> str:
+    "What the metric train_size counts: records before version 0.2 have the validation part in it."
+    told = "n_train" in records and records.n_train.map(str).str.strip().replace("nan", "").ne("")
+    return "n_train" if np.all(told) else "n_train (with validation)"
+
 # %% ../nbs/63_report.ipynb #0e5240b5
 def own_table(
     records: pd.DataFrame,  # of a study; with metric train_size
@@ -300,6 +309,7 @@ def own_table(
     metrics: tuple = ("accuracy", "precision", "recall", "f1"),  # fractions
     across: str = "select_on",
     draw: str = "seed",
+    n_classes: int = 0,  # of the label list, for records that do not say it themselves
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # long, in percent; shown
     "Means over draws, one row per setting; rules of choosing the epoch side by side."
     sizes = records[records.metric == "train_size"].groupby(keys).value.agg(["min", "max"])
@@ -315,10 +325,14 @@ def own_table(
     ).reset_index()
     rows = [
         dict(zip(keys, setting))
-        | dict(n_train=span(*sizes.loc[setting]))
+        | {trained_name(records): span(*sizes.loc[setting])}
         | _shown_cells(cell, metrics, across)
         for setting, cell in long.groupby(keys)
     ]
+    of = dict(n_classes_train=n_classes) if n_classes else None
+    said = [classes_of(r, of) for r in t.drop_duplicates(keys).to_dict("records")]
+    classes = pd.Series(said, pd.MultiIndex.from_frame(t[keys].drop_duplicates()), name="classes")
+    long = long.merge(classes.reset_index(), on=keys)
     long = with_runs(long.assign(data=records.data.iloc[0]), records, keys)
     return long, pd.DataFrame(rows)
 
@@ -370,6 +384,18 @@ def epochs_note(
     if len(set(epochs.values())) < 2:
         return ""
     return f"Epochs of training: {', '.join(f'{k} {e}' for k, e in epochs.items())}."
+
+# %% ../nbs/63_report.ipynb #5a6e0c05
+def left_out_note(
+    records: pd.DataFrame,  # with the parameter missing
+) -> str:
+    "Says so where runs went on without photographs that are not there; '' elsewhere."
+    if "missing" not in records or not len(records):
+        return ""
+    dropped = records.run_id[records.missing == "drop"].nunique()
+    of = records.run_id.nunique()
+    told = f"{dropped} of {of} runs went on without the photographs that are not there"
+    return f"{told} (missing=drop): they saw a part of the data set." if dropped else ""
 
 # %% ../nbs/63_report.ipynb #1190837c
 def nothing_run(
@@ -470,7 +496,8 @@ def beside_parents(
         for letter, parent in zip("abcdefghij", first):
             shown = of_label[of_label.parent_id == parent].head(images)
             p = next(shown.itertuples())
-            rows.append(dict(row=label, column=f"real {letter}", parent=True) | parent_row(p))
+            own = "phantom" if is_phantom(p.data) else "photograph"
+            rows.append(dict(row=label, column=f"{own} {letter}", parent=True) | parent_row(p))
             rows += [
                 dict(row=label, column=f"synthetic {letter}{k}", parent=False)
                 | picture_row(r, says)
@@ -490,3 +517,26 @@ def save_gallery(
     fig = gallery(pictures, title, pixels=pixels)
     save_figure(fig, stem, pictures if columns is None else pictures[columns])
     return fig
+
+# %% ../nbs/63_report.ipynb #5a8e0c01
+def save_summary(
+    # sentences in order: heading, data (what their numbers were measured on), text
+    said: pd.DataFrame,
+    stem,  # as `tables.save_table` takes it
+    title: str,
+    source: str,  # who has computed them, e.g. 'nbs/papers/<key>/report.ipynb'
+) -> Path:  # .md
+    "Write sentences with the stamp of their data. Raises ValueError where one has no data."
+    if said.data.map(str).str.strip().eq("").any():
+        raise ValueError(f"{stem}: say of every sentence what data its numbers are of.")
+    lines = [f"# {title}", f"Every number below is computed from the records by `{source}`."]
+    for heading, of_heading in said.groupby("heading", sort=False):
+        lines.append(f"## {heading}")
+        for data, t in of_heading.groupby("data", sort=False):
+            lines.append(f"**{stamp_of(pd.DataFrame(dict(data=[data])))}**")
+            lines.append("\n".join(f"* {text}" for text in t.text))
+    path = Path(stem) if Path(stem).is_absolute() else paths().made / stem
+    path = path.with_name(f"{path.name}.md")
+    with atomic_path(path) as tmp:
+        tmp.write_text("\n\n".join(lines) + "\n", encoding="utf-8")
+    return path

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['TOGETHER', 'LINKS', 'TRAIN_TYPES', 'draw', 'first_rows', 'proportional', 'clusters', 'draw_clusters', 'FlexibleSplit',
            'flexible_parts', 'flexible_split', 'SplitError', 'leaks', 'assert_disjoint', 'drop_leaks', 'group_split',
-           'group_folds', 'holdout', 'subgroup_split', 'listed_parts', 'mark', 'overlap', 'mix', 'training_set']
+           'group_folds', 'holdout', 'subgroup_split', 'listed_parts', 'mark', 'overlap', 'part_sizes', 'mix',
+           'training_set']
 
 # %% ../nbs/14_splits.ipynb #019ad7a9
 from collections.abc import Callable, Iterable, Mapping
@@ -241,7 +242,7 @@ def flexible_split(
     together: Iterable = (),
 ) -> FlexibleSplit:
     """Draw the flexible subsets of two groups. Raises ValueError naming a stratum that is too
-    small. Source: Wang et al. 2024, section 2.1.
+    small. Source: Wang et al. 2024, section 3.
     """
     check_choice("how", how, ["stratified", "union"])
     majority, minority = tuple(majority), tuple(minority)
@@ -534,6 +535,23 @@ def overlap(
             seen = train[column].dropna()
             out[f"test_{column}_that_train"] = int(test[column].dropna().isin(seen).sum())
     return out
+
+# %% ../nbs/14_splits.ipynb #5a2e0c01
+def part_sizes(
+    split: pd.DataFrame,  # manifest with split train, val, test
+    labels: Iterable,  # the label list
+) -> dict:  # n_train, n_val, n_test, n_classes, n_classes_train, n_classes_test, lacking
+    "Images and classes of each part, and the labels that training or test part lack, as text."
+    labels = list(labels)
+    of = {p: split.label[split.split == p] for p in ("train", "val", "test")}
+    there = set(of["train"]) & set(of["test"])
+    return dict(
+        **{f"n_{part}": len(label) for part, label in of.items()},
+        n_classes=len(labels),
+        n_classes_train=of["train"].nunique(),
+        n_classes_test=of["test"].nunique(),
+        lacking=", ".join(label for label in labels if label not in there),
+    )
 
 # %% ../nbs/14_splits.ipynb #4d230bd4
 def mix(

@@ -27,9 +27,10 @@ from skinrepro.papers.wang2024 import (
     STUDIES,
     load,
     scenario_split,
+    whole_sizes,
 )
 from skinrepro.records import read_record, read_records
-from skinrepro.tables import read_reported
+from skinrepro.tables import compare, incomplete, read_reported, save_table
 from skinrepro.workflow import execute
 
 
@@ -170,6 +171,75 @@ def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
         and r.inventory_hash.str.len().eq(16).all()
         and set(r.n_test) == {7 * 9 * 2 - 56}
     )
+
+
+@pytest.fixture(scope="module")
+def partial(photographs, tmp_path_factory):
+    "The record of a run on photographs of four of the seven conditions, in the paper's own layout."
+    home = tmp_path_factory.mktemp("partial")
+    shutil.copytree(photographs, home / "data" / "fitzpatrick17k")
+    rows = pd.read_csv(photographs / "fitzpatrick17k.csv", dtype=str)
+    for md5 in rows.md5hash[rows.label.isin(CONDITIONS[4:])]:
+        (home / "data" / "fitzpatrick17k" / "images" / f"{md5}.jpg").unlink()
+    asked = dict(data="fitzpatrick17k", scenario="ii", train="real", arch="resnet_small", epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINREPRO_DATA", str(home / "data"))
+        patch.setenv("SKINREPRO_RUNS", str(home / "runs"))
+        (run,) = read_grid(
+            ROOT / "nbs" / "papers" / "wang2024", "smoke", "scenario", **asked, missing="drop"
+        )
+        (outcome,) = execute([run], progress=False)
+        assert outcome.status == "ran", outcome.error
+        return read_records("wang2024", "scenario")
+
+
+def test_a_run_on_part_of_the_photographs_says_so(partial):
+    "Nine of each condition and type; of four conditions 18 light and 18 dark, 8 of each drawn."
+    r = partial.iloc[0]
+    assert (r.n_train, r.n_val, r.n_test) == (4 * (10 + 8) - 4 * 2, 4 * 2, 4 * 10)
+    assert (r.n_classes, r.n_classes_train, r.n_classes_test) == (7, 4, 4)
+    assert r.lacking == "prurigo nodularis, psoriasis, squamous cell carcinoma"
+    sizes = partial[partial.metric == "train_size"].value
+    assert set(sizes) == {r.n_train}  # without the validation part
+
+
+def test_such_a_run_is_not_comparable_though_all_else_is_the_papers(partial, tmp_path):
+    paper = ROOT / "nbs" / "papers" / "wang2024"
+    cells = read_reported(paper / "reported.csv").query('artefact == "table3" and unit != ""')
+    r = partial.assign(arch="resnet18", profile="paper")
+    cells = cells[(cells.arch == "ResNet-18") & (cells.train == "real")]
+    by = dict(scenario="scenario", arch="arch_paper", train="train")
+    setting = dict(data="fitzpatrick17k", profile="paper", arch=["resnet18"])
+    t = compare(r, cells, by, setting, sizes=whole_sizes)
+    assert set(t.verdict) == {"not comparable"}
+    for part in ("missing drop", "no images of prurigo", "training size 64 instead of 1156"):
+        assert t.reason.str.contains(part).all(), part
+    assert t.reason.str.contains("classes that train 4 instead of 7").all()
+    md = save_table(t, tmp_path / "table3", "Table 3")[0].read_text(encoding="utf-8")
+    assert md.startswith("# Table 3 (with 4 of 7 classes, chance 25 %)")
+
+
+@pytest.mark.parametrize("scenario, n", [("i", 1519), ("ii", 1284), ("iii", 1228)])
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_900_of_the_training_images_are_not_all(scenario, n, val_fraction):
+    "Whole conditions or single images may lack: what counts is what the selection has."
+    from skinrepro.papers.wang2024 import selection
+    from skinrepro.phantom import phantom_manifest
+    from skinrepro.splits import part_sizes
+
+    m = STUDIES["phantom"].grouped(phantom_manifest(selection(), "wang2024"))
+    asked = dict(scenario=scenario, train="real", val_fraction=val_fraction)
+
+    def sizes(m):
+        how = (scenario, 42, "union", val_fraction)
+        return part_sizes(scenario_split(m, STUDIES["phantom"], *how), CONDITIONS)
+
+    whole = sizes(m)
+    assert whole["n_train"] + whole["n_val"] == n and incomplete(whole, whole_sizes(asked)) == []
+    some = sizes(m.sample(frac=0.6, random_state=0))
+    assert any(s.startswith("training size") for s in incomplete(some, whole_sizes(asked)))
+    few = sizes(m[m.label.isin(CONDITIONS[:4])])
+    assert "classes that train 4 instead of 7" in incomplete(few, whole_sizes(asked))
 
 
 def test_missing_or_altered_photographs_are_never_silent(photographs, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ result).
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from skinrepro.grid import read_grid
 from skinrepro.records import read_record
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
+SMALL = dict(vgg_small="VGG-16", resnet_small="ResNet-18", vit_small="ViT-B-16")
 
 
 def numbers_of(run, rng):
@@ -36,9 +38,7 @@ def numbers_of(run, rng):
         test = dict(source="light").get(p.get("target"), "dark")
         n = 56 if p["scenario"] == "i" else 291
         extra = dict(
-            arch_paper=dict(vgg_small="VGG-16", resnet_small="ResNet-18", vit_small="ViT-B-16")[
-                p["arch"]
-            ],
+            arch_paper=SMALL[p["arch"]],
             n_test=n,
         ) | (dict(test=test, train="syn") if kind == "ablation" else {})
         return [
@@ -228,7 +228,7 @@ def test_claims_of_the_report(reports):
     assert syn.index.tolist() == [
         "over all",
         *(f"scenario {s}" for s in ("i", "ii", "iii")),
-        *(f"network {a}" for a in ("VGG-16", "ResNet-18", "ViT-B-16")),
+        *(f"network {small} in the place of {paper}" for small, paper in SMALL.items()),
     ]
     assert (
         syn.draws.eq(2).all()
@@ -246,6 +246,46 @@ def test_claims_of_the_report(reports):
     assert t.loc["Image-to-image is better than text-to-image"].pairs.tolist() == [4, 2, 2]
     few = t.loc["A few dark images help (scenario ii against iii)"]
     assert few.effect.between(8, 12).all() and few.mde.notna().all()
+
+
+def test_no_small_network_goes_by_the_name_of_a_large_one(reports):
+    "On phantoms and on photographs, in tables, claims and figures."
+    for name in ("table2.md", "claims.md", "claims_effects.csv", "pad_ufes20_claims.md"):
+        text = (reports[0] / name).read_text(encoding="utf-8")
+        for small, paper in SMALL.items():
+            assert f"{small} in the place of {paper}" in text, name
+            assert not re.search(rf"(?<!in the place of ){paper}", text), name
+    assert "vgg_small in the place of VGG-16" in (reports[0] / "table5.md").read_text("utf-8")
+    picture = (reports[0] / "tables2to4.svg").read_text(encoding="utf-8")
+    assert picture.count("in the place of") == 3 and "hollow: not comparable" in picture
+
+
+def test_records_without_sizes_are_not_comparable_and_say_why(reports):
+    t = pd.read_csv(reports[0] / "table2.csv", keep_default_na=False)
+    assert t.reason.str.contains("training size not recorded").all()
+    assert set(t.network) == set(SMALL) and set(t.classes) == {""}
+
+
+def test_phantoms_are_nowhere_called_real_skin(reports):
+    for name in ("fig1.svg", "fig2.svg", "fig2.csv"):
+        text = (reports[0] / name).read_text(encoding="utf-8")
+        assert not re.search(r"\breal\b|light-skinned parent|[Pp]hotograph", text), name
+    assert "Phantoms of light skin (framed)" in (reports[0] / "fig2.svg").read_text("utf-8")
+    assert "phantom, light" in (reports[0] / "fig1.svg").read_text(encoding="utf-8")
+
+
+def test_strength_says_how_many_images_are_behind_it(reports):
+    text = (reports[0] / "strength.md").read_text(encoding="utf-8")
+    for part in ("| n |", "n_kept", "n = 200 held-out images", "n_train 900 images"):
+        assert part in text, part
+
+
+def test_sentences_are_written_for_all_that_was_run(reports):
+    text = (reports[0] / "summary.md").read_text(encoding="utf-8")
+    assert "PHANTOM DATA" in text and "Data: pad_ufes20" in text
+    assert "40 of 40 numbers are equal" in text and "printed +3.7, not comparable" in text
+    tone = text.split("## Tone")[1].split("\n## ")[0]
+    assert tone.count("mean ITA 50.0 degrees before, -20.0 after") == 6  # two data sets
 
 
 def test_phantoms_are_stamped_wherever_they_are(reports):

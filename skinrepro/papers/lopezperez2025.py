@@ -204,7 +204,6 @@ RULE = Rule(
     counted=False,
     detectable=False,
     together=True,
-    corrected=False,
     train_size="n_train",
 )
 

@@ -6,12 +6,14 @@
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES', 'METHODS',
            'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA', 'LORA_PER', 'SPLIT_BY',
            'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'counted', 'exact_table',
-           'scenario_split', 'split_of', 'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora',
-           'read_weights', 'images_of', 'cost']
+           'scenario_split', 'split_of', 'token', 'prompt', 'specs', 'parents_of', 'whole_sizes', 'learn_tokens',
+           'learn_lora', 'read_weights', 'images_of', 'cost']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from skinrepro.splits import (
     flexible_split,
     holdout,
     mark,
+    part_sizes,
     proportional,
 )
 from ..tables import compare, layout, read_reported
@@ -372,6 +375,32 @@ AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says
     format="jpg",
 )
 TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #5a3e0c01
+@cache
+def _whole_split(scenario: str, val_fraction: float, label_source: str, test_on: str):
+    "The split of a scenario with the counts of the paper's selection; its images do not matter."
+    from skinrepro.phantom import phantom_manifest
+
+    study = STUDIES["phantom"]
+    m = study.grouped(phantom_manifest(selection(label_source), "wang2024"))
+    return scenario_split(m, study, scenario, 0, "stratified", val_fraction, test_on)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #5a3e0c02
+def whole_sizes(
+    record: Mapping,  # of scenario.ipynb or ablation.ipynb
+) -> dict:  # n_train, n_val, n_test, n_classes_train, n_classes_test
+    "Images and classes that a run has if none of the paper's selection is lacking."
+    test_on = record.get("test") or "dark"
+    how = (record["scenario"], float(record.get("val_fraction") or 0))
+    split = _whole_split(*how, record.get("label_source") or "scale", test_on)
+    sizes = part_sizes(split, CONDITIONS)
+    target = {"dark": "dark", "light": "source"}[test_on]
+    parents = parents_of(split[split.split == "train"], STUDIES["phantom"], target)
+    n_real, n_syn = sizes["n_train"], AS_RELEASED["per_image"] * len(parents)
+    kind = record["train"].partition(",")[0]  # rows of ours have a comma after the paper's
+    sizes["n_train"] = {"real": n_real, "syn": n_syn, "real+syn": n_real + n_syn}[kind]
+    return {name: size for name, size in sizes.items() if name not in ("n_classes", "lacking")}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
 def _weights() -> Path:

@@ -27,7 +27,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 demo: $(STAMP)  ## wang2024 at profile mini: scenario ii with one draw on the embedded phantoms, tables beside the printed numbers
-	@$(BIN)/skinrepro run wang2024 --profile mini --set scenario=ii --set seed=0 --cores $(JOBS)
+	@$(BIN)/skinrepro run wang2024 --profile mini --section scenario,synthetic --set scenario=ii --set seed=0 --cores $(JOBS)
 
 test: $(STAMP)  ## all tests: package, notebooks, paper folders, faults
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)

@@ -7,7 +7,7 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'JPEG_QUALITY', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA',
            'LORA_PER', 'SPLIT_BY', 'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'with_enough',
            'study_of', 'selection', 'scenario_split', 'split_of', 'statistics_of', 'token', 'prompt', 'specs',
-           'parents_of', 'learn_tokens', 'learn_lora', 'read_weights', 'images_of', 'cost']
+           'parents_of', 'releases', 'learn_tokens', 'learn_lora', 'read_weights', 'images_of', 'cost']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
@@ -385,7 +385,7 @@ def parents_of(
     return proportional(train, parents, seed, by=["label", "skin_type"])
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #230b5b55
-AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says so
+AS_RELEASED = dict(  # release of 2024, but for ti_data; section 3 of the paper where it says so
     ti_steps=500,
     ti_batch=4,
     ti_accumulate=4,
@@ -402,6 +402,12 @@ AS_RELEASED = dict(  # official code, 2025; section 3 of the paper where it says
     format="jpg",
 )
 TI_DATA, LORA_PER = ("condition", "all"), ("all", "condition", "balanced")
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #70cce2f6
+def releases() -> pd.DataFrame:  # stage, setting, parameter, paper, two releases, here, deviation
+    "Paper, released code and this project side by side; text, '' where nothing is said."
+    file = paths().papers / "wang2024" / "releases.csv"
+    return pd.read_csv(file, dtype=str, keep_default_na=False)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
 def _weights() -> Path:

@@ -32,6 +32,7 @@ from skinrepro.papers.wang2024 import (
     read_weights,
     releases,
     scenario_split,
+    split_of,
     statistics_of,
     study_of,
     token,
@@ -452,26 +453,33 @@ def test_equal_steps_ask_for_the_images_and_settings_of_both_together():
 
 
 def test_equal_steps_draw_as_many_images_as_real_ones_train(tmp_path, monkeypatch):
-    """Counted: the batches that a network was trained on, with and without, and what the record
-    says of them.
+    """Counted: the images that each epoch has trained on, and what the record says of the steps.
+    The generator's images are the training images themselves.
     """
+    from skinrepro.batches import train_store_size
+    from skinrepro.manifest import make, write
+
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
-    grid = read_grid(WANG, "smoke", "synthetic", scenario="iii", train="real+syn", parents=1.0)
-    grid[-1].parameters.update(size=32, epochs=3, batch_size=50)
-    as_real = runs.Run(
-        "wang2024", "", grid[-1].notebook, grid[-1].parameters | {"steps_as": "real"}
+    grid = read_grid(WANG, "smoke", "synthetic", scenario="iii", train="real+syn", epochs=3)
+    run, maker = grid[-1], grid[-1].made_from["images"]
+    asked = run.parameters | dict(steps_as="real", size=32, batch_size=50)
+    _, split, _ = split_of(asked, train_store_size(32))
+    train = split[split.split == "train"]
+    copies = train[["path", "label"]].assign(
+        image_id=train.image_id + "-syn0", parent_id=train.image_id, skin_type=6
     )
-    outcomes = execute([*grid, as_real], progress=False)
-    assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
-    steps = {}
-    for name, r in dict(both=grid[-1], equal=as_real).items():
-        t = read_record(r.folder / "records.csv").drop_duplicates("metric").set_index("metric")
-        log = pd.read_csv(r.folder / "log.csv")
-        assert (log.images == 3 * log.images[0]).any() or set(log.images) == {log.images[0]}
-        steps[name] = int(t.value["train_steps"]), int(log.images[0])
-    real = steps["equal"][1]
-    assert steps["both"][1] == 2 * real
-    assert steps["equal"][0] == 3 * -(-real // 50) and steps["both"][0] == 3 * -(-2 * real // 50)
+    write(make(copies, source="synthetic"), maker.folder / "manifest.parquet")
+    number = pd.DataFrame([dict(metric="n_images", group="all", value=9.0, n=9, images_hash="0")])
+    stamp = provenance("phantom", "0" * 16, "miniature", "0" * 64, "smoke", "cpu")
+    runs.finish(maker, number, stamp)
+    equal = runs.Run("wang2024", "", run.notebook, asked)
+    (outcome,) = execute([equal], progress=False)
+    assert outcome.status == "ran", outcome.error
+    log = pd.read_csv(equal.folder / "log.csv")
+    assert log.images.tolist() == [len(train)] * 3
+    t = read_record(equal.folder / "records.csv").drop_duplicates("metric").set_index("metric")
+    assert t.value["train_steps"] == 3 * -(-len(train) // 50)
+    assert set(t.steps_as) == {"real"} and set(t.n_synthetic) == {len(train)}
 
 
 def test_records_made_from_foreign_images_stay_out():
@@ -576,6 +584,9 @@ def test_four_of_seven_conditions_from_words_to_strength(photographs, tmp_path, 
         assert len([c for c in p if c.startswith("p_")]) == 4 and set(p.label) == set(FOUR)
         record = read_record(r.folder / "records.csv")
         assert record.inventory_hash.str.len().eq(16).all()
+        steps = record.value[record.metric == "train_steps"]
+        log = pd.read_csv(r.folder / "log.csv")
+        assert set(steps) == {-(-int(log.images[0]) // r.parameters["batch_size"])}  # one epoch
     words = json.loads((of(grid, "weights")[0].folder / "weights.json").read_text())
     assert set(words["loras"]) == set(FOUR)
     looks = of(grid, "strength")[0].folder / "images" / "ti_lora"

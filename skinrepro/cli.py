@@ -558,9 +558,7 @@ def _short(parameters) -> str:
     from skinrepro.workflow import SHOWN
 
     return " ".join(
-        f"{k}={v}"
-        for k, v in parameters.items()
-        if k in (*SHOWN, "select_on") and v is not None
+        f"{k}={v}" for k, v in parameters.items() if k in (*SHOWN, "select_on") and v is not None
     )
 
 # %% ../nbs/79_cli.ipynb #ac89c12f

@@ -408,11 +408,7 @@ SHOWN = "scenario arch seed train steps_as method pipeline target data".split()
 
 # %% ../nbs/06_workflow.ipynb #35c0f3cc
 def _short(parameters) -> str:
-    return " ".join(
-        f"{k}={v}"
-        for k, v in parameters.items()
-        if k in SHOWN and v is not None
-    )
+    return " ".join(f"{k}={v}" for k, v in parameters.items() if k in SHOWN and v is not None)
 
 # %% ../nbs/06_workflow.ipynb #5924e6ee
 def draw(

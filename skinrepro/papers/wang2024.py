@@ -592,6 +592,7 @@ def _cost_of_classifier(p, run):
     size = made
     if run.notebook.stem == "scenario":
         size = {"real": n, "syn": made, "real+syn": n + made}[p["train"]]
+        size = n if p.get("steps_as") == "real" else size
     looked_at = 0.35 * (n * p["val_fraction"] + _test_size(p))  # about a third of a training step
     how = RECIPES[p["recipe"]] if p.get("recipe") else dict(head="linear", train_layers="all")
     seen = p["epochs"] * (size + looked_at)

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -741,3 +742,11 @@ def test_a_given_normalisation_reaches_the_network(tmp_path, monkeypatch):
     assert len(x) == len(rows) == 2 and len(list(train(0))) == 1
     for seen in (x, y):
         assert np.allclose(seen.numpy()[:, :, 16, 16], white, atol=1e-3)
+
+
+def test_committed_runs_are_questions_of_the_grid():
+    "A parameter that came later does not rename the runs that were there before."
+    committed = read_record(ROOT / "figures" / "wang2024" / "records.csv")
+    grid = tomllib.loads((WANG / "grid.toml").read_text(encoding="utf-8"))
+    asked = {r.id for s, body in grid.items() if "mini" in body for r in read_grid(WANG, "mini", s)}
+    assert set(committed.run_id) <= asked

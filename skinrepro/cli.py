@@ -590,10 +590,10 @@ def _settings(texts) -> dict:
 
 # %% ../nbs/79_cli.ipynb #2e743bdf
 def _short(parameters) -> str:
+    from skinrepro.workflow import SHOWN
+
     return " ".join(
-        f"{k}={v}"
-        for k, v in parameters.items()
-        if k in ("scenario", "arch", "seed", "train", "data", "select_on")
+        f"{k}={v}" for k, v in parameters.items() if k in (*SHOWN, "select_on") and v is not None
     )
 
 # %% ../nbs/79_cli.ipynb #ac89c12f

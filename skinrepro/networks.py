@@ -31,12 +31,13 @@ class Architecture:
     paper: str  # the name that papers print
     tag: str  # timm model and weights tag; '' for the small networks
     size: int  # side of the input in px that the paper's recipe uses
+    dropout: float = 0.0  # of the trunk while it trains, where torchvision's has one
 
 # %% ../nbs/40_networks.ipynb #ee74796b
 ARCHITECTURES = {
     a.name: a
     for a in [
-        Architecture("vgg16", "VGG-16", "vgg16.tv_in1k", 224),
+        Architecture("vgg16", "VGG-16", "vgg16.tv_in1k", 224, dropout=0.5),
         Architecture("resnet18", "ResNet-18", "resnet18.tv_in1k", 224),
         Architecture("vit_b_16", "ViT-B-16", "vit_base_patch16_224.augreg_in21k_ft_in1k", 224),
         Architecture("vgg_small", "VGG-16", "", 64),
@@ -330,7 +331,7 @@ def _new_head(model, n_classes, head, of_timm) -> str:  # the name of the module
 # %% ../nbs/40_networks.ipynb #e762340b
 def _timm(a: Architecture, size, pretrained, weights):
     "A timm network, with errors that say what to do offline."
-    sized = dict(img_size=size) if "vit" in a.name else {}
+    sized = dict(img_size=size) if "vit" in a.name else dict(drop_rate=a.dropout)
     if pretrained and not weights and a.name in PACKAGES:
         network = timm.create_model(a.tag, pretrained=False)
         network.load_state_dict(load_file(packaged_weights(a.name)))

@@ -138,7 +138,7 @@ def check_ranges(
     "Raises ParameterError for the first value that is not allowed, and says what is."
     for name, value in parameters.items():
         rule = allowed.get(name)
-        if rule is None:
+        if rule is None or value is None:  # None: it is not asked
             continue
         each = isinstance(rule, dict) and "each" in rule
         parts = [p.strip() for p in value.split(",")] if each else [value]
@@ -176,8 +176,9 @@ def run_id(
     notebook: str,  # name of the experiment notebook without .ipynb
     parameters: dict,  # all of them, as `check_parameters` returns them
 ) -> str:  # e.g. 'scenario-1f0c9a2b7d3e'
-    "Name of a run: a hash of what was asked, the same on every machine."
-    return f"{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}"
+    "Name of a run: a hash of what was asked (not of None), the same on every machine."
+    asked = {k: v for k, v in parameters.items() if v is not None}
+    return f"{notebook}-{hash_text(paper, notebook, json.dumps(asked, sort_keys=True))[:12]}"
 
 # %% ../nbs/01_runs.ipynb #3f056e8b
 # what a run takes unless the grid says otherwise

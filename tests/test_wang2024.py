@@ -6,9 +6,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -16,17 +18,25 @@ import pytest
 from conftest import ROOT
 
 from skinrepro import runs
-from skinrepro.core import has_data
+from skinrepro.core import has_data, provenance
 from skinrepro.grid import asked_for, read_grid
 from skinrepro.papers.wang2024 import (
     AS_RELEASED,
     CONDITIONS,
+    JPEG_QUALITY,
     METHODS,
     SEEDS,
     SPLIT_BY,
     STUDIES,
+    WEIGHTS,
     load,
+    read_weights,
+    releases,
     scenario_split,
+    split_of,
+    statistics_of,
+    study_of,
+    token,
     whole_sizes,
 )
 from skinrepro.records import read_record, read_records
@@ -483,13 +493,58 @@ def test_one_cell_of_table5_is_the_generator_of_table2():
 
 
 def test_the_demo_is_one_scenario_and_one_draw():
-    grid = read_grid(WANG, "mini", scenario="ii", seed=0)
+    demo = (ROOT / "Makefile").read_text().partition("demo:")[2].splitlines()[1]
+    assert "--section scenario,synthetic --set scenario=ii --set seed=0" in demo
+    grid = read_grid(WANG, "mini", "scenario,synthetic", scenario="ii", seed=0)
     assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(
         weights=1, generator=1, scenario=3, synthetic=6
     )
     assert {r.parameters["scenario"] for r in grid} == {"ii"} and {
         r.parameters["seed"] for r in grid
     } == {0}
+
+
+def test_equal_steps_ask_for_the_images_and_settings_of_both_together():
+    "Only `steps_as` differs; at paper synthetic images alone have five times the steps, too."
+    for profile, trains in dict(mini={"real+syn"}, paper={"syn", "real+syn"}).items():
+        grid = read_grid(WANG, profile, "synthetic,equal_steps")
+        assert {r.parameters["train"] for r in of(grid, "equal_steps")} == trains
+        assert {r.parameters["seed"] for r in of(grid, "equal_steps")} == set(SEEDS)
+        other = {r.id for r in of(grid, "synthetic")}
+        for r in of(grid, "equal_steps"):
+            assert r.parameters["steps_as"] == "real" and r.id not in other
+            asked = r.parameters | dict(steps_as=None)
+            assert runs.run_id("wang2024", "scenario", asked) in other
+
+
+def test_equal_steps_draw_as_many_images_as_real_ones_train(tmp_path, monkeypatch):
+    """Counted: the images that each epoch has trained on, and what the record says of the steps.
+    The generator's images are the training images themselves.
+    """
+    from skinrepro.batches import train_store_size
+    from skinrepro.manifest import make, write
+
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    grid = read_grid(WANG, "smoke", "synthetic", scenario="iii", train="real+syn", epochs=3)
+    run, maker = grid[-1], grid[-1].made_from["images"]
+    asked = run.parameters | dict(steps_as="real", size=32, batch_size=50)
+    _, split, _ = split_of(asked, train_store_size(32))
+    train = split[split.split == "train"]
+    copies = train[["path", "label"]].assign(
+        image_id=train.image_id + "-syn0", parent_id=train.image_id, skin_type=6
+    )
+    write(make(copies, source="synthetic"), maker.folder / "manifest.parquet")
+    number = pd.DataFrame([dict(metric="n_images", group="all", value=9.0, n=9, images_hash="0")])
+    stamp = provenance("phantom", "0" * 16, "miniature", "0" * 64, "smoke", "cpu")
+    runs.finish(maker, number, stamp)
+    equal = runs.Run("wang2024", "", run.notebook, asked)
+    (outcome,) = execute([equal], progress=False)
+    assert outcome.status == "ran", outcome.error
+    log = pd.read_csv(equal.folder / "log.csv")
+    assert log.images.tolist() == [len(train)] * 3
+    t = read_record(equal.folder / "records.csv").drop_duplicates("metric").set_index("metric")
+    assert t.value["train_steps"] == 3 * -(-len(train) // 50)
+    assert set(t.steps_as) == {"real"} and set(t.n_synthetic) == {len(train)}
 
 
 def test_records_made_from_foreign_images_stay_out():
@@ -554,3 +609,208 @@ def test_what_the_generator_is_not(tmp_path, monkeypatch):
             [runs.Run("wang2024", "", run.notebook, run.parameters | change)], progress=False
         )
         assert outcome.status == "failed" and all(w in outcome.error for w in words), outcome.error
+
+
+# Photographs that are only there in part
+# ------------------------------------------------------------------------------------------------
+
+
+def without(photographs, tmp_path, gone):
+    "A copy of the data set without the photographs whose annotation `gone` picks."
+    home = tmp_path / "data" / "fitzpatrick17k"
+    shutil.copytree(photographs, home)
+    t = pd.read_csv(home / "fitzpatrick17k.csv")
+    for name in t.md5hash[gone(t)]:
+        (home / "images" / f"{name}.jpg").unlink()
+    return home.parent
+
+
+FOUR = ["basal cell carcinoma", "folliculitis", "psoriasis", "squamous cell carcinoma"]
+
+
+def test_four_of_seven_conditions_from_words_to_strength(photographs, tmp_path, monkeypatch):
+    "What is not there is not asked for: words, LoRA, images, classifiers, judge have four labels."
+    data = without(photographs, tmp_path, lambda t: ~t.label.isin(FOUR))
+    monkeypatch.setenv("SKINREPRO_DATA", str(data))
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    small = dict(scenario="iii", data="fitzpatrick17k", missing="drop", fraction=1.0)
+    small |= dict(ti_steps=1, lora_steps=1, steps=2, parents=8.0, epochs=1, train="real+syn")
+    small |= dict(strengths="0.5", methods="vanilla,ti+lora")
+    grid = read_grid(WANG, "smoke", "synthetic,strength", **small, target="dark", arch="vgg_small")
+    defaults = runs.declared(WANG / "ablation.ipynb")  # real images stand in
+    asked = {k: small.get(k, v) for k, v in defaults.items()} | dict(scenario="i")
+    cell = runs.Run("wang2024", "", WANG / "ablation.ipynb", asked)
+    outcomes = execute([*grid, cell], progress=False)
+    assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
+    names = {r.notebook.stem for r in grid}
+    assert names == {"weights", "generator", "scenario", "strength"}
+    for r in [*of(grid, "synthetic"), cell]:
+        p = pd.read_parquet(r.folder / "predictions.parquet")
+        assert len([c for c in p if c.startswith("p_")]) == 4 and set(p.label) == set(FOUR)
+        record = read_record(r.folder / "records.csv")
+        assert record.inventory_hash.str.len().eq(16).all()
+        steps = record.value[record.metric == "train_steps"]
+        log = pd.read_csv(r.folder / "log.csv")
+        assert set(steps) == {-(-int(log.images[0]) // r.parameters["batch_size"])}  # one epoch
+    words = json.loads((of(grid, "weights")[0].folder / "weights.json").read_text())
+    assert set(words["loras"]) == set(FOUR)
+    looks = of(grid, "strength")[0].folder / "images" / "ti_lora"
+    assert not list(looks.glob("nem*")) and list(looks.glob("bas*"))
+
+
+@pytest.mark.parametrize(
+    "gone, labels",
+    [
+        (lambda t: (t.label == "psoriasis") & (t.fitzpatrick_scale > 2), 6),  # dark ones of one
+        (lambda t: t.label.eq("psoriasis") & (t.groupby("label").cumcount() > 0), 6),  # all but one
+        (lambda t: t.fitzpatrick_scale.eq(6) & t.label.isin(FOUR), 7),  # types, not groups
+    ],
+)
+def test_conditions_with_too_few_photographs_are_left_out_and_named(
+    photographs, tmp_path, monkeypatch, gone, labels
+):
+    monkeypatch.setenv("SKINREPRO_DATA", str(without(photographs, tmp_path, gone)))
+    with pytest.warns(UserWarning) as said:
+        m, _ = load("fitzpatrick17k", missing="drop")
+    assert any("Left out" in str(w.message) for w in said) == (labels == 6)
+    assert study_of("fitzpatrick17k", m).labels == tuple(
+        c for c in CONDITIONS if labels == 7 or c != "psoriasis"
+    )
+    if labels == 7:  # 9 of type V remain, none of type VI
+        with pytest.raises(ValueError, match="0 images of skin type 6.*--set flexible=union"):
+            scenario_split(m, FITZ, "i")
+    flexible = "union" if labels == 7 else "stratified"
+    for scenario in ("i", "ii", "iii"):
+        split = scenario_split(m, FITZ, scenario, 0, flexible, val_fraction=0.1)
+        assert set(split[split.split == "train"].label) == set(m.label)
+        assert set(split[split.split == "test"].label) == set(m.label)
+
+
+@pytest.mark.parametrize(
+    "gone", [lambda t: t.fitzpatrick_scale > 2, lambda t: t.groupby("label").cumcount() > 0]
+)
+def test_an_absent_group_or_one_image_of_each_is_refused_with_the_remedy(
+    photographs, tmp_path, monkeypatch, gone
+):
+    monkeypatch.setenv("SKINREPRO_DATA", str(without(photographs, tmp_path, gone)))
+    with pytest.raises(ValueError, match="skinrepro data verify fitzpatrick17k"):
+        load("fitzpatrick17k", missing="drop")
+
+
+def test_weights_of_fewer_conditions_are_refused(tmp_path, monkeypatch):
+    "Photographs came after the words were learned: named, with what to do."
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    grid = read_grid(WANG, "smoke", "generator", scenario="iii", data="fitzpatrick17k")
+    words, images = of(grid, "weights")[0], of(grid, "generator")[0]
+    made = pd.DataFrame([dict(metric="n_train", group="all", value=9.0, n=9)])
+    runs.finish(
+        words, made, provenance("fitzpatrick17k", "0" * 16, "none", "0" * 64, "smoke", "cpu")
+    )
+    home = tmp_path / "wang2024" / "weights"
+    (words.folder / WEIGHTS).write_text(
+        json.dumps(dict(tokens="ti-1", loras=dict.fromkeys(FOUR, "lora-1")))
+    )
+    for name, files in {"ti-1": [token(c) for c in FOUR], "lora-1": ["pytorch_lora"]}.items():
+
+        def make(folder, files=files):
+            for f in files:
+                (folder / f"{f}.safetensors").write_bytes(b"learned")
+            return pd.DataFrame(dict(loss=[0.0]))
+
+        runs.made_once(home, name[:-2], dict(of=name), make, "code").rename(home / name)
+    asked = dict(images.parameters, learned=words.id)
+    tokens, loras = read_weights(words.id, "ti+lora", asked, FOUR)
+    assert tokens == home / "ti-1" and set(loras) == set(FOUR)
+    with pytest.raises(runs.ParameterError) as e:
+        read_weights(words.id, "ti+lora", asked, CONDITIONS)
+    assert "nematode infection" in str(e.value) and str(words.folder) in str(e.value)
+    assert "psoriasis" not in str(e.value)
+
+
+def test_every_difference_from_the_release_is_numbered_in_the_index():
+    "The table of settings beside the grid and the list of deviations; neither can change alone."
+    cells = json.loads((WANG / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    text = text.partition("## Deviations")[2]
+    numbered = re.findall(r"^(\d+)\. \*\*", text, re.M)
+    assert numbered == [str(i) for i in range(1, len(numbered) + 1)]
+    t = releases()
+    assert set(t.deviation) - {""} <= set(numbered)
+    here, there = t["profile paper"], t["release of 2024"]
+    differs = t[(here != "same") & (here != there)]
+    assert differs.deviation.ne("").all(), differs.setting[differs.deviation == ""].tolist()
+    of_stage = dict(words="weights", lora="weights", images="generator", classifier="scenario")
+    for r in t[t.parameter != ""].itertuples():
+        section = of_stage.get(r.stage, "scenario")
+        for run in of(read_grid(WANG, "paper", section), section):
+            have = run.parameters[r.parameter]
+            assert have == type(have)(r.value), (r.stage, r.setting)
+    assert set(AS_RELEASED) <= set(t.parameter)
+
+
+def test_images_are_saved_as_the_release_saves_them(tmp_path):
+    "Quantisation tables of a JPEG that Pillow writes by default, which is what the release calls."
+    from PIL import Image
+
+    from skinrepro.generate import Files, write_image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
+    Image.fromarray(pixels).save(tmp_path / "default.jpg")
+    files = Files(64, "jpg", JPEG_QUALITY)
+    write_image(pixels, tmp_path / "ours.jpg", dict(what="x"), 64, files.quality)
+    with Image.open(tmp_path / "default.jpg") as a, Image.open(tmp_path / "ours.jpg") as b:
+        assert a.quantization == b.quantization and a.layer == b.layer
+
+
+def test_the_released_recipe_has_the_dropout_and_the_pixels_of_the_script():
+    """Against torchvision's own VGG-16, which the script loads: where units are dropped; and
+    ImageNet's statistics for every network.
+    """
+    torchvision, torch = pytest.importorskip("torchvision"), pytest.importorskip("torch")
+    from skinrepro.networks import build
+
+    def layers(net, kinds=("Conv2d", "Linear", "ReLU", "Dropout")):
+        leaves = [m for m in net.modules() if not list(m.children())]
+        named = [(type(m).__name__, getattr(m, "p", "")) for m in leaves]
+        return [(k.replace("Conv2d", "Linear"), p) for k, p in named if k in kinds]
+
+    ours = build("vgg16", 7, 224, head="mlp")
+    script = torchvision.models.vgg16(weights=None)
+    new = torch.nn.Linear(4096, 256), torch.nn.ReLU(), torch.nn.Dropout(0.4)
+    script.classifier[6] = torch.nn.Sequential(*new, torch.nn.Linear(256, 7))
+    assert layers(ours) == layers(script) and layers(ours).count(("Dropout", 0.5)) == 2
+    assert not [kind for kind, _ in layers(build("resnet18", 7, 64)) if kind == "Dropout"]
+    mean, std = statistics_of("released")
+    assert np.allclose(mean, [0.485, 0.456, 0.406]) and np.allclose(std, [0.229, 0.224, 0.225])
+    assert statistics_of("scratch") is None
+
+
+def test_a_given_normalisation_reaches_the_network(tmp_path, monkeypatch):
+    "White pixels under the statistics that were asked for, in training and in the test."
+    from PIL import Image
+
+    from skinrepro.classify import data_parts
+    from skinrepro.manifest import make
+
+    monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))
+    rows = []
+    for i in range(8):
+        file = tmp_path / f"{i}.png"
+        Image.new("RGB", (40, 40), (255, 255, 255)).save(file)
+        rows.append(dict(image_id=f"i{i}", path=str(file), label="ab"[i % 2], skin_type=1))
+    m = make(pd.DataFrame(rows)).assign(split=["train"] * 4 + ["test"] * 4)
+    asked = dict(progress=False, draws=2, statistics=statistics_of("released"))
+    train, parts = data_parts(m, ["a", "b"], "vit_small", 32, 4, **asked)
+    white = (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+    (x, _, rows), (y, *_) = next(train(0)), next(parts["test"]())
+    assert len(x) == len(rows) == 2 and len(list(train(0))) == 1
+    for seen in (x, y):
+        assert np.allclose(seen.numpy()[:, :, 16, 16], white, atol=1e-3)
+
+
+def test_committed_runs_are_questions_of_the_grid():
+    "A parameter that came later does not rename the runs that were there before."
+    committed = read_record(ROOT / "figures" / "wang2024" / "records.csv")
+    grid = tomllib.loads((WANG / "grid.toml").read_text(encoding="utf-8"))
+    asked = {r.id for s, body in grid.items() if "mini" in body for r in read_grid(WANG, "mini", s)}
+    assert set(committed.run_id) <= asked

@@ -29,7 +29,9 @@ def numbers_of(run, rng):
         return dict(metric=metric, group=group, value=value, n=n) | more
 
     if kind in ("scenario", "ablation"):
-        gain = {"real": 0, "syn": 0.06, "real+syn": 0.12}[p.get("train", "syn")] + 0.1 * (
+        equal = p.get("steps_as") == "real"
+        both = 0.09 if equal else 0.12
+        gain = {"real": 0, "syn": 0.06, "real+syn": both}[p.get("train", "syn")] + 0.1 * (
             p["scenario"] == "ii"
         )
         gain += dict(vanilla=0, ti=0.05, lora=0.08).get(p.get("method"), 0.2) - 0.2 * (
@@ -54,8 +56,12 @@ def numbers_of(run, rng):
             for m in ("accuracy", "precision", "recall", "f1")
             for rule in ("val", "test", "last")
         ] + [
-            row("train_size", 1284, 1284, select_on=rule, **extra)
+            row(metric, n, 1284, select_on=rule, **extra)
             for rule in ("val", "test", "last")
+            for metric, n in dict(
+                train_size=1284,
+                train_steps=774 if p.get("train") == "real+syn" and not equal else 387,
+            ).items()
         ]
     if kind == "weights":
         return [
@@ -202,7 +208,8 @@ def test_the_report_makes_every_artefact(reports):
 
 
 def test_every_row_of_the_tables_has_its_runs_and_none_is_comparable(reports):
-    for name, cells in dict(table2=45, table3=45, table4=45, table5=12).items():
+    # nine printed rows of five numbers, and three of ours at equal steps
+    for name, cells in dict(table2=60, table3=60, table4=60, table5=12).items():
         t = pd.read_csv(reports[0] / f"{name}.csv", keep_default_na=False)
         keys = [
             "arch",
@@ -212,7 +219,16 @@ def test_every_row_of_the_tables_has_its_runs_and_none_is_comparable(reports):
         ]
         assert set(t.verdict) == {"not comparable"} and len(t.drop_duplicates(keys)) == cells
     t = pd.read_csv(reports[0] / "table2.csv", keep_default_na=False)
-    assert set(t.train) == {"real", "syn", "real+syn"} and set(t.n_seeds) == {2}
+    assert set(t.train) == {"real", "syn", "real+syn", "real+syn, equal steps"}
+    assert set(t.n_seeds) == {5}
+    ours = t[t.train == "real+syn, equal steps"]
+    assert set(ours.reported) == {""} and set(ours.note) == {"not in the paper"}
+    text = (reports[0] / "table2.md").read_text()
+    lines = [line.partition("VGG-16 | ")[2] for line in text.splitlines() if "VGG-16 | " in line]
+    rows = [line.partition(" | ")[0] for line in lines]
+    assert rows == ["real", "syn", "real+syn", "real+syn, equal steps"]
+    assert "training steps: real 387; syn 387; real+syn 774; real+syn, equal steps 387." in text
+    assert "ours, not the paper's" in text
     why = t[(t.train == "syn") & (t.metric == "accuracy")].reason.iloc[0]
     assert (
         "phantom data" in why
@@ -231,15 +247,23 @@ def test_claims_of_the_report(reports):
         *(f"network {small} in the place of {paper}" for small, paper in SMALL.items()),
     ]
     assert (
-        syn.draws.eq(2).all()
+        syn.draws.eq(5).all()
         and syn.pairs.tolist() == [9, 3, 3, 3, 3, 3, 3]
         and syn.effect.between(4, 8).all()
     )
     assert syn.printed["over all"] == pytest.approx(3.7178, abs=1e-4)
+    longer, level = (
+        t.loc[f"Both together are better than either alone{end}"]
+        for end in ("", ", at equal steps")
+    )
+    assert longer.effect["over all"] == pytest.approx(6, abs=0.5)  # against the nearer of the two
+    assert level.effect["over all"] == pytest.approx(3, abs=0.5)
+    assert level.draws.eq(5).all() and level.pairs.tolist() == syn.pairs.tolist()
+    assert level.printed.isna().all() and level.source.str.startswith("ours").all()
     one = t.loc["Textual inversion with LoRA is the best of six"]
     assert (
-        one.verdict.eq("inconclusive").all()
-        and one.draws.eq(1).all()
+        one.verdict.eq("supported").all()
+        and one.draws.eq(5).all()
         and one.rival.eq("img2img lora").all()
         and set(one.n_test) == {"56"}
     )

@@ -104,7 +104,7 @@ def train_judge(n=12000, epochs=12, seed=0):
 
 
 def tone(images):  # (n,) degrees
-    return np.array([np.median(ita(i)) for i in images])
+    return np.array([np.nanmedian(ita(i)) for i in images])
 
 
 def read(manifest):

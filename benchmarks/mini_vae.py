@@ -1,0 +1,113 @@
+"""Which settings of a small VAE redraw phantoms so that a person recognises lesion and skin?
+
+python benchmarks/mini_vae.py                   # some settings, each trained once; writes
+benchmarks/results/mini_vae.csv (minutes on one core)
+python benchmarks/mini_vae.py --only 0,3 --sheet sheet.png     # two of them, with their pictures
+
+Each setting trains on repetition 0, set B, of lopezperez2025 at profile mini, as its notebook does,
+and is judged on a validation part: phantoms of both groups that neither train nor test in that
+repetition. Judged by CIELAB difference, by the correlation of lightness, and by the structure that
+is left around the median colour of the skin; test images are not looked at.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from skinrepro.batches import image_batches
+from skinrepro.core import device_name
+from skinrepro.images import cache_images
+from skinrepro.loop import Training
+from skinrepro.papers import lopezperez2025 as paper
+from skinrepro.tone import structure_correlation
+from skinrepro.vae import Objective, build_vae, measure, reconstruct, train_vae
+
+SIZE, VALIDATION = 64, 60  # px; images of each group
+BASE = dict(
+    fraction=0.15,
+    width=8,
+    multipliers=(1, 2, 4),
+    latent_channels=16,
+    epochs=15,
+    batch_size=8,
+    lr=1e-3,
+    kl_weight=1.0,
+    feature_weight=1.0,
+)
+SETTINGS = [
+    {},
+    dict(lr=1e-4),
+    dict(lr=3e-3),
+    dict(feature_weight=10.0),
+    dict(feature_weight=10.0, lr=3e-3),
+]
+
+
+def validation_part(m, split):
+    "The first images of each group that are in neither part of a split."
+    rest = m[~m.image_id.isin(split.image_id)]
+    return rest.groupby("group").head(VALIDATION).sort_values("group", kind="stable")
+
+
+def tried(setting, seed=0):  # row of numbers, originals, reconstructions
+    s = BASE | setting
+    m, _ = paper.load("phantom", SIZE, max(0.3, s["fraction"]))
+    split = paper.repetition_split(m, seed, "B", s["fraction"])
+    train, held = split[split.split == "train"], validation_part(m, split)
+    store = cache_images(m, SIZE, progress=False)
+    features = paper.perceptual_features("phantom")
+    model = build_vae(s["latent_channels"], s["width"], s["multipliers"], seed=seed)
+    training = Training(s["epochs"], s["batch_size"], s["lr"], clip=10.0)
+    objective = Objective(kl_weight=s["kl_weight"], feature_weight=s["feature_weight"])
+    batches = image_batches(store, train.image_id, s["batch_size"], seed, train=True)
+    start = time.perf_counter()
+    log = train_vae(model, batches, training, features, objective, progress=False)
+    seconds = time.perf_counter() - start
+    of_held = image_batches(store, held.image_id, 100)
+    found = measure(model, of_held(), features)
+    original = store.take(store.rows(held.image_id))
+    drawn = np.concatenate([reconstruct(model, x) for (x,) in of_held()])
+    row = found[["mse", "delta_e", "perceptual", "latent_std"]].mean().to_dict()
+    row |= dict(
+        structure=structure_correlation(original, drawn).mean(),
+        loss=log.loss.iloc[-1],
+        seconds=seconds,
+        parameters=sum(p.numel() for p in model.parameters()),
+    )
+    return row, original, drawn
+
+
+def main():
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("--only", default="", help="numbers of settings")
+    p.add_argument("--sheet", default="", help="picture of originals and reconstructions")
+    a = p.parse_args()
+    torch.set_num_threads(1)
+    chosen = [int(k) for k in a.only.split(",")] if a.only else range(len(SETTINGS))
+    rows, sheets = [], []
+    for k in chosen:
+        row, original, drawn = tried(SETTINGS[k])
+        rows.append(dict(setting=k) | BASE | SETTINGS[k] | row)
+        print(f"{SETTINGS[k]}: {pd.Series(row).round(4).to_dict()}", flush=True)
+        picked = np.r_[0 : 2 * VALIDATION : VALIDATION // 6]
+        sheets += [original[picked]] * (not sheets) + [drawn[picked]]
+    t = pd.DataFrame(rows).assign(device=device_name(), threads=1)
+    if not a.only:
+        t.round(4).to_csv(Path(__file__).parent / "results" / "mini_vae.csv", index=False)
+    if a.sheet:
+        from PIL import Image
+
+        rows_of = [np.concatenate(list(r), 1) for r in sheets]
+        Image.fromarray(np.concatenate(rows_of)).resize(
+            (rows_of[0].shape[1] * 2, SIZE * 2 * len(rows_of)), Image.NEAREST
+        ).save(a.sheet)
+
+
+if __name__ == "__main__":
+    main()

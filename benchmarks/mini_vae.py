@@ -40,10 +40,10 @@ BASE = dict(
 )
 SETTINGS = [
     {},
-    dict(lr=1e-4),
-    dict(lr=3e-3),
-    dict(feature_weight=10.0),
-    dict(feature_weight=10.0, lr=3e-3),
+    dict(latent_channels=64, lr=3e-3),
+    dict(latent_channels=16, multipliers=(1, 2), width=16, lr=3e-3),
+    dict(latent_channels=64, lr=3e-3, width=16),
+    dict(latent_channels=64, lr=1e-3),
 ]
 
 

@@ -108,8 +108,8 @@ def ita_class(
     a = np.asarray(angle, float)
     if not (np.isfinite(a) & (abs(a) <= 90)).all():
         raise ValueError(
-            "An individual typology angle is a number between -90 and 90 degrees; leave out what has"
-            " none (NaN)."
+            "An individual typology angle is a number between -90 and 90 degrees; leave out what"
+            " has none (NaN)."
         )
     cuts = np.array(list(ITA_CLASSES.values())[:-1])
     return np.array(list(ITA_CLASSES))[(a[..., None] <= cuts).sum(-1)]

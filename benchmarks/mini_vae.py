@@ -35,15 +35,14 @@ BASE = dict(
     epochs=15,
     batch_size=8,
     lr=1e-3,
+    schedule="constant",
     kl_weight=1.0,
     feature_weight=1.0,
 )
 SETTINGS = [
     {},
-    dict(latent_channels=64, lr=3e-3),
-    dict(latent_channels=16, multipliers=(1, 2), width=16, lr=3e-3),
-    dict(latent_channels=64, lr=3e-3, width=16),
-    dict(latent_channels=64, lr=1e-3),
+    dict(multipliers=(1, 2), width=16, lr=3e-3, schedule="cosine"),
+    dict(latent_channels=64, width=12, lr=3e-3, schedule="cosine"),
 ]
 
 
@@ -65,7 +64,9 @@ def tried(setting, seed=0):  # row of numbers, originals, reconstructions
     objective = Objective(kl_weight=s["kl_weight"], feature_weight=s["feature_weight"])
     batches = image_batches(store, train.image_id, s["batch_size"], seed, train=True)
     start = time.perf_counter()
-    log = train_vae(model, batches, training, features, objective, progress=False)
+    log = train_vae(
+        model, batches, training, features, objective, progress=False, schedule=s["schedule"]
+    )
     seconds = time.perf_counter() - start
     of_held = image_batches(store, held.image_id, 100)
     found = measure(model, of_held(), features)

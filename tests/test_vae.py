@@ -240,6 +240,20 @@ def test_both_terms_are_those_of_torch_distributions():
     torch.testing.assert_close(total, square + 0.25 * divergence)
 
 
+def test_a_rate_falls_along_half_a_cosine_or_stays():
+    x = torch.rand(2, 3, 8, 8) * 2 - 1
+
+    def rates(schedule):
+        training = Training(4, lr=0.01)
+        model, one = build_vae(2, 4, (1, 2)), [(x,)]
+        return train_vae(model, lambda e: one, training, progress=False, schedule=schedule).lr
+
+    fallen = [0.01, 0.01 * (1 + 0.5**0.5) / 2, 0.005, 0.01 * (1 - 0.5**0.5) / 2]
+    assert np.allclose(rates("cosine"), fallen) and np.allclose(rates("constant"), 0.01)
+    with pytest.raises(ValueError, match="schedule"):
+        rates("linear")
+
+
 def test_no_two_steps_are_given_the_same_noise_and_a_resume_is_given_the_right_one():
     model, x, seen = build_vae(2, 4, (1, 2)), torch.zeros(2, 3, 16, 16), {}
     for seed in (0, 1):
@@ -655,7 +669,7 @@ def test_the_report_on_the_whole_profile(tmp_path, store, monkeypatch):
     assert "cross at 10, 14, 31, 60, 77 %; mean 38, sd 29" in (tmp_path / "out.ipynb").read_text()
 
     claims = pd.read_csv(made / "claims.csv", dtype={"source": str})
-    assert (claims[["n_test", "n_train", "repetitions"]] == [75, 250, 10]).all(None)
+    assert (claims[["n_test", "n_train", "repetitions"]] == [75, 250, 10]).all(axis=None)
     assert claims.source.tolist() == ["4.1"] * 2 + ["4.2"] * 3 + ["4.3"] * 2
     text = (made / "claims.md").read_text("utf-8")
     assert "at 95 % for all pairs together" in text and "| n_test | n_train |" in text

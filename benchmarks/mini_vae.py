@@ -4,10 +4,11 @@ python benchmarks/mini_vae.py                   # all settings, a minute of one 
 benchmarks/results/mini_vae.csv
 python benchmarks/mini_vae.py --only 0,5 --sheet sheet.png     # two of them, with their pictures
 
-Each setting trains on repetition 0, set B, of lopezperez2025 at profile mini, as its notebook does,
-and is judged on a validation part: phantoms of both groups that neither train nor test in that
-repetition. Judged by squared error and CIELAB difference (tone), by the correlation of lightness
-(structure), and by a person who looks at the sheet; test images are not looked at.
+Each setting trains as the notebook of lopezperez2025 does, on set B of a repetition that is drawn
+from twice as many phantoms, and is judged on a validation part: phantoms of both groups that
+neither train nor test in that repetition. Judged by squared error and CIELAB difference (tone), by
+the correlation of lightness (structure), and by a person who looks at the sheet. Rows without
+processor seconds were measured before these were kept.
 """
 
 import argparse

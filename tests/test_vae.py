@@ -643,10 +643,10 @@ def made_up_rows(p):
     return pd.concat(rows)
 
 
-def made_up(sections=("sets", "sweep", "pad_ufes20", "ham10000")):
-    "Records of the whole profile mini, of numbers that nobody measured."
+def made_up(sections=("sets", "sweep", "pad_ufes20", "ham10000"), profile="mini", **more):
+    "Records of a whole profile, of numbers that nobody measured."
     out = {}
-    for run in (r for s in sections for r in read_grid(HERE, "mini", s)):
+    for run in (r for s in sections for r in read_grid(HERE, profile, s, **more)):
         origin = dict(weights="random; features: vgg_small trained on phantoms (300 steps)")
         origin |= dict(data_hash="0", version="0", commit="0", device="cpu", seconds=1.0)
         key = dict(run_id=run.id, paper=run.paper, notebook=run.notebook.stem)
@@ -691,6 +691,28 @@ def test_the_report_on_the_whole_profile(tmp_path, store, monkeypatch):
     assert "test_patient_id_that_train" in parts and "2.0 (0-4)" in parts
     svg = (made / "ham10000.svg").read_text("utf-8")
     assert "by angle (camera and skin)" in svg and "low angle test images" in svg
+
+
+@pytest.mark.parametrize("missing", ["error", "drop"])
+def test_what_is_printed_is_drawn_beside_the_papers_own_counts_only(
+    missing, tmp_path, store, monkeypatch
+):
+    "On photographs that lack some, counts are smaller: no printed line, and a note."
+    from skinrepro.records import write_records
+
+    made = tmp_path / "figures" / "lopezperez2025"
+    made.mkdir(parents=True)
+    monkeypatch.setenv("SKINREPRO_FIGURES", str(made.parent))
+    t = made_up(["sets", "sweep"], "paper", missing=missing)
+    if missing == "drop":
+        t.loc[t.metric == "n_test_dark", "value"] = 499
+    write_records(t, made / "records.csv")
+    asked = dict(data="fitzpatrick17k", profile="paper")
+    runs.execute_notebook(HERE / "report.ipynb", tmp_path / "out.ipynb", asked)
+    told = (made / "claims.md").read_text("utf-8")
+    assert ("below 0.07" in (made / "fig3.svg").read_text("utf-8")) == (missing == "error")
+    assert ("Photographs that are not there were left out" in told) == (missing == "drop")
+    assert "PHANTOM" not in told and "| 500 | 1668 | 10 |" in told
 
 
 def test_tables_and_figures_follow_from_the_committed_records(tmp_path, store, monkeypatch):

@@ -584,22 +584,27 @@ def test_a_grid_of_three_sets_to_figures(tmp_path, store, monkeypatch):
     assert not list(store.rglob("checkpoint-*"))
 
 
-@needs("pad_ufes20")
-def test_real_photographs_end_to_end(tmp_path, store):
-    run = read_grid(
-        HERE,
-        "mini",
-        "pad_ufes20",
-        repetition=0,
-        training_set="B",
-        epochs=1,
-        width=4,
-        features="none",
-    )[0]
+@pytest.mark.parametrize("data", ["pad_ufes20", "ham10000"])
+def test_real_photographs_end_to_end(data, tmp_path, store):
+    if not has_data(data):
+        pytest.skip(f"needs {data}: set SKINREPRO_DATA")
+    small = dict(repetition=0, training_set="B", epochs=1, width=4, features="none")
+    (run,) = read_grid(HERE, "mini", data, **small)
     (outcome,) = execute([run], progress=False)
     assert outcome.status == "ran", outcome.error
     r = read_records("lopezperez2025")
-    assert set(r.data) == {"pad_ufes20"} and not r.group.str.contains("pair").any()
+    assert set(r.data) == {data} and not r.group.str.contains("pair").any()
+    assert (r[r.metric == "test_patient_id_that_train"].value.astype(float) == 0).all()
+    p = pd.read_parquet(run.folder / "predictions.parquet")
+    assert p.patient_id.notna().all()
+    if data == "ham10000":
+        mse = r[r.metric == "mse"].set_index("group")
+        of_site = p.groupby(["group", "domain"]).mse.agg(["mean", "size"])
+        for (group, site), expected in of_site.iterrows():
+            found = mse.loc[f"{group} {site}"]
+            assert np.isclose(float(found.value), expected["mean"]) and found.n == expected["size"]
+        counts = r[r.metric == "n_without_angle"].set_index("group").value.astype(int)
+        assert counts["all"] == counts.drop("all").sum() > 0
 
 
 def test_the_report_stands_without_any_run(tmp_path, store, monkeypatch):

@@ -19,10 +19,10 @@ from .colour import srgb_to_lab
 from .core import check_choice
 from .loop import Training, fit
 
-# %% ../nbs/23_vae.ipynb #9338d2d4
+# %% ../nbs/23_vae.ipynb #2be4ef06
 EPSILON = 1e-4  # of BatchNorm, as in the public code; torch's is 1e-5
 
-
+# %% ../nbs/23_vae.ipynb #9338d2d4
 def _convolution(before, after, kernel, stride=1):
     return nn.Conv2d(before, after, kernel, stride, kernel // 2)
 
@@ -246,10 +246,10 @@ class Objective:
             return total
         return total + self.feature_weight * perceptual_loss(features, x, y, self.half)
 
-# %% ../nbs/23_vae.ipynb #3f32f9e4
+# %% ../nbs/23_vae.ipynb #e6e04dfa
 SCHEDULES = ("constant", "cosine")  # of the learning rate; the paper and the public code: constant
 
-
+# %% ../nbs/23_vae.ipynb #3f32f9e4
 def _scheduler(schedule: str, optimizer, epochs: int):  # stepped after each epoch, or None
     if schedule == "constant":
         return None

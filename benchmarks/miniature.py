@@ -110,7 +110,7 @@ def asked(model):
 
 
 def tone(images):  # (n,) degrees
-    return np.array([np.median(ita(i)) for i in images])
+    return np.array([np.nanmedian(ita(i)) for i in images])
 
 
 def read(manifest):

@@ -392,6 +392,7 @@ class VAESize:
     multipliers: tuple
     latent_channels: int
     bottleneck_blocks: int
+    deep_model: bool
     batch_size: int
     features: str  # network of the perceptual loss: 'none', or a key of features.NETWORKS
     precision: str
@@ -403,9 +404,10 @@ def vae_work(
 ) -> Work:
     "Images that a VAE learns from. One that it only reconstructs counts a third."
     blocks = ",".join(map(str, shape.multipliers))
+    deep = " and deep" if shape.deep_model else ""
     return Work(
         f"image of the VAE at {shape.size} px, {shape.width} x ({blocks}) channels,"
-        f" {shape.bottleneck_blocks} blocks, {shape.latent_channels} codes, batch"
+        f" {shape.bottleneck_blocks} blocks{deep}, {shape.latent_channels} codes, batch"
         f" {shape.batch_size}, features {shape.features}, {shape.precision}",
         images,
         lambda: vae_rate(shape),
@@ -430,7 +432,11 @@ def vae_rate(
         network = feature_network(shape.features, trained=False)
         features = Features(perceptual_trunk(network), "random")
     model = build_vae(
-        shape.latent_channels, shape.width, shape.multipliers, shape.bottleneck_blocks
+        shape.latent_channels,
+        shape.width,
+        shape.multipliers,
+        shape.bottleneck_blocks,
+        deep_model=shape.deep_model,
     )
     x = torch.rand(b, 3, shape.size, shape.size, generator=torch.Generator().manual_seed(0))
     training = Training(1, lr=1e-8, clip=10.0, precision=shape.precision)

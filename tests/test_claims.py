@@ -5,7 +5,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, committed_runs
 
 from skinrepro.claims import (
     Claim,
@@ -484,8 +484,9 @@ def test_the_printed_rule_is_that_of_the_committed_tables():
     from skinrepro.papers import lopezperez2025
 
     said = claim_rule(lopezperez2025.CLAIMS)
-    for name in ("claims", "metrics", "pad_ufes20_claims", "ham10000_claims"):
-        assert said in (ROOT / "figures" / "lopezperez2025" / f"{name}.md").read_text("utf-8")
+    if committed_runs("lopezperez2025", "vae"):
+        for name in ("claims", "metrics", "pad_ufes20_claims", "ham10000_claims"):
+            assert said in (ROOT / "figures" / "lopezperez2025" / f"{name}.md").read_text("utf-8")
     for name in ("claims", "pad_ufes20_claims"):
         text = (ROOT / "figures" / "wang2024" / f"{name}.md").read_text("utf-8")
         assert claim_rule([SYN, BOTH]) in text

@@ -75,7 +75,7 @@ def test_the_lists_are_what_the_code_has():
     from skinrepro.networks import ARCHITECTURES
     from skinrepro.papers import lopezperez2025, wang2024
     from skinrepro.splits import TRAIN_TYPES
-    from skinrepro.vae import REDUCTIONS
+    from skinrepro.vae import REDUCTIONS, SCHEDULES
 
     have = dict(
         data=wang2024.STUDIES,
@@ -100,6 +100,7 @@ def test_the_lists_are_what_the_code_has():
         features=lopezperez2025.FEATURES,
         reading=lopezperez2025.READINGS,
         reduction=REDUCTIONS,
+        schedule=SCHEDULES,
     )
     lopez = ranges(LOPEZ)
     assert {k: set(lopez[k]) for k in have} == {k: set(v) for k, v in have.items()}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path, paths, read_kept
+from .core import REHEARSAL, atomic_path, paths, read_kept, rehearsing
 
 # %% ../nbs/08_records.ipynb #83a856bf
 def number_rows(
@@ -91,6 +91,8 @@ def write_records(
     """Keep records of many runs, each fact once: parameters and provenance by run, numbers by row.
     `read_record` joins them.
     """
+    if "profile" in records and (records.profile == REHEARSAL).any() and not rehearsing():
+        raise ValueError(f"Records of a rehearsal are no results: {file} is not written.")
     rows = {"run_id", "metric", "group", "value", "n", "low", "high"}
     same = (records.groupby("run_id").nunique(dropna=False) <= 1).all()
     of_run = [c for c in records if c not in rows and same[c]]

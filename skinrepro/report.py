@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .claims import detectable
-from .core import paths
+from .core import REHEARSAL, paths, rehearsing
 from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
 from .records import read_record, read_records, write_records
@@ -80,6 +80,19 @@ def committed_records(
         return pd.DataFrame(columns=["run_id", "notebook", "data", "profile", "metric"])
     return read_record(file)
 
+# %% ../nbs/63_report.ipynb #6986ab06
+def _refuse_rehearsals(records: pd.DataFrame):
+    "Raises ValueError for records of a rehearsal, which are no results."
+    if "profile" not in records:
+        return
+    found = sorted(set(records.run_id[records.profile == REHEARSAL]))
+    if found:
+        raise ValueError(
+            f"{paths().runs}: {found[0]} is of a rehearsal, with random weights; no table is made"
+            f" of it. Remove {len(found)} such folder(s) from there; a rehearsal has a report of"
+            " its own in its own store."
+        )
+
 # %% ../nbs/63_report.ipynb #2bc54629
 def paper_records(
     paper: str,  # paper key
@@ -90,10 +103,13 @@ def paper_records(
     folder = paths().papers / paper
     grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
     notebooks = list(dict.fromkeys(body.get("notebook", name) for name, body in grid.items()))
+    if rehearsing():
+        return {n: typed(read_records(paper, n), folder / f"{n}.ipynb") for n in notebooks}, []
     wanted = {n: grid_runs(folder, n, data) for n in notebooks}
     records, keep, outside, fresh = committed_records(paper), [], [], False
     for n in notebooks:
         new = read_records(paper, n)
+        _refuse_rehearsals(new)
         mine = asked_for(new, wanted[n], free) if len(new) else new.run_id.isna()
         outside += sorted(set(new.run_id[~mine]))
         keep += renewed(typed(records, folder / f"{n}.ipynb"), new[mine])

@@ -295,16 +295,27 @@ def _rows_of_cell(cell: dict, rows: list[dict], levels: list[str], how: _How) ->
     wanted = {c: _text(cell[k]) for k, c in how.mapping.items() if _text(cell[k])}
     found = [r for r in rows if all(r[c] == w for c, w in wanted.items())]
     count = cell["unit"] in COUNTS
-    if count:  # how many images there are does not depend on the epoch that is selected
-        once = {(r.get("run_id"), r.get(how.pooled), r["value"]): r for r in found}
+    once_only = count and _same_at_all_levels(found, how)
+    if once_only:
+        once = {(r.get(how.pooled), r["value"]): r for r in found}
         found = [r | {how.across: ""} for r in once.values()]
-    single = count or (found and not _levels(found, how.across))
+    single = once_only or (found and not _levels(found, how.across))
     out = []
     for level in [""] if single else levels or [""]:
         mine = [r for r in found if r.get(how.across, "") == level]
         keys = {k: cell[k] for k in how.mapping} | {how.across: level}
         out.append(keys | _row(mine, cell, how))
     return out
+
+# %% ../nbs/60_tables.ipynb #3cbcc1b4
+def _same_at_all_levels(found: list[dict], how: _How) -> bool:
+    """How many images there are does not depend on the epoch that is selected, unless one rule of
+    selection holds some of them out.
+    """
+    counts = {}
+    for r in found:
+        counts.setdefault(r.get(how.pooled), set()).add(r["value"])
+    return all(len(values) == 1 for values in counts.values())
 
 # %% ../nbs/60_tables.ipynb #9fec5254
 def _levels(

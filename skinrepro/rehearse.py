@@ -200,7 +200,7 @@ def rehearse_report(
 
 # %% ../nbs/72_rehearse.ipynb #03db9a3a
 def _million(n: float) -> str:
-    return f"{n / 1e6:.1f}" if n else ""
+    return f"{n / 1e6:.4g}" if n else ""
 
 
 def _row(f: Finding) -> dict:

@@ -401,7 +401,8 @@ def _close_row(run, epoch, after_epoch, log_csv, bar):
 
     row = {run.unit: epoch, "lr": run.raw.param_groups[0]["lr"], "loss": _mean_loss(run)}
     row["images"] = run.images
-    rehearsal_note(run.title, images=run.images, seconds=time.time() - run.start)
+    seconds = time.time() - run.start
+    rehearsal_note(run.title, images=run.images, batches=len(run.seen), seconds=seconds)
     if run.scheduler is not None:
         run.scheduler.step()
     if after_epoch:

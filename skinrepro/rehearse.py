@@ -199,10 +199,6 @@ def rehearse_report(
     return ""
 
 # %% ../nbs/72_rehearse.ipynb #03db9a3a
-def _million(n: float) -> str:
-    return f"{n / 1e6:.4g}" if n else ""
-
-
 def _row(f: Finding) -> dict:
     from skinrepro.core import device_name
 
@@ -214,6 +210,7 @@ def _row(f: Finding) -> dict:
     trained = [n["parameters"] for n in f.noted("trained")]
     end = f.noted("end")[-1] if f.noted("end") else {}
     rates = {k: v for k, v in f.rates.items() if k != "start"}
+    batches = [-(-n["images"] // n.get("batches", 1)) for n in f.notes if n.get("images")]
     return dict(
         section=run.section,
         run=run.id,
@@ -221,9 +218,9 @@ def _row(f: Finding) -> dict:
         status=f.status,
         device=device_name(),
         precision=p.get("precision", "no"),
-        batch=max([n["images"] for n in f.notes if n.get("images")], default=""),
-        parameters_million=_million(sum(sizes.values()) or max(trained, default=0)),
-        trained_million=_million(max(trained, default=0)),
+        batch=max(batches, default=""),
+        parameters_million="; ".join(f"{k} {n / 1e6:.4g}" for k, n in sizes.items()),
+        trained_million=f"{max(trained, default=0) / 1e6:.4g}",
         peak_gb=f"{end['rss'] / 1e9:.2f}" if end else "",
         gpu_allocated_gb=f"{end['allocated'] / 1e9:.2f}" if "allocated" in end else "",
         gpu_reserved_gb=f"{end['reserved'] / 1e9:.2f}" if "reserved" in end else "",

@@ -70,6 +70,9 @@ def renewed(
     kept = old[[k not in kinds for k in zip(*(old[c] for c in by))]]
     return [t for t in (kept, new) if len(t)]
 
+# %% ../nbs/63_report.ipynb #413953ca
+_NO_RECORDS = pd.DataFrame(columns=["run_id", "notebook", "data", "profile", "metric"])
+
 # %% ../nbs/63_report.ipynb #36310a1b
 def committed_records(
     paper: str,  # paper key
@@ -77,7 +80,7 @@ def committed_records(
     "The records that stand behind the figures of a paper."
     file = paths().figures / paper / "records.csv"
     if not file.is_file():
-        return pd.DataFrame(columns=["run_id", "notebook", "data", "profile", "metric"])
+        return _NO_RECORDS
     return read_record(file)
 
 # %% ../nbs/63_report.ipynb #6986ab06
@@ -104,7 +107,8 @@ def paper_records(
     grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
     notebooks = list(dict.fromkeys(body.get("notebook", name) for name, body in grid.items()))
     if rehearsing():
-        return {n: typed(read_records(paper, n), folder / f"{n}.ipynb") for n in notebooks}, []
+        found = pd.concat([_NO_RECORDS, read_records(paper)])
+        return {n: typed(found, folder / f"{n}.ipynb") for n in notebooks}, []
     wanted = {n: grid_runs(folder, n, data) for n in notebooks}
     records, keep, outside, fresh = committed_records(paper), [], [], False
     for n in notebooks:

@@ -201,7 +201,7 @@ def test_a_paper_is_rehearsed_and_measured(store):
     assert (
         t.peak_gb.astype(float).between(0.1, 2).all() and t.seconds_per_image.str.match("VAE").all()
     )
-    assert t.parameters_million.astype(float).gt(0).all()
+    assert t.trained_million.astype(float).gt(0).all()
     hours = pd.read_csv(home / "forecast.csv").set_index("section")
     assert hours.runs["sets"] == 10 and hours.hours["sets"] > 0  # the repetitions of A
     assert "REHEARSAL" in (home / "rehearsal.md").read_text()

@@ -453,12 +453,25 @@ def run_paper(
     ] = False,
     dry: Annotated[bool, typer.Option("--dry-run", help="Only list what would run.")] = False,
     show: _open = False,
+    rehearse: Annotated[
+        bool,
+        typer.Option(
+            "--rehearse",
+            help=(
+                "Try every kind of run of profile paper in its full size with random weights, two"
+                " steps and few images: what fails, memory, hours of the whole. No results."
+            ),
+        ),
+    ] = False,
 ):
     """Run the experiments of a paper and rebuild its tables. What has a record that is still true
     is not run again; a killed run goes on where it was.
     """
     from skinrepro.workflow import execute, states
 
+    if rehearse:
+        _check_rehearsal(profile, slurm, report, dry)
+        return _rehearse(paper, section, data, set_, cores or _cores())
     wanted = _runs(paper, profile, section, data, set_)
     now = states(wanted)
     _tell_plan(paper, profile, now, dry)
@@ -489,6 +502,31 @@ def _tell_plan(paper, profile, now, each):
     for s in now if each else []:
         state = "done" if s.status == "done" else "todo"
         typer.echo(f"  {state}  {s.run.id}  {_short(s.run.parameters)}")
+
+# %% ../nbs/79_cli.ipynb #172aab59
+def _check_rehearsal(profile, slurm, report, dry):
+    if profile != "paper":
+        raise typer.BadParameter(
+            "only the paper profile is rehearsed: add --profile paper.", param_hint="--rehearse"
+        )
+    if slurm is not None or report is not None or dry:
+        raise typer.BadParameter(
+            "it runs here and now, and makes no report for readers: leave out --slurm, --report and"
+            " --dry-run.",
+            param_hint="--rehearse",
+        )
+
+# %% ../nbs/79_cli.ipynb #4c206242
+def _rehearse(paper, section, data, set_, cores):
+    from skinrepro.rehearse import rehearse_paper
+
+    wanted = _runs(paper, "paper", section, data, set_)
+    whole = wanted if set_ else _runs(paper, "paper", None, data, None)
+    failed = rehearse_paper(wanted, cores, typer.echo, whole)
+    for f in failed:
+        typer.secho(f"failed: {f}", err=True, fg=typer.colors.RED)
+    if failed:
+        raise typer.Exit(1)
 
 # %% ../nbs/79_cli.ipynb #79a00002
 def _tell_stages(runs):  # to do

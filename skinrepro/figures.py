@@ -16,7 +16,14 @@ import numpy as np
 import pandas as pd
 
 from .core import atomic_path, paths
-from .tables import PHANTOM_STAMP, csv_text, is_phantom, refuse_timing, stamp_of
+from skinrepro.tables import (
+    PHANTOM_STAMP,
+    csv_text,
+    is_phantom,
+    refuse_timing,
+    rehearsal_stamp,
+    stamp_of,
+)
 
 # %% ../nbs/61_figures.ipynb #d6772632
 STYLE = {
@@ -123,7 +130,7 @@ def _stamped(
             )
         numbers = numbers.assign(data=stamp)
     derived = stamp_of(numbers)
-    stamp = derived if stamp is None else stamp
+    stamp = derived if stamp is None else rehearsal_stamp(stamp)
     if is_phantom(derived) and not is_phantom(stamp):
         raise ValueError(
             f"{name} shows phantoms, but its stamp is {stamp!r}. Leave it out, or say"

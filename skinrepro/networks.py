@@ -20,7 +20,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .batches import normalisation
-from .core import atomic_path, check_choice, paths, seed_all
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    paths,
+    rehearsal_note,
+    rehearsing,
+    seed_all,
+)
 
 # %% ../nbs/40_networks.ipynb #7ddfcdc3
 @dataclass(frozen=True)
@@ -272,8 +279,13 @@ def build(
     check_choice("frozen_statistics", frozen_statistics, ["kept", "updated"])
     _check_start(a, size, pretrained, weights, train_layers)
     seed_all(seed, torch=True)
+    asked = pretrained or weights
+    if rehearsing():
+        pretrained, weights = False, ""  # full size, random weights, nothing to download
     model = _timm(a, size, pretrained, weights) if a.tag else _small(arch, n_classes, size)
     model.weights, model.weights_hash = "random", ""
+    if asked and rehearsing():
+        model.weights = f"random weights of {_origin(a)}, timing only"
     if pretrained or weights:
         model.weights = _origin(a) if pretrained else Path(weights).name
         model.weights_hash = state_hash(model)
@@ -282,6 +294,7 @@ def build(
         for parameter, value in model.named_parameters():
             value.requires_grad = parameter.startswith(name + ".")
     model.frozen_statistics = frozen_statistics
+    rehearsal_note(arch, parameters=sum(p.numel() for p in model.parameters()))
     return model
 
 # %% ../nbs/40_networks.ipynb #4669675f

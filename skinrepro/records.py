@@ -14,7 +14,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .core import atomic_path, hash_rows, history, paths, read_kept
+from skinrepro.core import (
+    REHEARSAL,
+    atomic_path,
+    hash_rows,
+    history,
+    paths,
+    read_kept,
+    rehearsing,
+)
 from .runs import inputs_hash
 
 # %% ../nbs/08_records.ipynb #83a856bf
@@ -193,6 +201,8 @@ def write_records(
     """Keep records of many runs, each fact once: parameters and provenance by run, numbers by row.
     `read_record` joins them. Raises ValueError where new ones would be committed and may not be.
     """
+    if "profile" in records and (records.profile == REHEARSAL).any() and not rehearsing():
+        raise ValueError(f"Records of a rehearsal are no results: {file} is not written.")
     if Path(file).resolve().is_relative_to(paths().root / "figures"):
         _refuse_unpublishable(records, Path(file))
     rows = {"run_id", "metric", "group", "value", "n", "low", "high"}

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .claims import detectable
-from .core import atomic_path, paths
+from .core import REHEARSAL, atomic_path, paths, rehearsing
 from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
 from .metrics import by_group, mean_rows
@@ -75,6 +75,9 @@ def renewed(
     kept = old[[k not in kinds for k in zip(*(old[c] for c in by))]]
     return [t for t in (kept, new) if len(t)]
 
+# %% ../nbs/63_report.ipynb #413953ca
+_NO_RECORDS = pd.DataFrame(columns=["run_id", "notebook", "data", "profile", "metric"])
+
 # %% ../nbs/63_report.ipynb #0c9d41e7
 def together(
     parts,  # records of several notebooks, typed
@@ -94,8 +97,21 @@ def committed_records(
     "The records that stand behind the published figures of a paper."
     file = paths().figures / paper / "records.csv"
     if not file.is_file():
-        return pd.DataFrame(columns=["run_id", "notebook", "data", "profile", "metric"])
+        return _NO_RECORDS
     return read_record(file)
+
+# %% ../nbs/63_report.ipynb #6986ab06
+def _refuse_rehearsals(records: pd.DataFrame):
+    "Raises ValueError for records of a rehearsal, which are no results."
+    if "profile" not in records:
+        return
+    found = sorted(set(records.run_id[records.profile == REHEARSAL]))
+    if found:
+        raise ValueError(
+            f"{paths().runs}: {found[0]} is of a rehearsal, with random weights; no table is made"
+            f" of it. Remove {len(found)} such folder(s) from there; a rehearsal has a report of"
+            " its own in its own store."
+        )
 
 # %% ../nbs/63_report.ipynb #5e0c7a91
 def of_published(
@@ -138,10 +154,14 @@ def paper_records(
     folder = paths().papers / paper
     grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
     notebooks = list(dict.fromkeys(body.get("notebook", name) for name, body in grid.items()))
+    if rehearsing():
+        found = pd.concat([_NO_RECORDS, read_records(paper)])
+        return {n: typed(found, folder / f"{n}.ipynb") for n in notebooks}, []
     wanted = {n: grid_runs(folder, n, data) for n in notebooks}
     committed, keep, outside, any_fresh = committed_records(paper), [], [], False
     for n in notebooks:
         old, new = typed(committed, folder / f"{n}.ipynb"), read_records(paper, n)
+        _refuse_rehearsals(new)
         mine = asked_for(new, wanted[n], free) if len(new) else new.run_id.isna()
         outside += sorted(set(new.run_id[~mine]))
         fresh = bool((mine & ~of_published(new, old)).any())

@@ -20,6 +20,7 @@ import pandas as pd
 
 from . import __version__
 from skinrepro.core import (
+    REHEARSAL,
     Provenance,
     atomic_path,
     environment,
@@ -28,8 +29,11 @@ from skinrepro.core import (
     kept_json,
     locked,
     paths,
+    peak_memory,
     ranks,
     read_kept,
+    rehearsal_note,
+    rehearsing,
     wait_for_everyone,
 )
 
@@ -287,6 +291,22 @@ def _assigned(source: str):  # names, or None
         return None
     return [n.targets[0].id for n in body]
 
+# %% ../nbs/01_runs.ipynb #3fda72b1
+def _check_store(run: Run):
+    "A rehearsal is in its own store, and nothing else is there. Raises ValueError."
+    rehearsal = run.parameters.get("profile") == REHEARSAL
+    if rehearsal and not rehearsing():
+        raise ValueError(
+            f"{run.id}: a run of profile {REHEARSAL!r} is no result and cannot be recorded in"
+            f" {paths().runs}. Rehearse with: skinrepro run {run.paper} --profile paper --rehearse"
+        )
+    if rehearsing() and not rehearsal:
+        raise ValueError(
+            f"{run.id}: {paths().runs} is a store of rehearsals, in which models have random"
+            " weights: no result can be recorded there. Set SKINREPRO_RUNS to a folder with"
+            " another name."
+        )
+
 # %% ../nbs/01_runs.ipynb #ec713577
 def inputs_hash(
     folder,  # of a run
@@ -332,7 +352,8 @@ def _stamped(
     lacking = [c for c in ("metric", "group", "value", "n") if c not in records]
     if lacking:
         raise ValueError(f"{run.id}: the records lack the column(s) {lacking}.")
-    if "timing only" in stamp.weights:
+    _check_store(run)
+    if "timing only" in stamp.weights and not rehearsing():
         raise ValueError(
             f"{run.id}: {stamp.weights}: no record can be made with such weights. Load the"
             " pre-trained ones."
@@ -370,6 +391,7 @@ def finish(
     asked = dict(paper=run.paper, notebook=run.notebook.stem, parameters=run.parameters)
     with atomic_path(run.folder / "run.json") as tmp:
         tmp.write_text(json.dumps(asked, indent=1))
+    rehearsal_note("end", **peak_memory())
     with atomic_path(run.folder / "records.csv") as tmp:
         out.to_csv(tmp, index=False)
     return out

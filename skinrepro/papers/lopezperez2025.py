@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS', 'STUDIES', 'READINGS', 'COUNTED', 'FEATURES',
            'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'angles', 'load', 'site_counts', 'share_of', 'counts_of',
-           'largest_fraction', 'repetition_split', 'perceptual_features', 'cost', 'statement', 'error_claims',
-           'study_claims']
+           'largest_fraction', 'repetition_split', 'perceptual_features', 'cost', 'rehearsed', 'statement',
+           'error_claims', 'study_claims']
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
 import math
@@ -277,6 +277,17 @@ def cost(
         "skinrepro.vae, torch, timm, matplotlib.pyplot, sklearn", "start of a run of the VAE"
     )
     return [start, vae_work(shape, seen)], 1.5e6
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #b579ba26
+def rehearsed(
+    run,  # runs.Run of this paper, at its full size
+    gpu: bool,  # is there one?
+) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
+    "How a run is rehearsed."
+    p = run.parameters
+    kind = dict(training_set=p["training_set"] if p["training_set"] in SETS else "between")
+    short = dict(epochs=2, fraction=0.1, pairs=0)
+    return kind, short if gpu else short | dict(fraction=0.01, batch_size=4)
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c859f5aa
 RULE = Rule(

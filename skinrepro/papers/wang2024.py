@@ -8,7 +8,7 @@ __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES
            'LORA_PER', 'SPLIT_BY', 'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'with_enough',
            'study_of', 'selection', 'counted', 'exact_table', 'scenario_split', 'split_of', 'statistics_of', 'token',
            'prompt', 'specs', 'parents_of', 'releases', 'whole_sizes', 'learn_tokens', 'learn_lora', 'read_weights',
-           'images_of', 'cost']
+           'images_of', 'cost', 'rehearsed']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
@@ -23,7 +23,7 @@ import pandas as pd
 
 from .. import manifest
 from ..colour import ITA_CLASSES
-from ..core import check_choice, data_folder, has_data, paths
+from ..core import check_choice, data_folder, device, has_data, paths, rehearsing
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..fitzpatrick17k import selected_counts
 from ..manifest import read
@@ -32,6 +32,7 @@ from ..records import read_record
 from ..runs import ParameterError, handed_on, made_for
 from skinrepro.splits import (
     assert_disjoint,
+    few_of_each,
     first_rows,
     flexible_parts,
     flexible_split,
@@ -311,7 +312,12 @@ def split_of(
     "Images and split of a run. Raises as `load` and `scenario_split`."
     pool, inventory = load(p["data"], p["label_source"], size, p["fraction"], p["missing"])
     how = (p["scenario"], p["seed"], p["flexible"], p["val_fraction"], test_on)
-    return pool, scenario_split(pool, STUDIES[p["data"]], *how), inventory
+    split = scenario_split(pool, STUDIES[p["data"]], *how)
+    if rehearsing():
+        few = 2 if device() == "cpu" else 28  # what is learnt from; a classifier fills a batch
+        split = few_of_each(split, p.get("batch_size", few))
+        pool = pool[pool.image_id.isin(split.image_id)]
+    return pool, split, inventory
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #b325dff2
 RECIPES = {  # recipe -> arguments of networks.build
@@ -713,3 +719,22 @@ def _walked(p) -> int:
 # %% ../../nbs/papers/wang2024/protocol.ipynb #915dbe89
 def _walking(p, steps):  # -> Work
     return generation_work(p["base"], p.get("precision", "no"), steps)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #db6488c1
+def rehearsed(
+    run,  # runs.Run of this paper, at its full size
+    gpu: bool,  # is there one?
+) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
+    "How a run is rehearsed."
+    p = run.parameters
+    kind = {k: p[k] for k in ("arch", "train", "pipeline", "method") if k in p}
+    if p.get("train") == "real":
+        kind["held out"] = p["val_fraction"] > 0  # other rules choose the epoch
+    short = dict(epochs=2, ti_steps=2, lora_steps=2, judge_epochs=2, judge_images=4)
+    # `strength` of these steps is walked: two of the whole or of half of the schedule
+    short |= dict(steps=2 if p.get("pipeline") == "txt2img" else 4, strengths="0.5")
+    short |= dict(fraction=0.25, parents=2.0, per_image=16, per_prompt=0)
+    if not gpu:
+        short |= dict(fraction=0.01, per_image=1, batch_size=8)
+        short |= dict(ti_batch=1, ti_accumulate=1, lora_batch=1)
+    return kind, {k: v for k, v in short.items() if k in p}

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFUSE_PIXELS', 'REDUCE_PIXELS', 'FITS', 'FILTERS', 'ImageError', 'NotAnImage', 'load_image', 'describe', 'fit_image',
-           'pixels', 'file_md5s', 'ImageStore', 'join_stores', 'decoder_version', 'cache_images', 'measure_images']
+           'pixels', 'file_md5s', 'known_md5s', 'ImageStore', 'join_stores', 'decoder_version', 'cache_images',
+           'measure_images']
 
 # %% ../nbs/15_images.ipynb #9dc348dc
 import errno
@@ -246,6 +247,19 @@ def _read_memory(file) -> pd.DataFrame:
     if list(t.columns) != _MEMORY or not t.md5.str.fullmatch("[0-9a-f]{32}").fillna(False).all():
         raise ValueError("no list of MD5 sums")
     return t
+
+# %% ../nbs/15_images.ipynb #cfd36cf8
+def known_md5s(
+    files,  # paths
+    folder=None,  # where the memory is kept; None for paths().cache/'images'
+) -> dict:  # file -> MD5, of those that are as they were when it was computed
+    "MD5 sums that `file_md5s` remembers. No file is read, nothing is written."
+    memory = (Path(folder) if folder else paths().cache / "images") / "md5.csv"
+    if (old := read_kept(memory, _read_memory)) is None:
+        return {}
+    known = {tuple(k): v for *k, v in old.itertuples(index=False)}
+    stamps = ((f, _stamp(f)) for f in files if os.path.isfile(f))
+    return {f: known[s] for f, s in stamps if s in known}
 
 # %% ../nbs/15_images.ipynb #0a468744
 def _md5(data: bytes) -> str:

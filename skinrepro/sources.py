@@ -234,7 +234,7 @@ def _attach_images(
     check_choice("missing", missing, ["error", "drop", "keep"])
     found = _index_images(folder, suffix)
     absent = ~t.image_id.isin(found)
-    if absent.any() and (missing != "keep" or absent.all()):
+    if absent.any() and missing != "keep":
         names = [f"{n}{suffix}" for n in t.image_id[absent]]
         message = (
             f"{len(names)} of {len(t)} photographs of {source.name} are not below {folder}:"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS', 'STUDIES', 'READINGS', 'COUNTED', 'FEATURES',
-           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'load', 'share_of', 'repetition_split', 'perceptual_features',
-           'cost', 'statement', 'error_claims']
+           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'load', 'needed', 'share_of', 'repetition_split',
+           'perceptual_features', 'cost', 'statement', 'error_claims']
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ..fitzpatrick17k import annotation_counts, selected_counts
 from ..images import measure_images
 from ..manifest import Study
 from ..metrics import shares
-from ..photographs import study_images
+from ..photographs import needed_images, study_images
 from ..splits import first_rows
 from ..tone import skin_angle, tone_groups
 
@@ -93,13 +93,25 @@ def load(
         STUDIES[check_choice("data", data, STUDIES)],
         selected_counts(skin_types=LIGHT + DARK),
         "lopezperez2025",
-        lambda m: first_rows(m, fraction, by=["group", "label"]),
+        _thinned(fraction),
         size=size,
         missing=missing,
         partitions=dict(zip(counts.label, counts.nine_partition_label)),
         jobs=jobs,
         group=lambda m: tone_groups(measure_images(m, skin_angle)),
     )
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #78114888
+def _thinned(fraction):  # -> function of a manifest with groups
+    return lambda m: first_rows(m, fraction, by=["group", "label"])
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #23e27036
+def needed(
+    p: dict,  # parameters of a run on photographs: data, perhaps fraction
+) -> pd.DataFrame:  # manifest with absolute paths, and groups where they are not measured
+    "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    of_all = p.get("fraction", 1.0) if p["data"] == "fitzpatrick17k" else 1.0
+    return needed_images(STUDIES[p["data"]], _thinned(of_all))
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4e7e6536
 READINGS = ("sets", "bootstrap")

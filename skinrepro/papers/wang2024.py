@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES', 'METHODS',
            'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA', 'LORA_PER', 'SPLIT_BY',
-           'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'selection', 'scenario_split', 'split_of',
-           'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights', 'images_of', 'cost']
+           'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'needed', 'selection', 'scenario_split',
+           'split_of', 'token', 'prompt', 'specs', 'parents_of', 'learn_tokens', 'learn_lora', 'read_weights',
+           'images_of', 'cost']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
@@ -22,7 +23,7 @@ from ..core import check_choice, data_folder, has_data, paths
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..fitzpatrick17k import selected_counts
 from ..manifest import read
-from ..photographs import listed, study_images
+from ..photographs import listed, needed_images, study_images
 from ..records import read_record
 from ..runs import handed_on, made_for
 from skinrepro.splits import (
@@ -106,20 +107,28 @@ def load(
     """Manifest with absolute paths and groups, and hash of the inventory of real photographs.
     Raises FileNotFoundError or ValueError with the remedy.
     """
-
-    def thinned(m):  # enough for a flexible subset and a rest
-        return first_rows(m, fraction, at_least=N_FLEXIBLE + 1, whole=math.ceil)
-
     return study_images(
         STUDIES[check_choice("data", data, STUDIES)],
         selection(label_source),
         "wang2024",
-        thinned,
+        _thinned(fraction),
         size=size,
         label_source=label_source,
         missing=missing,
         jobs=jobs,
     )
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #8f17bfc2
+def _thinned(fraction):  # -> function of a manifest; enough for a flexible subset and a rest
+    return lambda m: first_rows(m, fraction, at_least=N_FLEXIBLE + 1, whole=math.ceil)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #c6bfbe31
+def needed(
+    p: dict,  # parameters of a run on photographs: data, perhaps fraction and label_source
+) -> pd.DataFrame:  # manifest with absolute paths and groups
+    "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    keep = _thinned(p.get("fraction", 1.0))
+    return needed_images(STUDIES[p["data"]], keep, p.get("label_source", "scale"))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #fb8082fc
 def selection(

@@ -853,10 +853,12 @@ class _Finding:
     detail: str
     remedy: str = ""
     needed: bool = False  # by profile mini
+    part: bool = False  # some of it is here
 
     def tell(self):
         colour = None if self.ok else typer.colors.RED if self.needed else typer.colors.YELLOW
-        word = "ok     " if self.ok else "MISSING" if self.needed else "missing"
+        lacks = "MISSING" if self.needed else "partly " if self.part else "missing"
+        word = "ok     " if self.ok else lacks
         typer.secho(f"{word}  {self.what:24s} {self.detail}", fg=colour)
         if not self.ok and self.remedy:
             typer.echo(f"{'':9s}{'':24s} {self.remedy}")
@@ -949,7 +951,8 @@ def _data_sets():
         detail = ["; ".join(f.says for f in found)] if found else [s.title]
         if has_data(s.name):
             detail = [str(_folder(s.name)), *detail, *_lacking_of(found)]
-        out.append(_Finding(whole, s.name, ("\n" + " " * 34).join(detail), remedy))
+        told, part = ("\n" + " " * 34).join(detail), any(f.there for f in found)
+        out.append(_Finding(whole, s.name, told, remedy, part=part))
     return out
 
 # %% ../nbs/79_cli.ipynb #9584e4b1

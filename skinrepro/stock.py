@@ -121,7 +121,7 @@ def stocks(
     states,  # list of workflow.State
     look: bool = False,  # as of `stock_of`
 ) -> list[Stock]:  # one for all runs that ask for the same
-    "Photographs that runs ask for. Runs on phantoms, and those of papers without protocol, have none."
+    "Photographs that runs ask for; those on phantoms, or of a paper without protocol, have none."
     out = {}
     for s in states:
         p = s.run.parameters
@@ -199,6 +199,7 @@ def compared(
             )
         others |= {s.run.id for s in these or ()}
     out = [
-        replace(s, status="outdated", detail=PHOTOGRAPHS) if s.run.id in others else s for s in states
+        replace(s, status="outdated", detail=PHOTOGRAPHS) if s.run.id in others else s
+        for s in states
     ]
     return out, list(dict.fromkeys(remarks))

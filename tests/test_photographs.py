@@ -340,9 +340,10 @@ def test_inventory_is_in_the_order_of_the_table(pad):
 def test_nothing_at_all_is_a_wrong_folder(pad):
     for file in (pad / "images").iterdir():
         file.unlink()
-    for ask in (inventory, listed, photographs.photographs):
-        with pytest.raises(MissingImages, match="686 of 686"):
+    for ask in (inventory, photographs.photographs):
+        with pytest.raises(MissingImages, match="686 of (the )?686"):
             ask("pad_ufes20")
+    assert len(listed("pad_ufes20")) == 686  # the table is what it was
 
 
 def test_each_data_set_but_the_phantoms_has_a_reader():

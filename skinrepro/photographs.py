@@ -163,19 +163,20 @@ def read_inventory(
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
-            f"No inventory {path}; `skinrepro data verify` with the name of the data set makes it."
+            f"No inventory {path}; `skinrepro data verify NAME --out {path}`, with the name of the"
+            " data set, makes it."
         )
     t = pd.read_csv(path, dtype=str, keep_default_na=False)
     if list(t.columns) != INVENTORY:
         raise ValueError(
-            f"{path} is no inventory: columns {list(t.columns)}, expected {INVENTORY}. Make it anew"
-            " with `skinrepro data verify`."
+            f"{path} is no inventory: columns {list(t.columns)}, expected {INVENTORY}. Make it"
+            f" anew: `skinrepro data verify NAME --out {path}`."
         )
     for line, status in enumerate(t.status, 2):
         if status not in STATUS:
             raise ValueError(
                 f"{path}, line {line}, column status: {status!r} is not one of"
-                f" {', '.join(STATUS)}; make the inventory anew with `skinrepro data verify`."
+                f" {', '.join(STATUS)}; make it anew: `skinrepro data verify NAME --out {path}`."
             )
     return _typed(
         t.assign(bytes=pd.to_numeric(t.bytes, errors="coerce"), md5=t.md5.replace("", pd.NA))
@@ -218,7 +219,8 @@ def verify(
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(
-            f"No folder {folder}. Give the folder with the <md5hash>.jpg, or fetch them into it."
+            f"No folder {folder}. Give the folder with the <md5hash>.jpg, or fetch them:"
+            " `skinrepro data fetch fitzpatrick17k`."
         )
     m = fitzpatrick17k.located(fitzpatrick17k.to_manifest(ann), folder)
     found = inspect_images(m, jobs, progress)

@@ -1,4 +1,4 @@
-"""Every remedy that a message names is followed, in the state that raises it: read from the message,
+"""Every remedy that a message names is followed in the state that raises it: read from the message,
 executed, and the state is mended. A message with advice that is not followed here fails a test.
 """
 
@@ -23,10 +23,35 @@ from conftest import ROOT, toy_notebook
 from PIL import Image
 from typer.testing import CliRunner
 
-from skinrepro import batches, claims, classify, core, denoise, download, features, figures
-from skinrepro import fitzpatrick17k, generate, grid, images, latent, loop, manifest, metrics
-from skinrepro import networks, personalise, phantom, photographs, records, runs, sources, splits
-from skinrepro import tables, uncertainty, vae, workflow
+from skinrepro import (
+    batches,
+    claims,
+    classify,
+    core,
+    download,
+    features,
+    figures,
+    fitzpatrick17k,
+    generate,
+    grid,
+    images,
+    latent,
+    loop,
+    manifest,
+    metrics,
+    networks,
+    personalise,
+    phantom,
+    photographs,
+    records,
+    runs,
+    sources,
+    splits,
+    tables,
+    uncertainty,
+    vae,
+    workflow,
+)
 from skinrepro.cli import app
 from skinrepro.core import paths
 from skinrepro.papers import lopezperez2025, wang2024
@@ -758,9 +783,8 @@ def weights_of_networks(place, monkeypatch):
         env = dict(core.environment(), **{variable: v})
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
         assert done.stdout.strip() == offline
-    from safetensors.torch import save_file
-
     import timm
+    from safetensors.torch import save_file
 
     state = timm.create_model(networks.ARCHITECTURES["resnet18"].tag, pretrained=False).state_dict()
     save_file({k: v.clone() for k, v in state.items()}, place / "w.safetensors")
@@ -872,9 +896,9 @@ def learned_words(place, monkeypatch):
     for bad in ("<end>x", "two words"):
         said = refused(taught, latent.toy_base(), [bad] * 12)
         taught(latent.toy_base(), [re.search(r'"(<nem-class>)"', said)[1]] * 12)
-    said = refused(taught, latent.toy_base(), templates=["ab{}cd"])
-    SAID.append(said)
-    taught(latent.toy_base(), templates=["ab {} cd"])
+    glued = ["nem-class", "nem-classes"] * 6
+    refused(taught, latent.toy_base(), glued, templates=["{}es"])
+    taught(latent.toy_base(), glued, templates=["{} es"])
     low_rank(base)
     refused(low_rank, base)
     low_rank(latent.toy_base())

@@ -67,7 +67,7 @@ def _read(path) -> bytes:
     "The bytes of a file, which are hashed and decoded without reading twice."
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"No image {path}. Check the path column and root of the manifest, or fetch the image"
             " again."
@@ -75,6 +75,11 @@ def _read(path) -> bytes:
     except IsADirectoryError:
         raise ImageError(
             f"{path} is a folder, not an image. Correct the path column of the manifest."
+        ) from None
+    except OSError as e:
+        raise ImageError(
+            f"{path} cannot be read: {e.strerror or e}. Make it readable, or drop its row from the"
+            " manifest."
         ) from None
 
 # %% ../nbs/15_images.ipynb #d34dc080
@@ -269,8 +274,8 @@ def _md5(data: bytes) -> str:
 def _stamp(file) -> tuple:  # as text, the way it is read back
     try:
         s = os.stat(file)
-    except FileNotFoundError:
-        _read(file)
+    except OSError:
+        _read(file)  # which says what to do
         raise
     return str(Path(file).absolute()), str(s.st_size), str(s.st_mtime_ns)
 

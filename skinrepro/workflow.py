@@ -359,7 +359,7 @@ class _Watch:
         from tqdm import tqdm
 
         self.by_id, self.open = {r.id: r for r in runs}, {r.id: r for r in todo}
-        self.outcomes, self.progress = {}, progress
+        self.outcomes, self.progress, self.errors = {}, progress, set()
         done = len(runs) - len(todo)
         self.bar = tqdm(
             total=len(runs), initial=done, desc="runs", unit="run", disable=not progress
@@ -390,7 +390,9 @@ class _Watch:
         del self.open[o.run.id]
         if self.progress:
             line = f"{o.status:6s} {o.run.id}  {o.seconds:.0f} s  {_short(o.run.parameters)}"
-            self.bar.write(line + (f"\n       {o.error}" if o.error else ""))
+            again = "as above" if o.error in self.errors else o.error
+            self.bar.write(line + (f"\n       {again}" if o.error else ""))
+            self.errors.add(o.error)
         self.bar.update()
 
     def conclude(self, log, code) -> dict:  # id -> Outcome

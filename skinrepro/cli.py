@@ -411,12 +411,8 @@ def _runs(paper, profile, section, data, set_) -> list:
     "Runs of a grid, as the options narrow it."
     from skinrepro.grid import read_grid
 
-    return read_grid(
-        _folder_of(paper),
-        profile,
-        section,
-        **_settings(set_ or []) | ({"data": data} if data else {}),
-    )
+    asked = _settings([*(set_ or []), *([] if data is None else [f"data={data!r}"])])
+    return read_grid(_folder_of(paper), profile, section, **asked)
 
 # %% ../nbs/79_cli.ipynb #45c6ccba
 def _folder_of(paper: str) -> Path:
@@ -590,6 +586,11 @@ def _settings(texts) -> dict:
         name, eq, value = t.partition("=")
         if not eq or not name.isidentifier():
             raise typer.BadParameter(f"{t!r} is not NAME=VALUE.", param_hint="--set")
+        if name in out:
+            both = f"--set {name}={out[name]},{value}"
+            raise typer.BadParameter(
+                f"{name} is set twice; a comma parts values: {both}", param_hint="--set"
+            )
         out[name] = Typed(value)
     return out
 

@@ -50,9 +50,11 @@ def read_record(
     def read(f):
         if not Path(f).read_bytes().endswith(b"\n"):
             raise ValueError(f"{f} is empty or breaks off: restore it, or delete it and run again.")
-        return pd.read_csv(
-            f, keep_default_na=False, na_values=numbers, dtype={"run_id": str, "commit": str}
-        )
+        columns = pd.read_csv(f, nrows=0).columns
+        # a hash of digits is no number: it would lose its zeros, or its last digits
+        names = [c for c in columns if c.endswith("hash") or c in ("run_id", "commit", "version")]
+        texts = dict.fromkeys(names, str)
+        return pd.read_csv(f, keep_default_na=False, na_values=numbers, dtype=texts)
 
     t, beside = read(file), Path(file).with_name("runs.csv")
     if not beside.is_file():

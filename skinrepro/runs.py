@@ -10,6 +10,7 @@ __all__ = ['RESOURCES', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_pa
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
 import json
+import math
 import os
 import re
 from collections.abc import Callable
@@ -86,6 +87,8 @@ def check_parameters(
         v = asked.get(k, default)
         if isinstance(default, float) and type(v) is int:
             v = float(v)  # 1 for 1.0 is what a person means
+        if type(v) is float and not math.isfinite(v):
+            raise ParameterError(f"{where}: parameter {k} = {v!r} is not a finite number.")
         if default is not None and type(v) is not type(default):
             raise ParameterError(
                 f"{where}: parameter {k} = {v!r} is a {type(v).__name__}, but the default"

@@ -200,6 +200,7 @@ def _index_images(
         folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__MACOSX")
         for name in sorted(names):
             stem, ext = os.path.splitext(name)
+            stem = manifest.spelt(stem)
             if ext.lower() != suffix or name.startswith("."):
                 continue
             path = Path(base) / name
@@ -326,7 +327,7 @@ def read_pad_ufes20(
     )
     rows = pd.DataFrame(
         {
-            "image_id": t.img_id.str.removesuffix(".png"),
+            "image_id": t.img_id.str.replace(r"\.png$", "", case=False, regex=True),
             "label": t.diagnostic,
             "skin_type": skin.astype("Int64"),
             "patient_id": t.patient_id,

@@ -553,18 +553,13 @@ def deep_pixels(place, monkeypatch):
 
 @remedy("Free some, or set SKINREPRO_CACHE")
 def a_full_disk(place, monkeypatch):
-    m, reserve = table(place), images._reserve
+    m = table(place)
 
-    def full(file):
-        if str(place / "cache") in str(file):
-            monkeypatch.setattr(images.os, "posix_fallocate", _no_space)
-        return reserve(file)
-
-    def _no_space(*a):
+    def no_space(*a):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as inside:
-        inside.setattr(images.os, "posix_fallocate", _no_space)
+        inside.setattr(images.os, "posix_fallocate", no_space)
         said = refused(images.cache_images, m, 8, progress=False)
     monkeypatch.setenv(re.search(r"set (\w+) to", said)[1], str(place / "larger"))
     assert len(images.cache_images(m, 8, progress=False).ids) == 12
@@ -940,7 +935,7 @@ def learned_before(place, monkeypatch):
 
 @remedy("The GPU has too little memory")
 def memory_of_a_gpu(place, monkeypatch):
-    base, forward = latent.toy_base(), latent.toy_base().unet.forward
+    base = latent.toy_base()
 
     def full(x, *a, **k):
         if len(x) > 2:
@@ -950,7 +945,7 @@ def memory_of_a_gpu(place, monkeypatch):
     original, base.unet.forward = base.unet.forward, full
     said = refused(low_rank, base, batch_size=4)
     size, accumulate = named("batch_size", said.split("Try")[1]), named("accumulate", said)
-    assert size * accumulate == 4 and forward
+    assert size * accumulate == 4
     low_rank(base, batch_size=size, accumulate=accumulate)
 
 
@@ -1145,6 +1140,29 @@ def handed_on(place, monkeypatch):
     shutil.rmtree(re.search(r"Delete (\S+):", said)[1])
     listed = typed(f"{commands(said)[0]} --section pad_generator --dry-run").output
     assert f"todo  {maker.id}" in listed  # although its own section has another name
+
+
+@remedy("is set twice; a comma parts values")
+def settings(place, monkeypatch):
+    ask = "skinrepro todo wang2024 --section scenario --no-measure"
+    said = typed(f"{ask} --set seed=0 --set seed=1", 2).stderr
+    mended = typed(f"{ask} {re.search(r'(--set seed=.*)', said)[1]}")
+    assert re.search(r"all( +-){4} +18", mended.output)
+
+
+@remedy("Make it readable, or drop its row")
+def a_file_that_cannot_be_read(place, monkeypatch):
+    file = Path(picture(place / "a.png"))
+    read = Path.read_bytes
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as m:
+        m.setattr(Path, "read_bytes", refuse)
+        said = refused(images.load_image, file)
+    assert re.match(r"(\S+) cannot be read", said)[1] == str(file) and read(file)
+    assert images.load_image(file).shape == (8, 8, 3)
 
 
 @remedy(

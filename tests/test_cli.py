@@ -412,7 +412,8 @@ def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
         and "the dog ate it" in out.output
         and second.id in out.output
     )
-    assert "44 runs are left" in out.output  # 3 scenarios x 3 networks x 5 draws, one is done
+    # 3 scenarios x 3 networks x 5 draws, one is done
+    assert "44 runs are left" in out.output
     assert "wang2024" in run("todo").output
 
 

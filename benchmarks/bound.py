@@ -10,10 +10,10 @@ is faster; additions, norms and activations, which it leaves out, have to be don
 
 Three kinds of work, as the grid of wang2024 has them at mini: a step of a LoRA on 16 images, a step
 of seven words on 28, and a sampling step of 32 images with guidance, which is 64. Each is computed
-as diffusers and peft do (plain) and quickly (skinrepro.denoise.quick), in turn, in a process with
-glibc's own memory settings and in one with those of skinrepro.core.environment (`kept`; what they
-save is shown by page faults, which other programs do not disturb). Compare columns within a process
-only. By processor time,
+as diffusers and peft do (plain) and quickly (skinrepro.denoise.quickened), in turn, in a process
+with glibc's own memory settings and in one with those of skinrepro.core.environment (`kept`; what
+they save is shown by page faults, which other programs do not disturb). Compare columns within a
+process only. By processor time,
 which other programs disturb less than the clock; the best of the repeats.
 
 Plain and quick must agree: losses to 1e-5, gradients (as one vector) and predictions to 1e-3,

@@ -34,7 +34,7 @@ from skinrepro.denoise import (
     draw_rows,
     on_device,
     predictor,
-    quick,
+    quickened,
     train_denoiser,
     training_scheduler,
 )
@@ -289,7 +289,7 @@ def _learn_words(base, draw, words, settings, folder, about, progress):
         _install(shown, words.tokens, model["vectors"].detach())
         _show(shown, [f"An image of {t}" for t in words.tokens], settings.seed, folder, step)
 
-    with quick(unet):
+    with quickened(unet):
         log = train_denoiser(
             model,
             draw,
@@ -479,7 +479,7 @@ def _train_unet(
     def sample(_, step):
         return _show(replace(base, unet=unet), shown, settings.seed, folder, step)
 
-    with quick(unet):
+    with quickened(unet):
         return train_denoiser(
             model,
             data.batch,

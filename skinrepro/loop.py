@@ -10,12 +10,21 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path, check_choice, kept_json, ranks, read_kept, wait_for_everyone
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    kept_json,
+    ranks,
+    read_kept,
+    rehearsal_note,
+    rehearsing,
+    wait_for_everyone,
+)
 
 # %% ../nbs/02_loop.ipynb #2ede11ff
 @dataclass(frozen=True)
@@ -230,8 +239,12 @@ def fit(
     """
     if not isinstance(settings, Training):
         settings = Training(settings)
+    if rehearsing():
+        settings = replace(settings, every=1)  # the first step warms up: each has its own time
     check_choice("frozen_statistics", frozen_statistics, ("kept", "updated"))
     run = _begin(model, optimizer, scheduler, settings, folder, device, unit)
+    run.title = title
+    rehearsal_note("trained", title=title, parameters=sum(p.numel() for p in run.learned))
     if frozen_statistics == "kept":
         run.frozen = _frozen_statistics(model)
     with _bar(run, title, progress) as bar:
@@ -276,6 +289,7 @@ class _Run:
     bad: object = None  # number of the first batch whose loss is not finite, or -1
     seen: list = field(default_factory=list)  # (epoch, number) of each batch
     images: int = 0
+    title: str = "train"
 
 # %% ../nbs/02_loop.ipynb #dec77587
 def _begin(model, optimizer, scheduler, settings, folder, device, unit) -> _Run:
@@ -387,6 +401,8 @@ def _close_row(run, epoch, after_epoch, log_csv, bar):
 
     row = {run.unit: epoch, "lr": run.raw.param_groups[0]["lr"], "loss": _mean_loss(run)}
     row["images"] = run.images
+    seconds = time.time() - run.start
+    rehearsal_note(run.title, images=run.images, batches=len(run.seen), seconds=seconds)
     if run.scheduler is not None:
         run.scheduler.step()
     if after_epoch:

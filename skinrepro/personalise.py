@@ -151,7 +151,7 @@ def textual_inversion(
     noise_offset: float | None = None,  # None: the base's own
     progress: bool = True,
 ) -> pd.DataFrame:  # log: step, lr, loss, seconds, and token where together=False
-    """Learn a vector per concept (Gal et al. 2022; Wang et al. 2024, section 2.2). Raises
+    """Learn a vector per concept (Gal et al. 2022; Wang et al. 2024, section 2). Raises
     ValueError, or loop.TrainingError.
     """
     tokens = _tokens(base, latents, concepts, templates)
@@ -390,7 +390,7 @@ def lora(
     noise_offset: float | None = None,  # None: the base's own
     progress: bool = True,
 ) -> pd.DataFrame:  # log: step, lr, loss, seconds
-    """Train low-rank changes of the denoiser (Hu et al. 2022; Wang et al. 2024, section 2.3).
+    """Train low-rank changes of the denoiser (Hu et al. 2022; Wang et al. 2024, section 2).
     Raises ValueError, or loop.TrainingError.
     """
     _without_adapter(base)

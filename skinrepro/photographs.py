@@ -8,6 +8,7 @@ __all__ = ['STATUS', 'INVENTORY', 'READERS', 'inspect_images', 'read_inventory',
 
 # %% ../nbs/17_photographs.ipynb #cd559d73
 import hashlib
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,14 @@ from pathlib import Path
 import pandas as pd
 
 from . import fitzpatrick17k
-from .core import atomic_path, check_choice, hash_text, paths, read_kept
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    hash_text,
+    paths,
+    read_kept,
+    rehearsing,
+)
 from .download import fetch_many, inspect_image, mark_copies
 from .images import ImageError, decoder_version, describe
 from .manifest import Study, validate
@@ -358,6 +366,8 @@ def rendered(
     m = (m if select is None else select(m)).reset_index(drop=True)
     folder = paths().data if folder is None else Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if rehearsing():  # nothing else runs meanwhile, and a GPU waits
+        jobs = max(jobs, os.cpu_count() or 1)
     with FileLock(folder / ".lock"):
         return write_phantoms(m, folder, size, partitions, jobs, **options)
 

@@ -184,7 +184,9 @@ def test_groups_by_angle_are_made_of_whole_photographs(tmp_path, monkeypatch):
         lopezperez2025.load("ham10000")
     with pytest.warns(UserWarning, match="1 missing"):
         m, stock = lopezperez2025.load("ham10000", missing="drop")
-    assert set(m.group) == {"light", "dark"} and 38 <= len(m) <= 40 and len(stock) == 16
+    assert len(stock) == 16
+    of_site = pd.crosstab(m.domain, m.group)  # thirds of the images of a site that have an angle
+    assert (of_site.light == of_site.dark).all() and 20 <= len(m) <= 40
 
 
 # ---- one decoder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -234,7 +233,6 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
     """`skinrepro run`, which `make demo` calls: runs, tables, files; a second call recomputes
     nothing; a failed run gives exit code 1 and a traceback to read.
     """
-    shutil.copytree(ROOT / "figures", tmp_path / "figures")
     env = dict(SKINREPRO_RUNS=str(tmp_path / "runs"), SKINREPRO_FIGURES=str(tmp_path / "figures"))
     small = [
         x
@@ -249,8 +247,10 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
         and "# Table 1" in first.stdout
         and "PHANTOM DATA" in first.stdout
     )
-    for line in first.stdout.split("Files:")[1].split():
+    files, _, page = first.stdout.partition("Files:")[2].partition("All of it on one page: ")
+    for line in files.split():
         assert os.path.exists(line), line
+    assert page.strip() == (tmp_path / "figures" / "wang2024" / "index.html").as_uri()
     stamps = {f: f.stat().st_mtime for f in (tmp_path / "runs").rglob("records.csv")}
     assert len(stamps) == 2
     again = skinrepro(*command, *small, **env)

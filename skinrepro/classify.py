@@ -43,8 +43,8 @@ def choose_epoch(
         return len(next(iter(losses.values()))) - 1
     if rule not in losses or not len(losses[rule]):
         raise ValueError(
-            f"select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction >"
-            ' 0, or select on "last".'
+            f"select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction"
+            ' above 0, or select_on="last".'
         )
     return int(np.argmin(losses[rule]))
 

@@ -123,30 +123,53 @@ def list_data(
         ),
     ] = "",
 ):
-    """List the data sets: licence, citation, where to get them, how they must lie on disk, and
-    whether they are here.
+    """List the data sets: licence, citation, where to get them, how they must lie on disk, and how
+    many of the photographs that each paper needs are here (of one data set: by condition).
     """
     from skinrepro.core import has_data
     from skinrepro.sources import PHANTOM, SOURCES
 
     for s in [_source(name)] if name else SOURCES:
-        here = (
-            "yes, always"
-            if s == PHANTOM
-            else "yes, " + str(_folder(s.name))
-            if has_data(s.name)
-            else "no"
-        )
+        there = s != PHANTOM and has_data(s.name)
+        here = "yes, always" if s == PHANTOM else f"yes, {_folder(s.name)}" if there else "no"
         typer.secho(str(s).split("\n")[0], bold=True)
-        typer.echo("\n".join([*str(s).split("\n")[1:], f"  {'here':9s} {here}", ""]))
+        typer.echo("\n".join([*str(s).split("\n")[1:], f"  {'here':9s} {here}"]))
+        if there:
+            typer.echo("\n".join(_how_much(s.name, None if name else 4)))
+        typer.echo()
     if not has_data():
-        typer.echo(
-            "SKINREPRO_DATA is not set: export SKINREPRO_DATA=<folder that holds one folder per"
-            " data set>."
-        )
+        typer.echo(_no_data_folder())
+
+# %% ../nbs/79_cli.ipynb #81eb7ef7
+def _no_data_folder() -> str:
+    import os
+
+    value = os.environ.get("SKINREPRO_DATA")
+    why = f"is {value!r}, and there is no such folder" if value else "is not set"
+    return (
+        f"SKINREPRO_DATA {why}: export SKINREPRO_DATA=<folder that holds one folder per data set>."
+    )
+
+# %% ../nbs/79_cli.ipynb #7e453169
+def _how_much(data: str, most) -> list:  # lines: by paper, and by condition
+    from skinrepro.stock import lacking
+
+    out = []
+    for s in _stocks_of(data):
+        out.append(f"  {'there':9s} {s.says}" + (f": {s.problem}" if s.problem else ""))
+        out += [f"  {'':9s}   {line}" for line in lacking(s, most)]
+    return out
+
+# %% ../nbs/79_cli.ipynb #bba87daf
+def _stocks_of(data: str) -> list:  # what each paper that studies a data set needs of it
+    from skinrepro.core import paths
+    from skinrepro.stock import stock_of, studied
+
+    papers = sorted(f.parent.name for f in paths().papers.glob("*/grid.toml"))
+    return [stock_of(p, dict(data=data)) for p in papers if data in studied(p)]
 
 # %% ../nbs/79_cli.ipynb #f4f01b6f
-def _folder(name: str, given: Path | None = None) -> Path:
+def _folder(name: str, given: Path | None = None, option: str = "--folder") -> Path:
     "The folder that was named, or the one below $SKINREPRO_DATA, which need not exist yet."
     from skinrepro.core import data_folder
 
@@ -155,7 +178,7 @@ def _folder(name: str, given: Path | None = None) -> Path:
     try:
         return data_folder() / name
     except FileNotFoundError as e:
-        raise FileNotFoundError(f"{e} Or name the folder on the command line.") from None
+        raise FileNotFoundError(f"{e} Or name the folder with {option}.") from None
 
 # %% ../nbs/79_cli.ipynb #32992bad
 _name = Annotated[
@@ -202,7 +225,7 @@ def fetch_data(
 
     if not _can_be_fetched(_source(name)):
         return
-    dest = _folder(name, dest)
+    dest = _folder(name, dest, "--dest")
     table = fitz.fetch_annotations(dest)
     typer.echo(f"{_source(name).credit}\nLicence: {_source(name).licence}. Annotations: {table}")
     if not annotations_only:
@@ -245,7 +268,9 @@ def _tell_fetched(got, name, images):
         f" missing see `skinrepro data list {name}`; then run `skinrepro data verify {name}`."
     )
     if not got.status.eq("ok").any():
-        raise ConnectionError("Not one photograph could be fetched; the log has the reasons.")
+        raise ConnectionError(
+            f"Not one photograph could be fetched; {images / 'fetch_log.csv'} has the reasons."
+        )
 
 # %% ../nbs/79_cli.ipynb #ac9d4147
 def _print_counts(status):
@@ -393,12 +418,8 @@ def _runs(paper, profile, section, data, set_) -> list:
     "Runs of a grid, as the options narrow it."
     from skinrepro.grid import read_grid
 
-    return read_grid(
-        _folder_of(paper),
-        profile,
-        section,
-        **_settings(set_ or []) | ({"data": data} if data else {}),
-    )
+    asked = _settings([*(set_ or []), *([] if data is None else [f"data={data!r}"])])
+    return read_grid(_folder_of(paper), profile, section, **asked)
 
 # %% ../nbs/79_cli.ipynb #45c6ccba
 def _folder_of(paper: str) -> Path:
@@ -473,14 +494,16 @@ def run_paper(
         _check_rehearsal(profile, slurm, report, dry)
         return _rehearse(paper, section, data, set_, cores or _cores())
     wanted = _runs(paper, profile, section, data, set_)
-    now = states(wanted)
+    now, remarks = _compared(states(wanted))
     _tell_plan(paper, profile, now, dry)
+    _tell_photographs(now, remarks, stop=not dry)
     if dry:
         return
     _tell_stages([s.run for s in now if s.status != "done"])
     _check_files(slurm, report)
-    _check_data([s.run for s in now if s.status != "done"])
-    outcomes = execute(wanted, cores or _cores(), gpus, slurm and slurm.resolve(), unlock=unlock)
+    again = {s.run.id for s in now if s.status == "outdated"}
+    cluster = slurm and slurm.resolve()
+    outcomes = execute(wanted, cores or _cores(), gpus, cluster, unlock=unlock, again=again)
     failed = [o for o in outcomes if o.status in ("failed", "blocked")]
     _tell_failed(failed)
     _rebuild(paper, profile, data, outcomes)
@@ -555,14 +578,15 @@ def _check_files(slurm, report):  # before anything starts
         raise typer.BadParameter(str(e), param_hint="--report") from None
 
 # %% ../nbs/79_cli.ipynb #78edf8d9
-def _tell_failed(failed):
+def _tell_failed(failed):  # an error that many runs share is told once
+    alike = {}
     for o in failed:
-        typer.secho(
-            f"{o.status}: {o.run.id} ({_short(o.run.parameters)})\n  {o.error}\n "
-            f" {o.run.folder / 'failed.ipynb'}",
-            err=True,
-            fg=typer.colors.RED,
-        )
+        alike.setdefault((o.status, o.error), []).append(o.run)
+    for (status, error), runs in alike.items():
+        names = [f"{r.id} ({_short(r.parameters)})" for r in runs[:3]]
+        more = f", and {len(runs) - 3} more" if len(runs) > 3 else ""
+        text = f"{status}: {', '.join(names)}{more}\n  {error}\n  {runs[0].folder / 'failed.ipynb'}"
+        typer.secho(text, err=True, fg=typer.colors.RED)
 
 # %% ../nbs/79_cli.ipynb #019450ee
 def _rebuild(paper, profile, data, outcomes):
@@ -596,16 +620,28 @@ def _write_report(wanted, file):
     typer.echo(f"Report of {n} of {len(wanted)} runs: {file}")
 
 # %% ../nbs/79_cli.ipynb #aa80647b
-def _check_data(
-    runs,
-):  # a data set that is not here is said once, before anything starts, and not by every run
-    from skinrepro.core import data_folder
-    from skinrepro.sources import PHANTOM, SOURCES
+def _compared(now) -> tuple:  # states, with records of other photographs out of date; remarks
+    from skinrepro.stock import compared, stocks
 
-    real = {s.name for s in SOURCES if s != PHANTOM}
-    for name in dict.fromkeys(r.parameters.get("data") for r in runs):
-        if name in real:
-            data_folder(name)
+    return compared(now, stocks(now))
+
+# %% ../nbs/79_cli.ipynb #12fdec14
+def _tell_photographs(now, remarks=(), stop=False):
+    "What is lacking is said once, before anything starts, and not by every run."
+    from skinrepro.stock import message, stocks, stopped
+
+    for said in remarks:
+        typer.secho(f"Note: {said}", err=True)
+    # a listing is enough to tell; what is to start looks at each file, as it will have to
+    found = stocks([s for s in now if s.status not in ("done", "running")], look=stop)
+    lacking = [s for s in found if not s.whole]
+    blocked = [message(s) for s in lacking if stopped(s)]
+    for said in (message(s) for s in lacking if not stopped(s)):
+        typer.secho(f"Warning: {said}", err=True, fg=typer.colors.YELLOW)
+    if stop and blocked:
+        raise FileNotFoundError("\n".join(blocked))
+    for said in blocked:
+        typer.secho(f"Warning: {said}", err=True, fg=typer.colors.YELLOW)
 
 # %% ../nbs/79_cli.ipynb #b5c647de
 def _cores() -> int:  # that this process may use
@@ -623,6 +659,11 @@ def _settings(texts) -> dict:
         name, eq, value = t.partition("=")
         if not eq or not name.isidentifier():
             raise typer.BadParameter(f"{t!r} is not NAME=VALUE.", param_hint="--set")
+        if name in out:
+            both = f"--set {name}={out[name]},{value}"
+            raise typer.BadParameter(
+                f"{name} is set twice; a comma parts values: {both}", param_hint="--set"
+            )
         out[name] = Typed(value)
     return out
 
@@ -818,8 +859,9 @@ def what_is_to_do(
 
     names = [paper] if paper else sorted(f.parent.name for f in paths().papers.glob("*/grid.toml"))
     for name in names:
-        now = states(_runs(name, profile, section, data, set_))
+        now, remarks = _compared(states(_runs(name, profile, section, data, set_)))
         _tell_states(name, profile, now)
+        _tell_photographs(now, remarks)
         if paper and (left := [s.run for s in now if s.status != "done"]):
             _tell_estimate([s.run for s in now], left, cores, gpus, measure)
 
@@ -1264,10 +1306,12 @@ class _Finding:
     detail: str
     remedy: str = ""
     needed: bool = False  # by profile mini
+    part: bool = False  # some of it is here
 
     def tell(self):
         colour = None if self.ok else typer.colors.RED if self.needed else typer.colors.YELLOW
-        word = "ok     " if self.ok else "MISSING" if self.needed else "missing"
+        lacks = "MISSING" if self.needed else "partly " if self.part else "missing"
+        word = "ok     " if self.ok else lacks
         typer.secho(f"{word}  {self.what:24s} {self.detail}", fg=colour)
         if not self.ok and self.remedy:
             typer.echo(f"{'':9s}{'':24s} {self.remedy}")
@@ -1351,10 +1395,26 @@ def _data_sets():
     for s in SOURCES:
         if s == PHANTOM:
             continue
-        here, verb = has_data(s.name), "fetch" if s == FITZPATRICK17K else "list"
-        remedy = f"skinrepro data {verb} {s.name}   (after: export SKINREPRO_DATA=<folder>)"
-        out.append(_Finding(here, s.name, str(_folder(s.name)) if here else s.title, remedy))
+        verb = "fetch" if s == FITZPATRICK17K else "list"
+        remedy = f"skinrepro data {verb} {s.name}"
+        if not has_data():
+            remedy += "   (after: export SKINREPRO_DATA=<folder>)"
+        found = _stocks_of(s.name) if has_data(s.name) else []
+        whole = bool(found) and all(f.whole for f in found)
+        detail = ["; ".join(f.says for f in found)] if found else [s.title]
+        if has_data(s.name):
+            detail = [str(_folder(s.name)), *detail, *_lacking_of(found)]
+        told, part = ("\n" + " " * 34).join(detail), any(f.there for f in found)
+        out.append(_Finding(whole, s.name, told, remedy, part=part))
     return out
+
+# %% ../nbs/79_cli.ipynb #9584e4b1
+def _lacking_of(found) -> list:  # lines, of what papers lack of a data set
+    from skinrepro.stock import lacking
+
+    return [f"  {s.paper} lacks {line}" for s in found for line in lacking(s, 3)] + [
+        f"  {s.problem.splitlines()[0]}" for s in found if s.problem
+    ]
 
 # %% ../nbs/79_cli.ipynb #47f2ea11
 def _base_models():

@@ -77,8 +77,8 @@ def data_folder(
     if not value:
         raise FileNotFoundError(
             f"Real data{f' of {name!r}' if name else ''} was asked for, but SKINREPRO_DATA is not"
-            " set. Set it to the folder that holds the data sets (`skinrepro data list` tells"
-            ' their layout), or use data="phantom".'
+            " set: export SKINREPRO_DATA=<folder that holds the data sets> (`skinrepro data list`"
+            ' tells their layout), or use `--data phantom` (in a notebook data="phantom").'
         )
     folder = Path(value).expanduser().resolve()
     if name:

@@ -331,7 +331,8 @@ def _check_pictures(pictures: pd.DataFrame):
     for r in pictures.itertuples():
         if not (isinstance(r.path, np.ndarray) or Path(r.path).is_file()):
             raise FileNotFoundError(
-                f"No image {r.path} for {r.row}, {r.column}. Run its generator again."
+                f"No image {r.path} for {r.row}, {r.column}. Delete the folder of the run that has"
+                " made it: then `skinrepro run` makes it again."
             )
     where = pictures.groupby(["row", "column"]).size()
     if (where > 1).any():

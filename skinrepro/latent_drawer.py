@@ -281,7 +281,8 @@ def _pixels(
             copied.synchronize()
         if not finite[i]:
             raise GenerationError(
-                "The model gave numbers that are not finite. Load it with dtype float32 or bfloat16"
+                'The model gave numbers that are not finite. Load it with dtype_of("no") or'
+                ' dtype_of("bf16") (`--set precision=no` where a notebook has that parameter)'
             )
         return x[i].numpy()
 

@@ -317,7 +317,8 @@ def _prompt_table(base, tok, tokens, new_ids, templates, stand_in: int):
     slot = torch.full_like(ids, -1)
     for i, new in enumerate(new_ids):
         slot[ids == new] = i
-    if not (slot >= 0).any(1).all():
+    own = torch.arange(len(tokens)).repeat_interleave(len(templates))[:, None]
+    if not (slot == own).any(1).all():  # its own word, not that of another
         raise ValueError(
             "The tokenizer does not find the new tokens in the templates; put spaces around {}."
         )

@@ -10,6 +10,7 @@ __all__ = ['RESOURCES', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_pa
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -91,6 +92,8 @@ def check_parameters(
         v = asked.get(k, default)
         if isinstance(default, float) and type(v) is int:
             v = float(v)  # 1 for 1.0 is what a person means
+        if type(v) is float and not math.isfinite(v):
+            raise ParameterError(f"{where}: parameter {k} = {v!r} is not a finite number.")
         if default is not None and type(v) is not type(default):
             raise ParameterError(
                 f"{where}: parameter {k} = {v!r} is a {type(v).__name__}, but the default"
@@ -415,8 +418,9 @@ def find(
     kept = kept_json(folder / "run.json")
     if kept is None or not finished(folder):
         raise ParameterError(
-            f"There is no finished run {run_id!r} of {paper} in {folder.parent}: run {notebook}"
-            f" first: skinrepro run {paper} --section {notebook}"
+            f"There is no finished run {run_id!r} of {paper} in {folder.parent}. `skinrepro run"
+            f" {paper} --section {notebook}` makes those of grid.toml, and --dry-run lists their"
+            " ids."
         )
     return Run(
         kept["paper"], "", paths().papers / paper / f"{kept['notebook']}.ipynb", kept["parameters"]
@@ -438,9 +442,9 @@ def made_for(
     """
     if not run_id:
         raise ParameterError(
-            f"{needed}: give the id of a run of {notebook} as `{given}`. Run {notebook} first:"
-            f" skinrepro run {paper} --section {notebook} (the sections of grid.toml that need it"
-            " find it themselves)."
+            f"{needed}: give the id of a run of {notebook} as `{given}`. `skinrepro run {paper}"
+            f" --section {notebook}` makes those of grid.toml, and --dry-run lists their ids (the"
+            " sections that need it find it themselves)."
         )
     made = find(paper, run_id)
     if made.notebook.stem != notebook:
@@ -562,22 +566,25 @@ def handed_on(
     "What a run has had made. Raises ParameterError with the remedy when some of it is gone."
     names = kept_json(made.folder / file)
     if names is None:
-        raise ParameterError(
-            f"{made.folder / file} is gone or cannot be read. Delete {made.folder} and run it"
-            f" again: skinrepro run {made.paper} --section {made.notebook.stem}"
-        )
+        raise ParameterError(f"{made.folder / file} is gone or cannot be read. {_anew(made)}")
     single = [n for n in names.values() if isinstance(n, str)]
     several = [n for group in names.values() if isinstance(group, dict) for n in group.values()]
     lost = [n for n in single + several if not _is_whole(home / n)]
     if lost:
-        raise ParameterError(
-            f"{home / lost[0]} is gone or not whole. Delete {made.folder} and run it again:"
-            f" skinrepro run {made.paper} --section {made.notebook.stem}"
-        )
+        raise ParameterError(f"{home / lost[0]} is gone or not whole. {_anew(made)}")
     return {
         k: {i: home / f for i, f in n.items()} if isinstance(n, dict) else n and home / n
         for k, n in names.items()
     }
+
+# %% ../nbs/01_runs.ipynb #11d3262c
+def _anew(
+    made: Run,
+) -> str:  # a section that needs a run makes it, whatever its own section is called
+    return (
+        f"Delete {made.folder}: then the same `skinrepro run {made.paper}` makes it again, before"
+        " the runs that need it."
+    )
 
 # %% ../nbs/01_runs.ipynb #0bee51d0
 def names_of(

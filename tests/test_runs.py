@@ -367,7 +367,7 @@ def test_a_run_computes_with_the_threads_of_its_section(tmp_path, store):
 
 def test_find_wants_a_finished_run(tmp_path, store):
     for name in ("generator-0123456789ab", "nonsense"):
-        with pytest.raises(runs.ParameterError, match="first: skinrepro run wang2024 --section"):
+        with pytest.raises(runs.ParameterError, match="`skinrepro run wang2024 --section"):
             runs.find("wang2024", name)
     folder = store / "wang2024" / "generator-0123456789ab"
     folder.mkdir(parents=True)

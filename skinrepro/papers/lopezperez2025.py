@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS', 'STUDIES', 'READINGS', 'COUNTED', 'FEATURES',
-           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'angles', 'load', 'site_counts', 'share_of', 'counts_of',
-           'largest_fraction', 'repetition_split', 'perceptual_features', 'cost', 'rehearsed', 'statement',
+           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'angles', 'load', 'needed', 'site_counts', 'share_of',
+           'counts_of', 'largest_fraction', 'repetition_split', 'perceptual_features', 'cost', 'rehearsed', 'statement',
            'error_claims', 'study_claims']
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
@@ -21,7 +21,7 @@ from ..fitzpatrick17k import annotation_counts, selected_counts
 from ..images import measure_images
 from ..manifest import Study
 from ..metrics import shares
-from ..photographs import photographs, study_images
+from ..photographs import needed_images, photographs, study_images
 from ..splits import first_rows
 from ..tone import skin_angle, tone_groups
 
@@ -104,13 +104,25 @@ def load(
         STUDIES[check_choice("data", data, STUDIES)],
         selected_counts(skin_types=LIGHT + DARK),
         "lopezperez2025",
-        lambda m: first_rows(m, fraction, by=["group", "label"], whole=math.ceil),
+        _thinned(fraction),
         size=size,
         missing=missing,
         partitions=dict(zip(counts.label, counts.nine_partition_label)),
         jobs=jobs,
         group=lambda m: angles(m).group,
     )
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #78114888
+def _thinned(fraction):  # -> function of a manifest with groups
+    return lambda m: first_rows(m, fraction, by=["group", "label"], whole=math.ceil)
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #23e27036
+def needed(
+    p: dict,  # parameters of a run on photographs: data, perhaps fraction
+) -> pd.DataFrame:  # manifest with absolute paths, and groups where they are not measured
+    "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    of_all = p.get("fraction", 1.0) if p["data"] == "fitzpatrick17k" else 1.0
+    return needed_images(STUDIES[p["data"]], _thinned(of_all))
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #50bcb387
 def site_counts(

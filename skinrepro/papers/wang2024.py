@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['CONDITIONS', 'MAJORITY', 'MINORITY', 'SEEDS', 'N_FLEXIBLE', 'STUDIES', 'SCENARIOS', 'READINGS', 'RECIPES',
            'JPEG_QUALITY', 'METHODS', 'PIPELINES', 'TARGETS', 'TONES', 'NAMES', 'SPECS', 'AS_RELEASED', 'TI_DATA',
-           'LORA_PER', 'SPLIT_BY', 'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'with_enough',
-           'study_of', 'selection', 'counted', 'exact_table', 'scenario_split', 'split_of', 'statistics_of', 'token',
-           'prompt', 'specs', 'parents_of', 'releases', 'whole_sizes', 'learn_tokens', 'learn_lora', 'read_weights',
-           'images_of', 'cost', 'rehearsed']
+           'LORA_PER', 'SPLIT_BY', 'WEIGHTS', 'HOW_MADE', 'DARK_ITA', 'LIGHT_ITA', 'Study', 'load', 'needed',
+           'with_enough', 'study_of', 'selection', 'counted', 'exact_table', 'scenario_split', 'split_of',
+           'statistics_of', 'token', 'prompt', 'specs', 'parents_of', 'releases', 'whole_sizes', 'learn_tokens',
+           'learn_lora', 'read_weights', 'images_of', 'cost', 'rehearsed']
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #d72e55d1
 import math
@@ -27,7 +27,7 @@ from ..core import check_choice, data_folder, device, has_data, paths, rehearsin
 from ..estimate import classifier_work, generation_work, start_work, training_work
 from ..fitzpatrick17k import selected_counts
 from ..manifest import read
-from ..photographs import listed, study_images
+from ..photographs import listed, needed_images, study_images
 from ..records import read_record
 from ..runs import ParameterError, handed_on, made_for
 from skinrepro.splits import (
@@ -115,11 +115,7 @@ def load(
     Raises FileNotFoundError or ValueError with the remedy.
     """
     study = STUDIES[check_choice("data", data, STUDIES)]
-    partial = missing == "drop" and data != "phantom"
-
-    def thinned(m):  # enough for a flexible subset and a rest
-        return first_rows(m, fraction, at_least=N_FLEXIBLE + 1, whole=math.ceil)
-
+    partial, thinned = missing == "drop" and data != "phantom", _thinned(fraction)
     m, inventory = study_images(
         study,
         selection(label_source),
@@ -131,6 +127,18 @@ def load(
         jobs=jobs,
     )
     return (thinned(with_enough(m, study)) if partial else m), inventory
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #8f17bfc2
+def _thinned(fraction):  # -> function of a manifest; enough for a flexible subset and a rest
+    return lambda m: first_rows(m, fraction, at_least=N_FLEXIBLE + 1, whole=math.ceil)
+
+# %% ../../nbs/papers/wang2024/protocol.ipynb #c6bfbe31
+def needed(
+    p: dict,  # parameters of a run on photographs: data, perhaps fraction and label_source
+) -> pd.DataFrame:  # manifest with absolute paths and groups
+    "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    keep = _thinned(p.get("fraction", 1.0))
+    return needed_images(STUDIES[p["data"]], keep, p.get("label_source", "scale"))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #7396c07f
 def with_enough(

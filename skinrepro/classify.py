@@ -26,7 +26,7 @@ from skinrepro.batches import (
     weighted_sampler,
 )
 from .core import atomic_path, check_choice, ranks, read_kept, wait_for_everyone
-from .loop import Training, checkpoints, fit
+from .loop import Training, checkpoints, fit, quicken
 from .networks import input_statistics
 
 # %% ../nbs/41_classify.ipynb #dfdcd052
@@ -83,7 +83,7 @@ def train_classifier(
     if training.every != 1:
         raise ValueError(f"every = {training.every}: every epoch is predicted. Leave it at 1.")
     # convolutions, pooling and batch norms of small images are up to a third faster so
-    model.to(memory_format=torch.channels_last)
+    quicken(model).to(memory_format=torch.channels_last)
     learned = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(learned, training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, training.steps // 3), 0.1)

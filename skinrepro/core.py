@@ -224,13 +224,23 @@ _OF_RANKS = re.compile(
 _PLACES = ("TMPDIR", "HF_HOME", "HF_HUB_CACHE", "TORCH_HOME", "XDG_CACHE_HOME", "MPLCONFIGDIR")
 _NO_PLACES = ("SKINREPRO_TRACKER",)
 
+# %% ../nbs/00_core.ipynb #d2f03b95
+_MEMORY = dict(
+    MALLOC_MMAP_THRESHOLD_=str(2**28),
+    MALLOC_TRIM_THRESHOLD_=str(2**30),
+    MALLOC_TOP_PAD_=str(2**26),
+    GLIBC_TUNABLES="glibc.malloc.hugetlb=1",
+)
+
 # %% ../nbs/00_core.ipynb #8f87d08b
 def environment(
     together: bool = False,  # one of several processes, which keep what their launcher told them
     **changes,  # variable -> text
 ) -> dict:  # variable -> text
-    "Environment of a process that may work in another folder: places are absolute."
-    out = {k: v for k, v in os.environ.items() if together or not _OF_RANKS.fullmatch(k)}
+    """Environment of a process that may work in another folder: places are absolute, and memory
+    that was freed is kept (glibc).
+    """
+    out = _MEMORY | {k: v for k, v in os.environ.items() if together or not _OF_RANKS.fullmatch(k)}
     for name, value in out.items():
         ours = name.startswith("SKINREPRO_") and name not in _NO_PLACES
         if value and (ours or name in _PLACES):

@@ -23,6 +23,7 @@ import pandas as pd
 import torch
 
 from .core import check_choice, hash_text, paths, rehearsal_note, rehearsing
+from .denoise import quicken_unet
 from skinrepro.generate import (
     Drawer,
     Files,
@@ -101,6 +102,8 @@ def prepared(
     if getattr(unet, "peft_config", None):
         unet.fuse_lora()
         unet.unload_lora()
+    if next(unet.parameters()).device.type == "cpu":
+        return quicken_unet(unet)
     return unet.to(memory_format=torch.channels_last)
 
 # %% ../nbs/32_latent_drawer.ipynb #8d227646

@@ -34,6 +34,7 @@ from skinrepro.denoise import (
     draw_rows,
     on_device,
     predictor,
+    quickened,
     train_denoiser,
     training_scheduler,
 )
@@ -288,20 +289,21 @@ def _learn_words(base, draw, words, settings, folder, about, progress):
         _install(shown, words.tokens, model["vectors"].detach())
         _show(shown, [f"An image of {t}" for t in words.tokens], settings.seed, folder, step)
 
-    log = train_denoiser(
-        model,
-        draw,
-        loss,
-        settings,
-        folder=folder,
-        about=about,
-        device=base.device,
-        sample=sample,
-        images=settings.batch_size * count,
-        remedy="together=False" if count > 1 else "",
-        progress=progress,
-        title="textual inversion" if count > 1 else words.tokens[0],
-    )
+    with quickened(unet):
+        log = train_denoiser(
+            model,
+            draw,
+            loss,
+            settings,
+            folder=folder,
+            about=about,
+            device=base.device,
+            sample=sample,
+            images=settings.batch_size * count,
+            remedy="together=False" if count > 1 else "",
+            progress=progress,
+            title="textual inversion" if count > 1 else words.tokens[0],
+        )
     return model["vectors"].detach(), log
 
 # %% ../nbs/25_personalise.ipynb #e4974e71
@@ -478,19 +480,20 @@ def _train_unet(
     def sample(_, step):
         return _show(replace(base, unet=unet), shown, settings.seed, folder, step)
 
-    return train_denoiser(
-        model,
-        data.batch,
-        lambda _, batch: loss(predictor(unet), scheduler, batch),
-        settings,
-        folder=folder,
-        about=about,
-        device=base.device,
-        sample=sample,
-        progress=progress,
-        title=about["kind"],
-        **options,
-    )
+    with quickened(unet):
+        return train_denoiser(
+            model,
+            data.batch,
+            lambda _, batch: loss(predictor(unet), scheduler, batch),
+            settings,
+            folder=folder,
+            about=about,
+            device=base.device,
+            sample=sample,
+            progress=progress,
+            title=about["kind"],
+            **options,
+        )
 
 # %% ../nbs/25_personalise.ipynb #85f85a3c
 def prompted_loss(

@@ -309,7 +309,8 @@ def kept(home):
 
 COUNTED_OTHERWISE = {  # of a training and its parts, not means over test images
     "train_size train_steps n_train n_train_distinct n_train_dark n_test_light n_test_dark"
-    " parameters dark_share test_images_that_train test_md5_that_train seconds_train images_per_second"
+    " parameters dark_share test_images_that_train test_md5_that_train seconds_train"
+    " images_per_second"
 }
 
 

@@ -136,17 +136,18 @@ def _notes(run: Run) -> list[dict]:
 def known_rates(
     findings: list[Finding],
 ) -> dict:  # kind of work of the full runs -> seconds per unit
-    """Rates for `estimate`: the median over the runs that did the work. The first to start draws
-    the phantoms of all, so of starts it is the shortest.
+    """Rates for `estimate`: the median over the runs that did the work. The shortest of starts,
+    since the first one draws the phantoms of all, and of generation, since the profile draws whole
+    batches where most rehearsed runs draw two images.
     """
-    seen, starts = {}, set()
+    seen, shortest = {}, set()
     for f in (f for f in findings if not f.failed):
         rates = f.rates
         for w in works_of(f.rehearsed.full)[0]:
             if w.noted in rates:
                 seen.setdefault(w.kind, []).append(rates[w.noted] * w.images)
-                starts |= {w.kind} if w.noted == "start" else set()
-    return {k: (min if k in starts else median)(values) for k, values in seen.items()}
+                shortest |= {w.kind} if w.noted in ("start", "generation") else set()
+    return {k: (min if k in shortest else median)(values) for k, values in seen.items()}
 
 # %% ../nbs/73_rehearse.ipynb #b23fec3a
 def rehearse(

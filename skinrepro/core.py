@@ -382,14 +382,28 @@ def rehearsal_note(
     with open("rehearsal.jsonl", "a", encoding="utf-8") as f:
         f.write(json.dumps(dict(what=what, **facts)) + "\n")
 
+# %% ../nbs/00_core.ipynb #a54b7613
+def _most_held() -> int:  # bytes of main memory
+    """The most that this very process has held. `getrusage` tells as much as the process that
+    started it had, where that is more: Linux hands its mark down through fork and exec.
+    """
+    import sys
+
+    status = Path("/proc/self/status")
+    said = status.read_text(encoding="utf-8") if status.is_file() else ""
+    if found := re.search(r"^VmHWM:\s*(\d+) kB", said, re.MULTILINE):
+        return int(found[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
 # %% ../nbs/00_core.ipynb #a54b7614
 def peak_memory() -> dict:  # bytes: of main memory, and of the GPU as allocated and as reserved
     "The most memory that this process has had until now."
-    import resource
     import sys
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    out = dict(rss=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit)
+    out = dict(rss=_most_held())
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():
         out["allocated"] = torch.cuda.max_memory_allocated()

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, committed_runs
 from typer.testing import CliRunner
 
 from skinrepro import first, page
@@ -109,13 +109,25 @@ def test_a_page_without_anything_names_the_command(tmp_path, monkeypatch):
         assert len(listed) == n > 5 and all(a.headings and a.notebooks for a in listed)
 
 
-@pytest.mark.parametrize("paper", ["lopezperez2025"])
-def test_the_page_of_any_paper_from_its_committed_records(paper, tmp_path, monkeypatch):
+@pytest.mark.parametrize("of", ["made up", "committed"])
+def test_the_page_of_any_paper_from_its_committed_records(of, tmp_path, monkeypatch):
     "The remedy that the message names."
-    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    from skinrepro.records import write_records
+    from test_vae import made_up
+
+    paper, committed = "lopezperez2025", ROOT / "figures"
+    if of == "made up":
+        committed = tmp_path / "committed"
+        monkeypatch.setenv("SKINREPRO_COMMITTED", str(committed))
+        write_records(made_up(), committed / paper / "records.csv")
+    elif not committed_runs(paper, "vae"):
+        pytest.skip("the committed records are of an earlier version: skinrepro run lopezperez2025")
+    before = {f: f.read_bytes() for f in (committed / paper).iterdir()}
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     monkeypatch.delenv("SKINREPRO_FIGURES", raising=False)
     out = CliRunner().invoke(app, ["page", paper, "--rebuild"])
     assert out.exit_code == 0, out.output
-    text = (tmp_path / "figures" / paper / "index.html").read_text(encoding="utf-8")
+    page = tmp_path / "runs" / "figures" / paper / "index.html"
+    text = page.read_text(encoding="utf-8")
     assert text.count("<h2") > 8 and PHANTOM_STAMP in text and "from the committed records" in text
-    assert not list((ROOT / "figures" / paper).glob("index.html"))
+    assert {f: f.read_bytes() for f in (committed / paper).iterdir()} == before

@@ -6,6 +6,8 @@ import gzip
 import json
 import os
 import shutil
+import subprocess
+import sys
 from itertools import islice
 
 import pandas as pd
@@ -30,6 +32,7 @@ def store(tmp_path, monkeypatch):
     "A store of results, and within it the store of rehearsals."
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
+    monkeypatch.setenv("SKINREPRO_COMMITTED", str(tmp_path / "committed"))  # nothing is there
     monkeypatch.delenv("SKINREPRO_DATA", raising=False)
     return tmp_path / "runs"
 
@@ -123,7 +126,7 @@ def test_no_report_of_results_takes_a_rehearsal(store):
     shutil.copytree(folder, store / "lopezperez2025" / folder.name)
     with pytest.raises(ValueError, match=f"{folder.name} is of a rehearsal.*Remove"):
         paper_records("lopezperez2025")
-    assert not (paths().figures / "lopezperez2025" / "records.csv").exists()
+    assert not list(store.parent.rglob(f"figures/{LOPEZ.name}/*")) and not paths().figures.exists()
     shutil.rmtree(store / "lopezperez2025" / folder.name)  # the remedy
     paper_records("lopezperez2025")
 
@@ -178,6 +181,14 @@ def test_the_vocabulary_of_clip_is_read_from_its_list_of_merges(tmp_path):
     tokenizer = clip_tokenizer(tmp_path / "merges.txt.gz")
     assert len(tokenizer) == 49408 and tokenizer.pad_token_id == 0
     assert tokenizer("skin").input_ids == [49406, 512 + 2, 49407]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux hands the mark of memory down")
+def test_the_memory_of_a_run_is_not_that_of_the_process_that_started_it():
+    held = b"x" * 400_000_000
+    code = "from skinrepro.core import peak_memory; print(peak_memory()['rss'])"
+    started = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert 1e7 < int(started.stdout) < len(held) < core.peak_memory()["rss"]
 
 
 # The whole command, on sizes that take seconds

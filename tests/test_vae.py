@@ -657,10 +657,10 @@ def made_up(sections=("sets", "sweep", "pad_ufes20", "ham10000"), profile="mini"
 def test_the_report_on_the_whole_profile(tmp_path, store, monkeypatch):
     from skinrepro.records import write_records
 
-    made = tmp_path / "figures" / "lopezperez2025"
-    made.mkdir(parents=True)
+    committed, made = (tmp_path / f / "lopezperez2025" for f in ("committed", "figures"))
+    monkeypatch.setenv("SKINREPRO_COMMITTED", str(committed.parent))
     monkeypatch.setenv("SKINREPRO_FIGURES", str(made.parent))
-    write_records(made_up(), made / "records.csv")
+    write_records(made_up(), committed / "records.csv")
     runs.execute_notebook(HERE / "report.ipynb", tmp_path / "out.ipynb")
 
     sweep = pd.read_csv(made / "sweep.csv").drop_duplicates("repetition")
@@ -700,13 +700,13 @@ def test_what_is_printed_is_drawn_beside_the_papers_own_counts_only(
     "On photographs that lack some, counts are smaller: no printed line, and a note."
     from skinrepro.records import write_records
 
-    made = tmp_path / "figures" / "lopezperez2025"
-    made.mkdir(parents=True)
+    committed, made = (tmp_path / f / "lopezperez2025" for f in ("committed", "figures"))
+    monkeypatch.setenv("SKINREPRO_COMMITTED", str(committed.parent))
     monkeypatch.setenv("SKINREPRO_FIGURES", str(made.parent))
     t = made_up(["sets", "sweep"], "paper", missing=missing)
     if missing == "drop":
         t.loc[t.metric == "n_test_dark", "value"] = 499
-    write_records(t, made / "records.csv")
+    write_records(t, committed / "records.csv")
     asked = dict(data="fitzpatrick17k", profile="paper")
     runs.execute_notebook(HERE / "report.ipynb", tmp_path / "out.ipynb", asked)
     told = (made / "claims.md").read_text("utf-8")

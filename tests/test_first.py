@@ -112,8 +112,9 @@ def test_a_page_without_anything_names_the_command(tmp_path, monkeypatch):
 @pytest.mark.parametrize("of", ["made up", "committed"])
 def test_the_page_of_any_paper_from_its_committed_records(of, tmp_path, monkeypatch):
     "The remedy that the message names."
-    from skinrepro.records import write_records
     from test_vae import made_up
+
+    from skinrepro.records import write_records
 
     paper, committed = "lopezperez2025", ROOT / "figures"
     if of == "made up":

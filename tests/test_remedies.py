@@ -1347,6 +1347,13 @@ def runs_that_are_not_done(place, monkeypatch):
 def records_that_nobody_could_trace(place, monkeypatch):
     (run,) = scenarios()
     again = "skinrepro run wang2024 --section scenario"
+    home = place / "repository"
+    home.mkdir()
+    (home / "a.txt").touch()
+    versioned(home)
+    head = shell(home, "git rev-parse HEAD").stdout.strip()
+    monkeypatch.setattr(publish, "paths", lambda: replace(paths(), root=home))
+    monkeypatch.setattr(records, "history", lambda: (head,))
     store = paths().runs / "wang2024"
     record = kept(run)
     made = record.head(1).assign(commit="0123456789ab+")
@@ -1355,7 +1362,6 @@ def records_that_nobody_could_trace(place, monkeypatch):
     shell(place, remove)
     assert not run.folder.exists()
     assert f"todo  {run.id}" in typed(f"{command.strip()} --dry-run").output
-    head = shell(ROOT, "git rev-parse --short=12 HEAD").stdout.strip()
     publish.check_commits(made.assign(commit=head), store, again)
 
     record = kept(run).assign(commit=head, inputs_hash="")

@@ -260,16 +260,19 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
         and {f: f.stat().st_mtime for f in stamps} == stamps
     )
     tables = {f: f.read_bytes() for f in (tmp_path / "figures" / "wang2024").glob("*.md")}
-    (tmp_path / "data" / "pad_ufes20").mkdir(parents=True)
-    broken = skinrepro(
-        *command, *small, "--set", "data=pad_ufes20", **env, SKINREPRO_DATA=str(tmp_path / "data")
-    )  # a folder, but nothing in it
+    broken = skinrepro(*command, *small, "--set", "flexible=released", **env)  # phantoms have none
     assert (
         broken.returncode == 1
-        and "metadata.csv" in broken.stderr
+        and "exists for data=" in broken.stderr
         and "failed.ipynb" in broken.stderr
     ), broken.stderr[-2000:]
     assert "No run has finished" in broken.stdout and {f: f.read_bytes() for f in tables} == tables
+    (tmp_path / "data" / "pad_ufes20").mkdir(parents=True)  # a folder, but nothing in it
+    lacking = skinrepro(
+        *command, *small, "--set", "data=pad_ufes20", **env, SKINREPRO_DATA=str(tmp_path / "data")
+    )
+    assert lacking.returncode == 2 and "metadata.csv" in lacking.stderr, lacking.stderr[-2000:]
+    assert "No run has finished" not in lacking.stdout  # it ends before anything starts
 
 
 # A run that is made from another

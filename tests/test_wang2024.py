@@ -493,7 +493,8 @@ def test_one_cell_of_table5_is_the_generator_of_table2():
 
 
 def test_the_demo_is_one_scenario_and_one_draw():
-    demo = (ROOT / "Makefile").read_text().partition("demo:")[2].splitlines()[1]
+    first, demo = (ROOT / "Makefile").read_text().partition("demo:")[2].splitlines()[1:3]
+    assert "skinrepro first wang2024" in first
     assert "--section scenario,synthetic --set scenario=ii --set seed=0" in demo
     grid = read_grid(WANG, "mini", "scenario,synthetic", scenario="ii", seed=0)
     assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(

@@ -139,9 +139,7 @@ def needed(
     "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
     # what is there is thinned after all were looked at: else a condition would lose its spare ones
     fraction = 1.0 if p.get("missing") == "drop" else p.get("fraction", 1.0)
-    return needed_images(
-        STUDIES[p["data"]], _thinned(fraction), p.get("label_source", "scale")
-    )
+    return needed_images(STUDIES[p["data"]], _thinned(fraction), p.get("label_source", "scale"))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #7396c07f
 def with_enough(

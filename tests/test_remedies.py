@@ -27,10 +27,12 @@ from skinrepro import (
     batches,
     claims,
     classify,
+    colour,
     core,
     download,
     features,
     figures,
+    first,
     fitzpatrick17k,
     generate,
     grid,
@@ -40,10 +42,14 @@ from skinrepro import (
     manifest,
     metrics,
     networks,
+    page,
     personalise,
     phantom,
     photographs,
+    publish,
     records,
+    rehearse,
+    report,
     runs,
     sources,
     splits,
@@ -1209,14 +1215,296 @@ def what_the_engine_lacks(place, monkeypatch):
     SAID.append("Run again")
 
 
-@remedy("Use a smaller fraction (below")
+@remedy(
+    "To have all sets and repetitions, ",
+    "set fraction to ",
+    "set reading to bootstrap, fraction at most ",
+    "add photographs (the paper has ",
+)
 def repetitions(place, monkeypatch):
-    m = manifest.make(
-        pd.DataFrame(dict(image_id=[f"i{i}" for i in range(400)], path="x", label="a"))
-    ).assign(group=["light", "dark"] * 200)
-    said = refused(lopezperez2025.repetition_split, m, fraction=0.5)
-    below = float(re.search(r"below ([\d.]+)", said)[1])
-    assert len(lopezperez2025.repetition_split(m, fraction=below * 0.99)) > 0
+    def pool(n):
+        return pd.DataFrame(
+            dict(image_id=[f"i{i}" for i in range(n)], group=["light", "dark"] * (n // 2))
+        )
+
+    draw = lopezperez2025.repetition_split
+    ways = re.findall(r"set fraction to ([\d.]+\d)|at most ([\d.]+\d)", refused(draw, pool(400)))
+    (fraction, _), (_, again) = ways
+    for name in lopezperez2025.SETS:
+        assert len(draw(pool(400), 0, name, float(fraction)))
+        assert len(draw(pool(400), 0, name, float(again), "bootstrap"))
+    refused(draw, pool(400), 0, "A", float(fraction) + 0.005)
+    each = int(re.search(r"paper has (\d+) of each", refused(draw, pool(2), fraction=0.01))[1])
+    assert len(draw(pool(2 * each), 0, "C")) == lopezperez2025.N_TRAIN + 2 * lopezperez2025.N_TEST
+
+
+# ---- tone, the first picture and the page
+
+
+@remedy("leave out what has none (NaN)")
+def angles_that_are_none(place, monkeypatch):
+    angles = np.array([50.0, np.nan, -40.0])
+    refused(colour.ita_class, angles)
+    assert len(colour.ita_class(angles[~np.isnan(angles)])) == 2
+
+
+@remedy("make its figures from the committed records", "Make them from the committed records")
+def pages(place, monkeypatch):
+    def report(folder, *a):  # test_first.py executes the real one
+        (paths().made / folder.name).mkdir(parents=True)
+        (paths().made / folder.name / "table1.md").write_text("# Table 1\n\n|a|\n|---|\n|1|\n")
+
+    monkeypatch.setattr(publish, "execute_report", report)
+    said = refused(first.first_results, "lopezperez2025")
+    typed(re.search(r"skinrepro page .*", said)[0])
+    shutil.rmtree(paths().made)
+    said = refused(page.write_page, "wang2024")
+    typed(re.search(r"skinrepro page .*", said)[0])
+    assert "Table 1" in page.write_page("wang2024").read_text()
+
+
+@remedy("is not the file that judge.json describes: git checkout")
+def a_judge_that_was_changed(place, monkeypatch):
+    home = place / "judge"
+    shutil.copytree(ROOT / "skinrepro" / "phantom_judge", home)
+    versioned(place)
+    monkeypatch.setattr(first, "_home", lambda: home)
+    with open(home / "judge.safetensors", "ab") as f:
+        f.write(b"x")
+    said = refused(first.load_judge)
+    shell(place, re.search(r"git checkout .*", said)[0])
+    assert callable(first.load_judge())
+
+
+# ---- what may be published
+
+
+def shell(at, command):
+    who = " ".join(f"-c user.{k}=tester" for k in ("name", "email"))
+    command = re.sub(r"\bgit ", f"git {who} ", command)
+    return subprocess.run(command, shell=True, cwd=at, check=True, capture_output=True, text=True)
+
+
+def versioned(at):
+    "A repository of its own."
+    shell(at, "git init -q . && git add -A && git commit -q -m first")
+
+
+def kept(run, mixed=False):
+    "A run as if it had been executed; with mixed=True its record and its list of images disagree."
+    rows = manifest.make(
+        pd.DataFrame(dict(image_id=["a", "b"], path="x.png", label="psoriasis", split="test"))
+    )
+    images = manifest.image_list(rows)
+    stamp = core.provenance(
+        "phantom", core.hash_rows(rows if mixed else images), profile=run.parameters["profile"]
+    )
+    number = pd.DataFrame(dict(metric=["accuracy"], group=["all"], value=[0.5], n=[2]))
+    return runs.finish(run, number, stamp, images=images)
+
+
+def scenarios(n=1):
+    return grid.read_grid(paths().papers / "wang2024", "mini", "scenario")[:n]
+
+
+@remedy("git does not work here", "Commit them (git add -A && git commit), or put them away")
+def trees(place, monkeypatch):
+    home = place / "repository"
+    home.mkdir()
+    monkeypatch.setattr(publish, "paths", lambda: replace(paths(), root=home))
+    with monkeypatch.context() as m:
+        m.setenv("PATH", "")
+        assert refused(publish.check_tree).endswith("install it.")
+    assert shutil.which("git")  # as it says
+    refused(publish.check_tree)
+    (home / "a.txt").write_text("a")
+    versioned(home)  # "clone the repository"
+    for way in ("git add -A && git commit", "git stash -u"):
+        publish.check_tree()
+        (home / "a.txt").write_text(way)
+        (home / "nbs").mkdir(exist_ok=True)
+        (home / "nbs" / f"{len(way)}.txt").touch()
+        said = refused(publish.check_tree)
+        assert "a.txt" in said and f"nbs/{len(way)}.txt" in said
+        command = re.search(rf"\(({way}[^)]*)\)", said)[1]
+        shell(home, command + " -q -m next" * command.endswith("commit"))
+    publish.check_tree()
+
+
+@remedy("have no record that is true today")
+def runs_that_are_not_done(place, monkeypatch):
+    monkeypatch.setattr(publish, "check_tree", lambda: None)
+    said = typed("skinrepro publish wang2024 --section scenario", 1).stderr
+    listed = typed(re.search(r"Make them: (skinrepro run .*)", said)[1] + " --dry-run").output
+    (run,) = scenarios()
+    assert f"todo  {run.id}" in listed and run.id in said
+    refused(publish.check_states, workflow.states([run]), "")
+    kept(run)  # as the command leaves it
+    publish.check_states(workflow.states([run]), "")
+
+
+@remedy("Make them again:", "Not every record may be published", "cannot be read: delete")
+def records_that_nobody_could_trace(place, monkeypatch):
+    (run,) = scenarios()
+    again = "skinrepro run wang2024 --section scenario"
+    home = place / "repository"
+    home.mkdir()
+    (home / "a.txt").touch()
+    versioned(home)
+    head = shell(home, "git rev-parse HEAD").stdout.strip()
+    monkeypatch.setattr(publish, "paths", lambda: replace(paths(), root=home))
+    monkeypatch.setattr(records, "history", lambda: (head,))
+    store = paths().runs / "wang2024"
+    record = kept(run)
+    made = record.head(1).assign(commit="0123456789ab+")
+    said = refused(publish.check_commits, made, store, again)
+    remove, command = said.splitlines()[-2:]
+    shell(place, remove)
+    assert not run.folder.exists()
+    assert f"todo  {run.id}" in typed(f"{command.strip()} --dry-run").output
+    publish.check_commits(made.assign(commit=head), store, again)
+
+    record = kept(run).assign(commit=head, inputs_hash="")
+    said = refused(publish.check_kept, record, again)
+    assert run.id in said
+    shutil.rmtree(run.folder)
+    command = re.search(r"make them again: (.*)", said)[1]
+    assert f"todo  {run.id}" in typed(f"{command} --dry-run").output
+    run.folder.mkdir()
+    (run.folder / "inputs.json").write_text('{"code": "1"}')  # as the engine leaves it
+    publish.check_kept(kept(run).assign(commit=head), again)
+
+    (run.folder / "records.csv").write_text("")
+    said = refused(publish.records_of, [run])
+    assert re.search(r"delete (\S+) and run again", said)[1] == str(run.folder)
+    shutil.rmtree(run.folder)
+    kept(run)
+    assert len(publish.records_of([run])) == 1
+
+
+@remedy("Restore the file, or publish it again", "Hash and keep the same list")
+def lists_of_images(place, monkeypatch):
+    (run,) = scenarios()
+    said = refused(kept, run, mixed=True)
+    assert re.search(r"\((manifest\.image_list)\)", said)[1]
+    record = kept(run)  # of the list that this function gives
+    wanted = record.data_hash.iloc[0]
+    file, away = run.folder / "images.parquet", place / "away.parquet"
+    file.rename(away)
+    runs.keep_table(pd.read_parquet(away).assign(label="acne"), file)
+    refused(records.kept_images, wanted, run.folder)
+    shutil.copy(away, file)  # restored
+    assert len(records.kept_images(wanted, run.folder)) == 2
+    home = place / "committed"
+    records.write_records(record, home / "records.csv")
+    runs.keep_table(pd.read_parquet(away).assign(label="acne"), home / "images.parquet")
+    refused(records.kept_images, wanted, home)
+    records.gather(record, home)  # what `publish` does
+    assert len(records.kept_images(wanted, home)) == 2
+
+
+@remedy("say of every sentence what data its numbers are of")
+def summaries(place, monkeypatch):
+    said = pd.DataFrame(dict(heading=["Tone"], data=[""], text=["Dark."]))
+    refused(report.save_summary, said, "toy/summary", "Summary", "a test")
+    file = report.save_summary(said.assign(data="phantom"), "toy/summary", "Summary", "a test")
+    assert "* Dark." in file.read_text()
+
+
+@remedy("has learned nothing for {}")
+def words_that_came_before_photographs(place, monkeypatch):
+    run = next(
+        r
+        for r in grid.read_grid(paths().papers / "wang2024", "mini", "generator")
+        if r.notebook.stem == "weights" and r.parameters["method"] == "ti+lora"
+    )
+    labels, home = ["psoriasis", "folliculitis"], paths().runs / "wang2024" / "weights"
+
+    def learn(*of):
+        tokens, lora = home / "words", home / "lora"
+        for folder in (tokens, lora):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            (folder / "asked.json").write_text('{"files": {}}')
+        for label in of:
+            (tokens / f"{wang2024.token(label)}.safetensors").touch()
+        kept(run)
+        runs.hand_on(
+            run.folder / wang2024.WEIGHTS, tokens=tokens, loras={label: lora for label in of}
+        )
+
+    def read():
+        return wang2024.read_weights(run.id, "ti+lora", run.parameters, labels)
+
+    learn("psoriasis")
+    assert workflow.states([run])[0].status == "done"
+    said = refused(read)
+    SAID.append(said.replace("for folliculitis", "for {}"))
+    shutil.rmtree(re.search(r"Delete (\S+) and", said)[1])
+    assert workflow.states([run])[0].status == "missing"
+    assert f"todo  {run.id}" in typed("skinrepro run wang2024 --section generator --dry-run").output
+    learn(*labels)
+    assert set(read()[1]) == set(labels)
+
+
+# ---- rehearsals
+
+
+@remedy("add --profile paper", "leave out --slurm, --report and")
+def commands_that_rehearse(place, monkeypatch):
+    asked = []
+    monkeypatch.setattr(rehearse, "rehearse_paper", lambda *a: asked.append(a) or [])
+    ask = "skinrepro run lopezperez2025 --rehearse"
+    option = re.search(r"add (--profile \w+)", typed(ask, 2).stderr)[1]
+    typed(f"{ask} {option}")
+    for more in ("--dry-run", "--report r.html", "--slurm ."):
+        said = typed(f"{ask} {option} {more}", 2).stderr
+        assert more.split()[0] in said and len(asked) == 1
+        SAID.append(" ".join(said.split()))
+    typed(f"{ask} {option}")  # left out
+    assert len(asked) == 2
+
+
+@remedy(
+    "call it within rehearsal_store()",
+    "Set SKINREPRO_RUNS to a folder with another name",
+    "Remove {} such folder(s) from there",
+    "Rehearse with: skinrepro run {}",
+)
+def stores_of_rehearsals(place, monkeypatch):
+    refused(rehearse.rehearse, [])
+    (run,) = scenarios()
+    trial = replace(run, parameters=run.parameters | dict(profile="rehearsal"))
+    said = refused(kept, trial)
+    SAID.append(said.replace("run wang2024", "run {}"))
+    monkeypatch.setattr(rehearse, "rehearse_paper", lambda *a: [])
+    typed(said.split("Rehearse with: ")[1])
+    with rehearse.rehearsal_store() as store:
+        assert rehearse.rehearse([]) == []
+        kept(trial)
+        folder = trial.folder
+        said = refused(kept, run)
+        with monkeypatch.context() as m:
+            m.setenv(re.search(r"Set (\w+) to", said)[1], str(place / "another"))
+            kept(run)
+    shutil.copytree(store / "wang2024" / folder.name, trial.folder)
+    said = refused(report.paper_records, "wang2024")
+    assert "Remove 1 such folder(s) from there" in said and trial.id in said
+    SAID.append(said.replace("Remove 1", "Remove {}"))
+    shutil.rmtree(Path(said.split(": ")[0]) / "wang2024" / trial.id)
+    report.paper_records("wang2024")
+
+
+@remedy("its protocol has no function `rehearsed`")
+def papers_that_are_not_rehearsed(place, monkeypatch):
+    full = grid.read_grid(paths().papers / "lopezperez2025", "paper")[:1]
+    monkeypatch.setattr(rehearse, "rehearse", lambda *a: [])
+    given = lopezperez2025.rehearsed
+    with monkeypatch.context() as m:
+        m.delattr(lopezperez2025, "rehearsed")
+        name = re.search(r"function `(\w+)`: add one", refused(rehearse.rehearse_paper, full))[1]
+        m.setattr(lopezperez2025, name, given, raising=False)
+        assert rehearse.rehearse_paper(full, say=lambda line: None) == []
 
 
 def test_the_remedies_of_doctor_hold(place):

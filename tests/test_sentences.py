@@ -78,6 +78,7 @@ ALLOWED = [
     ("CHANGELOG", "shares of dark images from 0 to 100 %", "setting"),
     ("CHANGELOG", "takes 0.88 of the time", "benchmarks/vae.py"),
     ("CHANGELOG", "LoRA 1.05 to 1.5 times", "benchmarks/results"),
+    ("CHANGELOG", "On an H100 (torch 2.11", "benchmarks/results/rehearsal.csv"),
     ("CHANGELOG", "Table 1 regenerated exactly", "table1.csv, compared in this file"),
 ]
 

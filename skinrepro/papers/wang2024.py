@@ -134,11 +134,12 @@ def _thinned(fraction):  # -> function of a manifest; enough for a flexible subs
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #c6bfbe31
 def needed(
-    p: dict,  # parameters of a run on photographs: data, perhaps fraction and label_source
+    p: dict,  # parameters of a run on photographs: data, perhaps fraction, label_source, missing
 ) -> pd.DataFrame:  # manifest with absolute paths and groups
     "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
-    keep = _thinned(p.get("fraction", 1.0))
-    return needed_images(STUDIES[p["data"]], keep, p.get("label_source", "scale"))
+    # what is there is thinned after all were looked at: else a condition would lose its spare ones
+    fraction = 1.0 if p.get("missing") == "drop" else p.get("fraction", 1.0)
+    return needed_images(STUDIES[p["data"]], _thinned(fraction), p.get("label_source", "scale"))
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #7396c07f
 def with_enough(

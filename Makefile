@@ -26,8 +26,9 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
 	@touch $@
 
-demo: $(STAMP)  ## wang2024 at profile mini: scenario ii with one draw on the embedded phantoms, tables beside the printed numbers
-	@$(BIN)/skinrepro run wang2024 --profile mini --set scenario=ii --set seed=0 --cores $(JOBS)
+demo: $(STAMP)  ## wang2024: an exact table and a first picture at once, then scenario ii with one draw at profile mini, all on one page
+	@$(BIN)/skinrepro first wang2024
+	@$(BIN)/skinrepro run wang2024 --profile mini --section scenario,synthetic --set scenario=ii --set seed=0 --cores $(JOBS) --open
 
 test: $(STAMP)  ## all tests: package, notebooks, paper folders, faults
 	@OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadscope $(ARGS)

@@ -304,14 +304,15 @@ def weighted_sampler(
     seed: int,  # of the run
     epoch: int,  # each has its own draw, so that a resumed run continues with the right one
     power: float = 1.0,  # see `class_weights`
-) -> np.ndarray:  # (n,) positions 0..n-1, drawn with replacement
+    draws: int | None = None,  # how many; None: as many as there are images
+) -> np.ndarray:  # (draws,) positions 0..n-1, drawn with replacement
     """Epoch's order with weights 1 / class count. Source: WeightedRandomSampler in the classifier
     script of Wang et al. 2024.
     """
     codes = np.asarray(codes)
     weight = class_weights(codes, power)[codes]
     return np.random.default_rng([seed, epoch]).choice(
-        len(codes), len(codes), p=weight / weight.sum()
+        len(codes), draws or len(codes), p=weight / weight.sum()
     )
 
 # %% ../nbs/16_batches.ipynb #2e945721

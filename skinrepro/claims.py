@@ -8,7 +8,7 @@ __all__ = ['UNITS', 'DIRECTIONS', 'DETECTABLE', 'SHOWN', 'pairs', 'complete', 'e
            'claims_layout']
 
 # %% ../nbs/62_claims.ipynb #7b5532f8
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import NamedTuple
@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from .core import check_choice
+from .tables import classes_of, incomplete, reasons
 from .uncertainty import minimum_detectable_effect, paired_difference, smallest_spread
 
 # %% ../nbs/62_claims.ipynb #a2d183ce
@@ -137,7 +138,9 @@ class Rule:
     counted: bool = True  # values are shares of n test images
     detectable: bool = True  # give the smallest effect that such a test set can show
     together: bool = False  # the pairs are one statement; False: they are rivals
-    corrected: bool = True  # a contradiction is one at `confidence` for all pairs together
+    # a contradiction is one at `confidence` for all pairs together (Bonferroni): each of k
+    # pairs has an interval for 1 - (1 - confidence) / k. Support needs every pair anyway
+    corrected: bool = True
     train_size: str = "train_size"  # metric with the training images, of draws that overlap; or ''
     confidence: float = 0.95
 
@@ -174,7 +177,9 @@ class Finding:
     rival: str = ""  # that pair: its second side, or both where pairs stand together
     draws: int = 0
     pairs: int = 0  # within a draw, against the strongest rival
+    n_train: str = ""  # training images of a run, '1366' or '1105-2333'; '' where not recorded
     n_test: str = ""  # test images of a draw, '56' or '56-291'
+    classes: str = ""  # '7 of 7', see `tables.classes_of`
     mde: float = float("nan")  # minimum detectable effect of the smallest of these test sets
     mde_low: float = float("nan")  # if the classifiers disagree on 15 % of the images
     mde_high: float = float("nan")  # on 35 %
@@ -368,13 +373,16 @@ def _finding(claim, part, verdict, results, note, records, tests) -> Finding:
     if claim.rule.detectable:
         mde = [detectable(smallest, d) for d in (0.15, 0.25, 0.35)]
     ids = list(dict.fromkeys(i for t in tests for i in [*t.pairs.run_a, *t.pairs.run_b]))
-    one = records[records.run_id.isin(ids)].iloc[0]
+    behind = records[records.run_id.isin(ids)]
+    one = behind.iloc[0]
     return Finding(
         claim.text,
         part,
         verdict,
         **{k: least[k] for k in ("effect", "low", "high", "rival", "draws", "pairs")},
+        n_train=_trained(behind, claim.rule.train_size),
         n_test="-".join(map(str, dict.fromkeys([smallest, largest]))),
+        classes=_classes(behind),
         mde=mde[1],
         mde_low=mde[0],
         mde_high=mde[2],
@@ -385,6 +393,21 @@ def _finding(claim, part, verdict, results, note, records, tests) -> Finding:
         metric=claim.metric,
         unit=claim.rule.unit,
     )
+
+# %% ../nbs/62_claims.ipynb #5a4e0c01
+def _trained(behind: pd.DataFrame, metric: str) -> str:
+    "Training images of the runs behind a finding, as they recorded them."
+    if "n_train" in behind and behind.n_train.astype(str).str.strip().ne("").all():
+        n = pd.to_numeric(behind.n_train)
+    else:  # a number of the run, with what its notebook counts
+        n = behind[behind.metric == metric].value.astype(float)
+    n = n.dropna()
+    return "-".join(dict.fromkeys(f"{v:.0f}" for v in (n.min(), n.max()))) if len(n) else ""
+
+# %% ../nbs/62_claims.ipynb #5a4e0c02
+def _classes(behind: pd.DataFrame) -> str:
+    rows = behind.drop_duplicates("run_id").to_dict("records")
+    return " or ".join(dict.fromkeys(filter(None, map(classes_of, rows))))
 
 # %% ../nbs/62_claims.ipynb #16252745
 @cache
@@ -556,8 +579,10 @@ def evaluate(
     claims,  # list of Claim
     records: pd.DataFrame,  # of our runs
     printed: pd.DataFrame | None = None,  # from `printed_records`
+    setting: Mapping | None = None,  # of the paper, see `tables.reasons`; None asks for nothing
+    sizes: Callable | None = None,  # of the paper's selection, see `tables.compare`
 ) -> pd.DataFrame:  # one row per claim and part; effects in the unit of the claim's rule
-    "Test claims over all records and for each part."
+    "Test claims over all records and for each part; `reason`: why not the paper's experiment."
     rows, nothing = [], pd.DataFrame()
     for c in claims:
         scale = UNITS[c.rule.unit].scale
@@ -568,10 +593,22 @@ def evaluate(
             row = asdict(ours) | {k: known[k] for k in ("n_test", "mde", "mde_low", "mde_high")}
             row = dict(claim=c.text, part=ours.part, printed=theirs.effect) | row
             row |= {k: row[k] * scale for k in SHOWN}
-            rows.append(row | dict(source=c.source))
+            reason = "; ".join(_incomparable(records, ours.runs, setting or {}, sizes))
+            rows.append(row | dict(reason=reason, source=c.source))
     t = pd.DataFrame(rows)
     t.attrs["rule"] = claim_rule(claims)
     return t
+
+# %% ../nbs/62_claims.ipynb #5a4e0c03
+def _incomparable(records: pd.DataFrame, ids: str, setting: Mapping, sizes) -> list[str]:
+    "All reasons of the runs behind a finding against comparing it with what is printed, each once."
+    if not ids:
+        return []
+    t = records[records.run_id.isin(ids.split())]
+    measured = t[t.group == "all"] if "group" in t else t
+    rows = measured.drop_duplicates("run_id").to_dict("records")
+    each = [[*reasons(r, setting), *incomplete(r, sizes(r) if sizes else None)] for r in rows]
+    return list(dict.fromkeys(reason for of_run in each for reason in of_run))
 
 # %% ../nbs/62_claims.ipynb #416eabfd
 def effect_text(
@@ -606,10 +643,12 @@ def claims_layout(
                 "claim": r.claim,
                 "records": r.part,
                 "printed effect": effect_text(r.printed, unit=r.unit),
-                "our effect [interval]": effect_text(r.effect, r.low, r.high, r.unit),
+                "our effect [interval]": effect_text(r.effect, r.low, r.high, r.unit)
+                + " †" * bool(getattr(r, "reason", "")),
                 "verdict": r.verdict,
                 "against": r.rival,
                 "draws × pairs": f"{r.draws} × {r.pairs}" if r.draws else "",
+                "training images": r.n_train,
                 "test images": r.n_test,
                 "MDE": _detectable_text(r),
                 "note": r.note,

@@ -26,7 +26,7 @@ from skinrepro.batches import (
     weighted_sampler,
 )
 from .core import atomic_path, check_choice, ranks, read_kept, wait_for_everyone
-from .loop import Training, checkpoints, fit
+from .loop import Training, checkpoints, fit, quicken
 from .networks import input_statistics
 
 # %% ../nbs/41_classify.ipynb #dfdcd052
@@ -43,8 +43,8 @@ def choose_epoch(
         return len(next(iter(losses.values()))) - 1
     if rule not in losses or not len(losses[rule]):
         raise ValueError(
-            f"select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction >"
-            ' 0, or select on "last".'
+            f"select_on = {rule!r} needs a {rule} part, and the split has none: set val_fraction"
+            ' above 0, or select_on="last".'
         )
     return int(np.argmin(losses[rule]))
 
@@ -83,7 +83,7 @@ def train_classifier(
     if training.every != 1:
         raise ValueError(f"every = {training.every}: every epoch is predicted. Leave it at 1.")
     # convolutions, pooling and batch norms of small images are up to a third faster so
-    model.to(memory_format=torch.channels_last)
+    quicken(model).to(memory_format=torch.channels_last)
     learned = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(learned, training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, training.steps // 3), 0.1)
@@ -296,6 +296,10 @@ def data_parts(
     # epoch -> positions among the training rows; None: classes equally often, or, with `targets`,
     # each row once
     sampler: Callable | None = None,
+    # images of an epoch of the sampler that draws classes equally often; None: as many as train
+    draws: int | None = None,
+    # (mean, std) of the pixels; None: what the network's own weights were trained with
+    statistics: tuple | None = None,
 ) -> tuple[Callable, dict]:  # `train` and `parts` as `train_classifier` wants them
     """Batches of a split manifest, parts in manifest order. Raises ImageError for images that
     cannot be read, ValueError for labels outside the list, parts that are not there, or a training
@@ -303,7 +307,7 @@ def data_parts(
     """
     _check_parts(m, tests)
     augmented, plain = cache_pair(m if pool is None else pool, size, progress=progress)
-    mean, std = input_statistics(arch)
+    mean, std = statistics or input_statistics(arch)
     codes = encode_labels(m.label, list(labels)) if targets is None else np.asarray(targets)
     if len(codes) != len(m) or not np.isfinite(codes).all():
         raise ValueError(
@@ -313,7 +317,7 @@ def data_parts(
     ids = {part: m.image_id.iloc[rows].tolist() for part, rows in where.items()}
     _check_classes(codes, where, list(labels))
     own = codes[where["train"]]
-    sampler = sampler or _default_sampler(own, seed)
+    sampler = sampler or _default_sampler(own, seed, draws)
 
     def train(epoch):
         order = np.asarray(sampler(epoch), dtype=np.int64)
@@ -363,9 +367,9 @@ def _check_classes(codes, where: dict, labels: list):
             warnings.warn(f"The part {part} has no image of {', '.join(lacking)}.", stacklevel=3)
 
 # %% ../nbs/41_classify.ipynb #6dcd13c4
-def _default_sampler(codes, seed):  # epoch -> positions
+def _default_sampler(codes, seed, draws=None):  # epoch -> positions
     if codes.ndim == 1:
-        return lambda epoch: weighted_sampler(codes, seed, epoch)
+        return lambda epoch: weighted_sampler(codes, seed, epoch, draws=draws)
     return lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(codes))
 
 # %% ../nbs/41_classify.ipynb #a02aabfa
@@ -374,15 +378,23 @@ def predictions_table(
     probabilities: np.ndarray,  # (epochs, n, k)
     log: pd.DataFrame,  # from `train_classifier`
     select_on=RULES,  # rules to tabulate
-) -> pd.DataFrame:  # image_id, label, group, domain, split, select_on, epoch, p_0..p_k-1
-    "Predictions of the epochs that the rules choose."
+    labels=None,  # the paper's class list: adds what the network calls each image
+    grouping=None,  # (n,) names of the groups that numbers are told of, e.g. skin types
+    # image_id, label, group, domain, split, grouping_0, select_on, epoch, called, p_0..p_k-1
+) -> pd.DataFrame:
+    "Predictions of the epochs that the rules choose, with all that the numbers need."
     parts = [c.removesuffix("_loss") for c in log.columns if c.endswith("_loss")]
     losses = {part: log[f"{part}_loss"].tolist() for part in parts}
     about = m[["image_id", "label", "group", "domain", "split"]].reset_index(drop=True)
+    if grouping is not None:
+        about["grouping_0"] = np.asarray(grouping, object)
     names = [f"p_{i}" for i in range(probabilities.shape[2])]
     rows = []
     for rule in select_on:
         e = choose_epoch(losses, rule)
         chosen = pd.DataFrame(probabilities[e], columns=names)
-        rows.append(pd.concat([about.assign(select_on=rule, epoch=e), chosen], axis=1))
+        told = about.assign(select_on=rule, epoch=e)
+        if labels is not None:
+            told["called"] = np.asarray(labels, object)[probabilities[e].argmax(1)]
+        rows.append(pd.concat([told, chosen], axis=1))
     return pd.concat(rows, ignore_index=True)

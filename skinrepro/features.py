@@ -21,7 +21,15 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from .batches import normalisation
-from .core import atomic_path, check_choice, hash_text, paths, read_kept
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    hash_text,
+    paths,
+    read_kept,
+    rehearsal_note,
+    rehearsing,
+)
 from .graph import code_hash
 from .images import fit_image
 from .loop import Training, fit
@@ -64,6 +72,7 @@ def feature_network(
 ) -> FeatureNetwork:
     "Network by name. Raises RuntimeError with the remedy when its weights are not there."
     check_choice("name", name, NETWORKS)
+    trained, asked = trained and not rehearsing(), trained
     if name == "phantom":
         module = _phantom_network(steps, progress) if trained else _phantom_classifier()
         origin, statistics = f"vgg_small trained on phantoms ({steps} steps)", normalisation()
@@ -73,11 +82,12 @@ def feature_network(
     else:
         module, origin = _timm_trunk(name, weights, trained)
         statistics = normalisation(f"{name}.tv_in1k")
+    rehearsal_note(name, parameters=sum(p.numel() for p in module.parameters()))
     return FeatureNetwork(
         name,
         module.eval().requires_grad_(False),
         *statistics,
-        origin if trained else "random",
+        origin if trained else f"random weights of {origin}, timing only" if asked else "random",
         state_hash(module) if trained else "",
     )
 

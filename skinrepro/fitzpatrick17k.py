@@ -48,30 +48,34 @@ def read_annotations(
     """
     path = Path(path) if path is not None else data_folder("fitzpatrick17k") / "fitzpatrick17k.csv"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"No annotations {path}. `skinrepro data fetch fitzpatrick17k` gets them, or download"
-            f" {CSV_URL} yourself."
-        )
+        raise FileNotFoundError(f"No annotations {path}. To get them: {_fetch(path)}.")
     try:
         a = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as e:
         raise ValueError(
-            f"{path} is not a readable csv ({str(e).strip()}). Fetch it again from {CSV_URL}."
+            f"{path} is not a readable csv ({str(e).strip()}). Move it away, then {_fetch(path)}."
         ) from e
     if not isinstance(a.index, pd.RangeIndex):  # pandas takes surplus fields for an index
         raise ValueError(
-            f"{path} is not a readable csv: line 2 has more fields than the header. Fetch it again"
-            f" from {CSV_URL}."
+            f"{path} is not a readable csv: line 2 has more fields than the header. Move it away,"
+            f" then {_fetch(path)}."
         )
     missing = [c for c in COLUMNS if c not in a.columns]
     if missing:
         raise ValueError(
-            f"{path}: no column {missing}; found {list(a.columns)}, expected {COLUMNS}. Fetch it"
-            f" from {CSV_URL}."
+            f"{path}: no column {missing}; found {list(a.columns)}, expected {COLUMNS}. Move it"
+            f" away, then {_fetch(path)}."
         )
     if len(a) == 0:
-        raise ValueError(f"{path} has a header but no rows. Fetch it again from {CSV_URL}.")
+        raise ValueError(f"{path} has a header but no rows. Move it away, then {_fetch(path)}.")
     return _checked(a[COLUMNS].fillna(""), path)  # a line that breaks off has missing fields
+
+# %% ../nbs/11_fitzpatrick17k.ipynb #2d1db019
+def _fetch(path) -> str:  # words for a message
+    return (
+        f"`skinrepro data fetch fitzpatrick17k --annotations-only --dest {Path(path).parent}`, or"
+        f" download {CSV_URL}"
+    )
 
 # %% ../nbs/11_fitzpatrick17k.ipynb #e32bfb25
 def _checked(a, path):
@@ -196,7 +200,8 @@ def write_counts(
     """
     if sha256_file(path) != CSV_SHA256:
         raise ValueError(
-            f"{path} is not the table of commit {COMMIT} (SHA-256 differs). Get it from {CSV_URL}."
+            f"{path} is not the table of commit {COMMIT} (SHA-256 differs). Move it away, then"
+            f" {_fetch(path)}."
         )
     out = Path(str(_COUNTS)) if out is None else Path(out)
     head = [
@@ -240,8 +245,8 @@ def to_manifest(
         if unlisted.any():
             raise ValueError(
                 f"{int(unlisted.sum())} of {len(ann)} images, the first"
-                f" {ann.md5hash[unlisted].iloc[0]}, are not in the inventory. Make it anew with"
-                " `verify` for these annotations."
+                f" {ann.md5hash[unlisted].iloc[0]}, are not in the inventory. Make it anew:"
+                " `skinrepro data verify fitzpatrick17k`."
             )
         keep &= ann.md5hash.isin(images.image_id[images.status == "ok"])
     a = ann[keep]

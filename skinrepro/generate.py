@@ -105,7 +105,7 @@ def targets(
     minority: tuple[int, ...] = (5, 6),  # the types that are rare in the training set
 ) -> np.ndarray:  # (n,) the skin type to ask for
     """Minority types stay, others get one of them by the image's own seed. Source: Wang et al.
-    2024, section 3.2, and the released code.
+    2024, section 3, and the released code.
     """
     if len(skin_types) != len(seeds):
         raise ValueError(

@@ -158,6 +158,8 @@ def _overridden(
                 "," in str(o) for o in (defaults[k], *_listed(asked.get(k, "")))
             )
             v = v.read(defaults[k], one)
+        if v == []:
+            raise ParameterError(f"{where}: {k} is given no value at all.")
         if k not in defines:
             asked[k] = v
             continue

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REFUSE_PIXELS', 'REDUCE_PIXELS', 'FITS', 'FILTERS', 'ImageError', 'NotAnImage', 'load_image', 'describe', 'fit_image',
-           'pixels', 'file_md5s', 'ImageStore', 'join_stores', 'decoder_version', 'cache_images', 'measure_images']
+           'pixels', 'file_md5s', 'known_md5s', 'ImageStore', 'join_stores', 'decoder_version', 'cache_images',
+           'measure_images']
 
 # %% ../nbs/15_images.ipynb #9dc348dc
 import errno
@@ -66,7 +67,7 @@ def _read(path) -> bytes:
     "The bytes of a file, which are hashed and decoded without reading twice."
     try:
         return Path(path).read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"No image {path}. Check the path column and root of the manifest, or fetch the image"
             " again."
@@ -74,6 +75,11 @@ def _read(path) -> bytes:
     except IsADirectoryError:
         raise ImageError(
             f"{path} is a folder, not an image. Correct the path column of the manifest."
+        ) from None
+    except OSError as e:
+        raise ImageError(
+            f"{path} cannot be read: {e.strerror or e}. Make it readable, or drop its row from the"
+            " manifest."
         ) from None
 
 # %% ../nbs/15_images.ipynb #d34dc080
@@ -247,6 +253,19 @@ def _read_memory(file) -> pd.DataFrame:
         raise ValueError("no list of MD5 sums")
     return t
 
+# %% ../nbs/15_images.ipynb #cfd36cf8
+def known_md5s(
+    files,  # paths
+    folder=None,  # where the memory is kept; None for paths().cache/'images'
+) -> dict:  # file -> MD5, of those that are as they were when it was computed
+    "MD5 sums that `file_md5s` remembers. No file is read, nothing is written."
+    memory = (Path(folder) if folder else paths().cache / "images") / "md5.csv"
+    if (old := read_kept(memory, _read_memory)) is None:
+        return {}
+    known = {tuple(k): v for *k, v in old.itertuples(index=False)}
+    stamps = ((f, _stamp(f)) for f in files if os.path.isfile(f))
+    return {f: known[s] for f, s in stamps if s in known}
+
 # %% ../nbs/15_images.ipynb #0a468744
 def _md5(data: bytes) -> str:
     return hashlib.md5(data, usedforsecurity=False).hexdigest()
@@ -255,8 +274,8 @@ def _md5(data: bytes) -> str:
 def _stamp(file) -> tuple:  # as text, the way it is read back
     try:
         s = os.stat(file)
-    except FileNotFoundError:
-        _read(file)
+    except OSError:
+        _read(file)  # which says what to do
         raise
     return str(Path(file).absolute()), str(s.st_size), str(s.st_mtime_ns)
 

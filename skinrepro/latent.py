@@ -4,14 +4,17 @@
 
 # %% auto #0
 __all__ = ['BASES', 'TIMING_ONLY', 'TOY_WORDS', 'BaseModelError', 'BaseModel', 'Base', 'refuse_random', 'dtype_of', 'available',
-           'remedy', 'load_base', 'toy_tokenizer', 'toy_base', 'prompt_ids', 'encode_prompts', 'Latents', 'toy_latents',
-           'encode_images', 'module_hash']
+           'remedy', 'load_base', 'toy_tokenizer', 'toy_base', 'clip_tokenizer', 'prompt_ids', 'encode_prompts',
+           'Latents', 'toy_latents', 'encode_images', 'module_hash']
 
 # %% ../nbs/24_latent.ipynb #0b602a27
 import copy
+import gzip
 import hashlib
+import importlib.util
 import json
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +40,8 @@ from skinrepro.core import (
     device as find_device,
     hash_text,
     paths,
+    rehearsal_note,
+    rehearsing,
     sha256_file,
 )
 
@@ -268,7 +273,7 @@ def refuse_random(
     what: str = "results",  # what would have been made, for the message
 ):
     "Raise BaseModelError when a base has random weights."
-    if base.random:
+    if base.random and not rehearsing():
         raise BaseModelError(
             f"{base.weights}: no {what} can be made from random weights. Load the model with"
             ' weights="pretrained".'
@@ -621,6 +626,8 @@ def load_base(
     b = BASES[check_choice("base model", name, BASES)]
     check_choice("weights", weights, ("pretrained", "random"))
     dtype = dtype or torch.float32
+    if rehearsing() and b.id:
+        weights = "random"  # what would be downloaded; the miniature comes with the package
     if weights == "random":
         device = device if device == "meta" else find_device(device)
         parts = _random_parts(b, device, dtype)
@@ -638,8 +645,11 @@ def load_base(
         )
     else:
         base = _load(b, folder, find_device(device), dtype)
-    for part in (base.vae, base.text_encoder, base.unet):
+    for name in ("vae", "text_encoder", "unet"):
+        part = getattr(base, name)
         part.to(base.device).eval().requires_grad_(False)
+        rehearsal_note(name, parameters=sum(p.numel() for p in part.parameters()))
+    rehearsal_note("tokenizer", kind=type(base.tokenizer).__name__, words=len(base.tokenizer))
     return base
 
 # %% ../nbs/24_latent.ipynb #c93dd6e3
@@ -807,7 +817,8 @@ def _random_parts(b: BaseModel, device: str, dtype) -> dict:
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4
     )
     torch.manual_seed(0)
-    with torch.device(device):  # made where they are used: nothing to copy
+    # made where they are used, in their own precision: nothing to copy
+    with torch.device(device), _default_dtype(dtype):
         parts = dict(
             unet=diffusers.UNet2DConditionModel(**of("unet")),
             vae=diffusers.AutoencoderKL(**of("vae"), **blocks, sample_size=b.size),
@@ -822,7 +833,49 @@ def _random_parts(b: BaseModel, device: str, dtype) -> dict:
             part, dtype=dtype
         )  # diffusers' own `to` warns of layers that it would keep: none
     scheduler = diffusers.PNDMScheduler(**of("scheduler"), skip_prk_steps=True, steps_offset=1)
-    return dict(parts, tokenizer=_made_tokenizer(), scheduler=scheduler)
+    return dict(parts, tokenizer=_vocabulary_or_made(), scheduler=scheduler)
+
+# %% ../nbs/24_latent.ipynb #c1d4d9dd
+@contextmanager
+def _default_dtype(dtype):
+    "New tensors have this type."
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+# %% ../nbs/24_latent.ipynb #4105a522
+def clip_tokenizer(
+    file,  # bpe_simple_vocab_16e6.txt.gz: a merge of two byte pairs in each line but the first
+    length: int = 77,  # tokens of a prompt, begin and end included
+):  # transformers.CLIPTokenizer
+    "The tokenizer of CLIP (Radford et al. 2021) from its list of merges, with SD 2's padding."
+    with gzip.open(file, "rt", encoding="utf-8") as f:
+        merges = f.read().split("\n")[1 : 49152 - 256 - 2 + 1]
+    letters = [chr(i) for i in [*range(33, 127), *range(161, 173), *range(174, 256)]]
+    letters += [chr(256 + i) for i in range(256 - len(letters))]
+    words = letters + [f"{c}</w>" for c in letters] + ["".join(m.split()) for m in merges]
+    bos, eos = "<|startoftext|>", "<|endoftext|>"
+    with tempfile.TemporaryDirectory() as d:
+        vocabulary = {w: i for i, w in enumerate([*words, bos, eos])}
+        (Path(d) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        text = "\n".join(["#version: 0.2", *merges])
+        (Path(d) / "merges.txt").write_text(text, encoding="utf-8")
+        return transformers.CLIPTokenizer.from_pretrained(
+            d, bos_token=bos, eos_token=eos, unk_token=eos, pad_token="!", model_max_length=length
+        )
+
+# %% ../nbs/24_latent.ipynb #88560fd1
+def _vocabulary_or_made():
+    "CLIP's tokenizer where a package has its vocabulary, else a made one."
+    found = importlib.util.find_spec("open_clip")
+    for place in found.submodule_search_locations if found else ():
+        file = Path(place) / "bpe_simple_vocab_16e6.txt.gz"
+        if file.is_file():
+            return clip_tokenizer(file)
+    return _made_tokenizer()
 
 # %% ../nbs/24_latent.ipynb #224560f7
 _WORDS = (

@@ -9,6 +9,7 @@ __all__ = ['check_specs', 'walked', 'prepared', 'remember_text', 'start_noise', 
 # %% ../nbs/32_latent_drawer.ipynb #f7d20a85
 import copy
 import inspect
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .core import check_choice, hash_text, paths
+from .core import check_choice, hash_text, paths, rehearsal_note, rehearsing
+from .denoise import quicken_unet
 from skinrepro.generate import (
     Drawer,
     Files,
@@ -100,6 +102,8 @@ def prepared(
     if getattr(unet, "peft_config", None):
         unet.fuse_lora()
         unet.unload_lora()
+    if next(unet.parameters()).device.type == "cpu":
+        return quicken_unet(unet)
     return unet.to(memory_format=torch.channels_last)
 
 # %% ../nbs/32_latent_drawer.ipynb #8d227646
@@ -277,7 +281,8 @@ def _pixels(
             copied.synchronize()
         if not finite[i]:
             raise GenerationError(
-                "The model gave numbers that are not finite. Load it with dtype float32 or bfloat16"
+                'The model gave numbers that are not finite. Load it with dtype_of("no") or'
+                ' dtype_of("bf16") (`--set precision=no` where a notebook has that parameter)'
             )
         return x[i].numpy()
 
@@ -378,6 +383,12 @@ def _settings(drawer: LatentDrawer) -> dict:
         **fast,
     )
 
+# %% ../nbs/32_latent_drawer.ipynb #de79207c
+def _now(base: Base) -> float:  # seconds; a rehearsal waits for the device first
+    if rehearsing() and str(base.device).startswith("cuda"):
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
 # %% ../nbs/32_latent_drawer.ipynb #b2c53a6a
 class _Batches:
     "The batches of one table, in turn: what `LatentDrawer.begin` gives."
@@ -394,7 +405,18 @@ class _Batches:
 
     @torch.inference_mode()
     def __call__(self, k: int) -> Callable[[int], np.ndarray]:
-        return _pixels(self.base, self.walk(self.batches[k], self.parents(k)))
+        begin = _now(self.base)
+        parents = self.parents(k)
+        walking = _now(self.base)
+        z = self.walk(self.batches[k], parents)
+        walked_at = _now(self.base)
+        pixels = _pixels(self.base, z)
+        if rehearsing():
+            steps = int(walked(self.table.loc[self.batches[k]]).iloc[0])
+            codec = walking - begin + _now(self.base) - walked_at
+            seconds = dict(seconds=walked_at - walking, codec=codec)
+            rehearsal_note("generation", images=len(z), steps=steps, **seconds)
+        return pixels
 
     def walk(self, rows: np.ndarray, parents):  # -> scaled latents (b, C, h, w)
         t, base, drawer = self.table.loc[rows], self.base, self.drawer

@@ -20,7 +20,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .batches import normalisation
-from .core import atomic_path, check_choice, paths, seed_all
+from skinrepro.core import (
+    atomic_path,
+    check_choice,
+    paths,
+    rehearsal_note,
+    rehearsing,
+    seed_all,
+)
 
 # %% ../nbs/40_networks.ipynb #7ddfcdc3
 @dataclass(frozen=True)
@@ -31,12 +38,13 @@ class Architecture:
     paper: str  # the name that papers print
     tag: str  # timm model and weights tag; '' for the small networks
     size: int  # side of the input in px that the paper's recipe uses
+    dropout: float = 0.0  # of the trunk while it trains, where torchvision's has one
 
 # %% ../nbs/40_networks.ipynb #ee74796b
 ARCHITECTURES = {
     a.name: a
     for a in [
-        Architecture("vgg16", "VGG-16", "vgg16.tv_in1k", 224),
+        Architecture("vgg16", "VGG-16", "vgg16.tv_in1k", 224, dropout=0.5),
         Architecture("resnet18", "ResNet-18", "resnet18.tv_in1k", 224),
         Architecture("vit_b_16", "ViT-B-16", "vit_base_patch16_224.augreg_in21k_ft_in1k", 224),
         Architecture("vgg_small", "VGG-16", "", 64),
@@ -271,8 +279,13 @@ def build(
     check_choice("frozen_statistics", frozen_statistics, ["kept", "updated"])
     _check_start(a, size, pretrained, weights, train_layers)
     seed_all(seed, torch=True)
+    asked = pretrained or weights
+    if rehearsing():
+        pretrained, weights = False, ""  # full size, random weights, nothing to download
     model = _timm(a, size, pretrained, weights) if a.tag else _small(arch, n_classes, size)
     model.weights, model.weights_hash = "random", ""
+    if asked and rehearsing():
+        model.weights = f"random weights of {_origin(a)}, timing only"
     if pretrained or weights:
         model.weights = _origin(a) if pretrained else Path(weights).name
         model.weights_hash = state_hash(model)
@@ -281,6 +294,7 @@ def build(
         for parameter, value in model.named_parameters():
             value.requires_grad = parameter.startswith(name + ".")
     model.frozen_statistics = frozen_statistics
+    rehearsal_note(arch, parameters=sum(p.numel() for p in model.parameters()))
     return model
 
 # %% ../nbs/40_networks.ipynb #4669675f
@@ -330,7 +344,7 @@ def _new_head(model, n_classes, head, of_timm) -> str:  # the name of the module
 # %% ../nbs/40_networks.ipynb #e762340b
 def _timm(a: Architecture, size, pretrained, weights):
     "A timm network, with errors that say what to do offline."
-    sized = dict(img_size=size) if "vit" in a.name else {}
+    sized = dict(img_size=size) if "vit" in a.name else dict(drop_rate=a.dropout)
     if pretrained and not weights and a.name in PACKAGES:
         network = timm.create_model(a.tag, pretrained=False)
         network.load_state_dict(load_file(packaged_weights(a.name)))

@@ -34,6 +34,7 @@ from skinrepro.denoise import (
     draw_rows,
     on_device,
     predictor,
+    quickened,
     train_denoiser,
     training_scheduler,
 )
@@ -150,7 +151,7 @@ def textual_inversion(
     noise_offset: float | None = None,  # None: the base's own
     progress: bool = True,
 ) -> pd.DataFrame:  # log: step, lr, loss, seconds, and token where together=False
-    """Learn a vector per concept (Gal et al. 2022; Wang et al. 2024, section 2.2). Raises
+    """Learn a vector per concept (Gal et al. 2022; Wang et al. 2024, section 2). Raises
     ValueError, or loop.TrainingError.
     """
     tokens = _tokens(base, latents, concepts, templates)
@@ -288,20 +289,21 @@ def _learn_words(base, draw, words, settings, folder, about, progress):
         _install(shown, words.tokens, model["vectors"].detach())
         _show(shown, [f"An image of {t}" for t in words.tokens], settings.seed, folder, step)
 
-    log = train_denoiser(
-        model,
-        draw,
-        loss,
-        settings,
-        folder=folder,
-        about=about,
-        device=base.device,
-        sample=sample,
-        images=settings.batch_size * count,
-        remedy="together=False" if count > 1 else "",
-        progress=progress,
-        title="textual inversion" if count > 1 else words.tokens[0],
-    )
+    with quickened(unet):
+        log = train_denoiser(
+            model,
+            draw,
+            loss,
+            settings,
+            folder=folder,
+            about=about,
+            device=base.device,
+            sample=sample,
+            images=settings.batch_size * count,
+            remedy="together=False" if count > 1 else "",
+            progress=progress,
+            title="textual inversion" if count > 1 else words.tokens[0],
+        )
     return model["vectors"].detach(), log
 
 # %% ../nbs/25_personalise.ipynb #e4974e71
@@ -315,7 +317,8 @@ def _prompt_table(base, tok, tokens, new_ids, templates, stand_in: int):
     slot = torch.full_like(ids, -1)
     for i, new in enumerate(new_ids):
         slot[ids == new] = i
-    if not (slot >= 0).any(1).all():
+    own = torch.arange(len(tokens)).repeat_interleave(len(templates))[:, None]
+    if not (slot == own).any(1).all():  # its own word, not that of another
         raise ValueError(
             "The tokenizer does not find the new tokens in the templates; put spaces around {}."
         )
@@ -388,7 +391,7 @@ def lora(
     noise_offset: float | None = None,  # None: the base's own
     progress: bool = True,
 ) -> pd.DataFrame:  # log: step, lr, loss, seconds
-    """Train low-rank changes of the denoiser (Hu et al. 2022; Wang et al. 2024, section 2.3).
+    """Train low-rank changes of the denoiser (Hu et al. 2022; Wang et al. 2024, section 2).
     Raises ValueError, or loop.TrainingError.
     """
     _without_adapter(base)
@@ -477,19 +480,20 @@ def _train_unet(
     def sample(_, step):
         return _show(replace(base, unet=unet), shown, settings.seed, folder, step)
 
-    return train_denoiser(
-        model,
-        data.batch,
-        lambda _, batch: loss(predictor(unet), scheduler, batch),
-        settings,
-        folder=folder,
-        about=about,
-        device=base.device,
-        sample=sample,
-        progress=progress,
-        title=about["kind"],
-        **options,
-    )
+    with quickened(unet):
+        return train_denoiser(
+            model,
+            data.batch,
+            lambda _, batch: loss(predictor(unet), scheduler, batch),
+            settings,
+            folder=folder,
+            about=about,
+            device=base.device,
+            sample=sample,
+            progress=progress,
+            title=about["kind"],
+            **options,
+        )
 
 # %% ../nbs/25_personalise.ipynb #85f85a3c
 def prompted_loss(

@@ -1175,17 +1175,20 @@ _DEFAULTS = dict(difficulty=1.0, gap=0.4, clutter=1.0)
 
 # %% ../nbs/12_phantom.ipynb #fb4797f5
 def _each(work, jobs, progress) -> list:
-    """Run `_write` over the work in order, here or in processes; small matrices are fastest on one
-    BLAS thread.
+    """The MD5 of each file; those that are not there are written, here or in processes, which are
+    started for nothing else. Small matrices are fastest on one BLAS thread.
     """
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
     from tqdm import tqdm
 
+    found = [_trusted(path, stamp) for path, stamp, *_ in work]
+    left = [w for w, md5 in zip(work, found) if not md5]
     with threadpool_limits(1):
-        done = (_write(*w) for w in work)
-        if jobs != 1:
+        done = (_write(*w) for w in left)
+        if jobs != 1 and left:
             done = Parallel(n_jobs=jobs, return_as="generator", batch_size=16)(
-                delayed(_write)(*w) for w in work
+                delayed(_write)(*w) for w in left
             )
-        return list(tqdm(done, total=len(work), desc="phantoms", disable=not progress))
+        written = iter(list(tqdm(done, total=len(left), desc="phantoms", disable=not progress)))
+    return [md5 or next(written) for md5 in found]

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['RESOURCES', 'IPYTHON_NAMES', 'ParameterError', 'declared', 'check_parameters', 'ranges', 'check_ranges', 'run_id',
-           'finished', 'Run', 'begin', 'finish', 'in_short', 'find', 'made_for', 'made_once', 'how_made', 'hand_on',
-           'handed_on', 'names_of', 'import_papermill', 'execute_notebook']
+           'finished', 'Run', 'begin', 'inputs_hash', 'keep_table', 'finish', 'in_short', 'find', 'made_for',
+           'made_once', 'how_made', 'hand_on', 'handed_on', 'names_of', 'import_papermill', 'execute_notebook']
 
 # %% ../nbs/01_runs.ipynb #6b021a0f
 import ast
 import json
+import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,15 +21,20 @@ import pandas as pd
 
 from . import __version__
 from skinrepro.core import (
+    REHEARSAL,
     Provenance,
     atomic_path,
     environment,
+    hash_rows,
     hash_text,
     kept_json,
     locked,
     paths,
+    peak_memory,
     ranks,
     read_kept,
+    rehearsal_note,
+    rehearsing,
     wait_for_everyone,
 )
 
@@ -86,6 +92,8 @@ def check_parameters(
         v = asked.get(k, default)
         if isinstance(default, float) and type(v) is int:
             v = float(v)  # 1 for 1.0 is what a person means
+        if type(v) is float and not math.isfinite(v):
+            raise ParameterError(f"{where}: parameter {k} = {v!r} is not a finite number.")
         if default is not None and type(v) is not type(default):
             raise ParameterError(
                 f"{where}: parameter {k} = {v!r} is a {type(v).__name__}, but the default"
@@ -137,7 +145,7 @@ def check_ranges(
     "Raises ParameterError for the first value that is not allowed, and says what is."
     for name, value in parameters.items():
         rule = allowed.get(name)
-        if rule is None:
+        if rule is None or value is None:  # None: it is not asked
             continue
         each = isinstance(rule, dict) and "each" in rule
         parts = [p.strip() for p in value.split(",")] if each else [value]
@@ -175,8 +183,9 @@ def run_id(
     notebook: str,  # name of the experiment notebook without .ipynb
     parameters: dict,  # all of them, as `check_parameters` returns them
 ) -> str:  # e.g. 'scenario-1f0c9a2b7d3e'
-    "Name of a run: a hash of what was asked, the same on every machine."
-    return f"{notebook}-{hash_text(paper, notebook, json.dumps(parameters, sort_keys=True))[:12]}"
+    "Name of a run: a hash of what was asked (not of None), the same on every machine."
+    asked = {k: v for k, v in parameters.items() if v is not None}
+    return f"{notebook}-{hash_text(paper, notebook, json.dumps(asked, sort_keys=True))[:12]}"
 
 # %% ../nbs/01_runs.ipynb #3f056e8b
 # what a run takes unless the grid says otherwise
@@ -285,6 +294,59 @@ def _assigned(source: str):  # names, or None
         return None
     return [n.targets[0].id for n in body]
 
+# %% ../nbs/01_runs.ipynb #3fda72b1
+def _check_store(run: Run):
+    "A rehearsal is in its own store, and nothing else is there. Raises ValueError."
+    rehearsal = run.parameters.get("profile") == REHEARSAL
+    if rehearsal and not rehearsing():
+        raise ValueError(
+            f"{run.id}: a run of profile {REHEARSAL!r} is no result and cannot be recorded in"
+            f" {paths().runs}. Rehearse with: skinrepro run {run.paper} --profile paper --rehearse"
+        )
+    if rehearsing() and not rehearsal:
+        raise ValueError(
+            f"{run.id}: {paths().runs} is a store of rehearsals, in which models have random"
+            " weights: no result can be recorded there. Set SKINREPRO_RUNS to a folder with"
+            " another name."
+        )
+
+# %% ../nbs/01_runs.ipynb #ec713577
+def inputs_hash(
+    folder,  # of a run
+) -> str:  # 16 hexadecimal digits; '' where nothing was noted
+    "Hash of the list of all that a run depends on, as `graph.inputs_of` names it in others."
+    inputs = kept_json(Path(folder) / "inputs.json")
+    return hash_text(json.dumps(inputs))[:16] if inputs else ""
+
+# %% ../nbs/01_runs.ipynb #da1e38bb
+def keep_table(
+    table: pd.DataFrame,
+    file,  # .parquet
+):
+    "A table of many rows in little space: single precision, compressed."
+    wide = table.select_dtypes("float64").columns
+    with atomic_path(file) as tmp:
+        table.astype(dict.fromkeys(wide, "float32")).to_parquet(
+            tmp, compression="zstd", index=False
+        )
+
+# %% ../nbs/01_runs.ipynb #cf9aea82
+def _lists(run: Run, records: pd.DataFrame, stamp: Provenance, images) -> pd.DataFrame | None:
+    "Lists of images, each row with the hash of its list. Raises ValueError if that is not so."
+    if images is None:
+        return None
+    lists = images if isinstance(images, Mapping) else dict(data_hash=images)
+    out = []
+    for column, rows in lists.items():
+        (wanted,) = [stamp.data_hash] if column == "data_hash" else set(records[column])
+        if (found := hash_rows(rows)) != wanted:
+            raise ValueError(
+                f"{run.id}: the list of {len(rows)} images has the hash {found}, but {column} is"
+                f" {wanted}. Hash and keep the same list (manifest.image_list)."
+            )
+        out.append(rows.assign(hash=wanted))
+    return pd.concat(out, ignore_index=True)
+
 # %% ../nbs/01_runs.ipynb #3c140f2b
 def _stamped(
     run: Run, records: pd.DataFrame, stamp: Provenance
@@ -293,7 +355,8 @@ def _stamped(
     lacking = [c for c in ("metric", "group", "value", "n") if c not in records]
     if lacking:
         raise ValueError(f"{run.id}: the records lack the column(s) {lacking}.")
-    if "timing only" in stamp.weights:
+    _check_store(run)
+    if "timing only" in stamp.weights and not rehearsing():
         raise ValueError(
             f"{run.id}: {stamp.weights}: no record can be made with such weights. Load the"
             " pre-trained ones."
@@ -303,6 +366,7 @@ def _stamped(
     if clash:
         raise ValueError(f"{run.id}: the records repeat the parameter(s) {clash}.")
     provenance = {k: v for k, v in stamp.row().items() if k not in keys}
+    provenance["inputs_hash"] = inputs_hash(run.folder)
     filled = {k: v if v is not None else "" for k, v in keys.items() if k not in records}
     asked = pd.DataFrame(filled | {"i": range(len(records))}).drop(columns="i")
     return asked.join(records.reset_index(drop=True)).assign(**provenance)
@@ -313,17 +377,24 @@ def finish(
     records: pd.DataFrame,  # one row = one number: metric, group, value, n, further keys
     stamp: Provenance,  # what made them
     predictions: pd.DataFrame | None = None,  # one row = one image
+    # the list behind `data_hash`, from `manifest.image_list`; or column -> list, of several hashes
+    images: pd.DataFrame | Mapping | None = None,
 ) -> pd.DataFrame:  # the records with run id, parameters and provenance, as stored
-    "Store predictions, then the record (which says that the run is done). Raises ValueError."
+    """Store lists of images and predictions, then the record (which says that the run is done).
+    Raises ValueError.
+    """
     out = _stamped(run, records, stamp)
+    lists = _lists(run, records, stamp, images)
     if ranks()[0]:
         return out  # the first process writes
+    if lists is not None:
+        keep_table(lists, run.folder / "images.parquet")
     if predictions is not None:
-        with atomic_path(run.folder / "predictions.parquet") as tmp:
-            predictions.assign(run_id=run.id).to_parquet(tmp)
+        keep_table(predictions.assign(run_id=run.id), run.folder / "predictions.parquet")
     asked = dict(paper=run.paper, notebook=run.notebook.stem, parameters=run.parameters)
     with atomic_path(run.folder / "run.json") as tmp:
         tmp.write_text(json.dumps(asked, indent=1))
+    rehearsal_note("end", **peak_memory())
     with atomic_path(run.folder / "records.csv") as tmp:
         out.to_csv(tmp, index=False)
     return out
@@ -347,8 +418,9 @@ def find(
     kept = kept_json(folder / "run.json")
     if kept is None or not finished(folder):
         raise ParameterError(
-            f"There is no finished run {run_id!r} of {paper} in {folder.parent}: run {notebook}"
-            f" first: skinrepro run {paper} --section {notebook}"
+            f"There is no finished run {run_id!r} of {paper} in {folder.parent}. `skinrepro run"
+            f" {paper} --section {notebook}` makes those of grid.toml, and --dry-run lists their"
+            " ids."
         )
     return Run(
         kept["paper"], "", paths().papers / paper / f"{kept['notebook']}.ipynb", kept["parameters"]
@@ -370,9 +442,9 @@ def made_for(
     """
     if not run_id:
         raise ParameterError(
-            f"{needed}: give the id of a run of {notebook} as `{given}`. Run {notebook} first:"
-            f" skinrepro run {paper} --section {notebook} (the sections of grid.toml that need it"
-            " find it themselves)."
+            f"{needed}: give the id of a run of {notebook} as `{given}`. `skinrepro run {paper}"
+            f" --section {notebook}` makes those of grid.toml, and --dry-run lists their ids (the"
+            " sections that need it find it themselves)."
         )
     made = find(paper, run_id)
     if made.notebook.stem != notebook:
@@ -494,22 +566,25 @@ def handed_on(
     "What a run has had made. Raises ParameterError with the remedy when some of it is gone."
     names = kept_json(made.folder / file)
     if names is None:
-        raise ParameterError(
-            f"{made.folder / file} is gone or cannot be read. Delete {made.folder} and run it"
-            f" again: skinrepro run {made.paper} --section {made.notebook.stem}"
-        )
+        raise ParameterError(f"{made.folder / file} is gone or cannot be read. {_anew(made)}")
     single = [n for n in names.values() if isinstance(n, str)]
     several = [n for group in names.values() if isinstance(group, dict) for n in group.values()]
     lost = [n for n in single + several if not _is_whole(home / n)]
     if lost:
-        raise ParameterError(
-            f"{home / lost[0]} is gone or not whole. Delete {made.folder} and run it again:"
-            f" skinrepro run {made.paper} --section {made.notebook.stem}"
-        )
+        raise ParameterError(f"{home / lost[0]} is gone or not whole. {_anew(made)}")
     return {
         k: {i: home / f for i, f in n.items()} if isinstance(n, dict) else n and home / n
         for k, n in names.items()
     }
+
+# %% ../nbs/01_runs.ipynb #11d3262c
+def _anew(
+    made: Run,
+) -> str:  # a section that needs a run makes it, whatever its own section is called
+    return (
+        f"Delete {made.folder}: then the same `skinrepro run {made.paper}` makes it again, before"
+        " the runs that need it."
+    )
 
 # %% ../nbs/01_runs.ipynb #0bee51d0
 def names_of(

@@ -200,6 +200,7 @@ def _index_images(
         folders[:] = sorted(d for d in folders if not d.startswith(".") and d != "__MACOSX")
         for name in sorted(names):
             stem, ext = os.path.splitext(name)
+            stem = manifest.spelt(stem)
             if ext.lower() != suffix or name.startswith("."):
                 continue
             path = Path(base) / name
@@ -234,7 +235,7 @@ def _attach_images(
     check_choice("missing", missing, ["error", "drop", "keep"])
     found = _index_images(folder, suffix)
     absent = ~t.image_id.isin(found)
-    if absent.any() and (missing != "keep" or absent.all()):
+    if absent.any() and missing != "keep":
         names = [f"{n}{suffix}" for n in t.image_id[absent]]
         message = (
             f"{len(names)} of {len(t)} photographs of {source.name} are not below {folder}:"
@@ -326,7 +327,7 @@ def read_pad_ufes20(
     )
     rows = pd.DataFrame(
         {
-            "image_id": t.img_id.str.removesuffix(".png"),
+            "image_id": t.img_id.str.replace(r"\.png$", "", case=False, regex=True),
             "label": t.diagnostic,
             "skin_type": skin.astype("Int64"),
             "patient_id": t.patient_id,

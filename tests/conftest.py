@@ -43,6 +43,20 @@ def toy_notebook(file, parameters, *code):
     file.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
 
 
+def committed_runs(paper, notebook) -> set:
+    """Ids of committed runs that the grid asks for today. None are where a notebook has got another
+    parameter since: what was drawn from them is of another version, until they are made again.
+    """
+    from skinrepro.grid import read_grid
+    from skinrepro.records import read_record
+
+    folder = ROOT / "nbs" / "papers" / paper
+    r = read_record(ROOT / "figures" / paper / "records.csv")
+    r = r[r.notebook == notebook]
+    wanted = [run for run in read_grid(folder, "mini") if run.notebook.stem == notebook]
+    return set(r.run_id) & {run.id for run in wanted}
+
+
 @pytest.fixture
 def root() -> Path:
     return ROOT

@@ -286,6 +286,15 @@ def test_each_command_has_help_with_an_example(command):
         (["run", "wang2024", "--report", "report.pdf"], ".html or .zip"),
         (["graph", "wang2024", "--out", "graph.gif"], ".svg"),
         (["where", "wang2024", "table77"], "Table 1"),
+        (["run", "wang2024", "--set", "seed=0", "--set", "seed=1"], "--set seed=0,1"),
+        (["run", "wang2024", "--set", "data=phantom", "--data", "pad_ufes20"], "set twice"),
+        (["run", "wang2024", "--data", "", "--dry-run"], "data = ''"),
+        (["run", "wang2024", "--data", "phantom,pad_ufes20", "--dry-run"], "must be one of"),
+        (["todo", "wang2024", "--set", "lr=1e999"], "lr = inf is not a finite number"),
+        (["todo", "wang2024", "--set", "seed=[]"], "seed is given no value"),
+        (["todo", "wang2024", "--section", "scenario,"], "'scenario'"),
+        (["todo", "wang2024", "--set", "seed=True"], "is a bool"),
+        (["todo", "wang2024", "--set", "seed=007"], "seed = '007'"),
         (["where", "wang2024"], "ARTEFACT"),
         (["doctor", "now"], "unexpected extra argument"),
     ],
@@ -399,11 +408,12 @@ def test_todo_counts_states_and_shows_the_error(tmp_path, monkeypatch):
     assert out.exit_code == 0, out.stderr
     counts = next(x for x in out.output.splitlines() if x.strip().startswith("all")).split()
     assert (
-        counts == ["all", "1", "-", "1", "-", "16"]
+        counts == ["all", "1", "-", "1", "-", "43"]
         and "the dog ate it" in out.output
         and second.id in out.output
     )
-    assert "17 runs are left" in out.output
+    # 3 scenarios x 3 networks x 5 draws, one is done
+    assert "44 runs are left" in out.output
     assert "wang2024" in run("todo").output
 
 

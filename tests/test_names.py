@@ -90,3 +90,60 @@ def test_a_class_that_a_part_lacks_is_said(tmp_path, monkeypatch):
     texts = [str(w.message) for w in said]
     assert "The part train has no image of c." in texts
     assert any(re.search("part test has no image of b", t) for t in texts)
+
+
+SPELLINGS = {  # one name, written in another way
+    "two blanks": ("P  7", "P 7"),
+    "a hard blank": ("P\u00a07", "P 7"),
+    "a tab": ("P\t7", "P 7"),
+    "a joiner inside": ("P\u200d7", "P7"),
+    "a soft hyphen": ("P\u00ad7", "P7"),
+    "letters in parts": ("Mu\u0308ller", "M\u00fcller"),
+}
+
+
+@pytest.mark.parametrize("kind", SPELLINGS)
+def test_a_name_has_one_spelling(kind, tmp_path):
+    "In tables that are made, read and in those of publishers: else a patient trains and tests."
+    one, other = SPELLINGS[kind]
+    m = manifest.make(table(patient_id=[one, other] * 6))
+    assert set(m.patient_id) == {other}
+    with pytest.raises(manifest.ManifestError, match="Row 0.*patient_id.*manifest.make"):
+        manifest.validate(m.assign(patient_id=one))
+    for i in range(2):
+        picture(tmp_path / "images" / f"A{i}.png", i)
+    lines = [
+        "img_id,patient_id,diagnostic,fitspatrick",
+        f"A0.png,{one},NEV,1",
+        f"A1.png,{other},MEL,2",
+    ]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert set(read_pad_ufes20(tmp_path).patient_id) == {other}
+
+
+def test_files_are_found_whatever_their_letters_are_made_of(tmp_path):
+    "A Mac takes composed letters apart; endings come in capitals, in the folder and in the table."
+    picture(tmp_path / "images" / "Mu\u0308ller.PNG", 1)
+    picture(tmp_path / "images" / "B.png", 2)
+    lines = ["img_id,patient_id,diagnostic,fitspatrick", "M\u00fcller.png,P,NEV,1", "B.PNG,Q,MEL,2"]
+    (tmp_path / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert read_pad_ufes20(tmp_path).image_id.tolist() == ["M\u00fcller", "B"]
+
+
+def test_numbers_as_names():
+    "Zeros in front belong to a name; a gap in a column of numbers does not turn 7 into 7.0."
+    assert manifest.make(table(patient_id=["007", "7"] * 6)).patient_id.nunique() == 2
+    gaps = manifest.make(table(patient_id=[7.0, np.nan] * 6)).patient_id
+    whole = manifest.make(table(patient_id=[7, 8] * 6)).patient_id
+    assert set(gaps.dropna()) == {"7"} <= set(whole)
+
+
+@pytest.mark.parametrize("hashed", ["0123456789012345", "12e4567890123456", "9999999999999999"])
+def test_a_hash_of_digits_is_no_number(hashed, tmp_path):
+    from skinrepro.records import read_record, write_records
+
+    row = dict(run_id="a-1", metric="m", group="all", value=0.5, n=8, data_hash=hashed)
+    t = pd.DataFrame([row | dict(inventory_hash=hashed, version="1.10", commit="1234567e10")])
+    write_records(t, tmp_path / "records.csv")
+    for c in ("data_hash", "inventory_hash", "version", "commit"):
+        assert read_record(tmp_path / "records.csv")[c].tolist() == t[c].tolist()

@@ -4,7 +4,6 @@ kernel and in another folder than its own.
 
 import json
 import os
-import shutil
 
 import pytest
 from conftest import ROOT
@@ -18,11 +17,11 @@ NOTEBOOKS = sorted(
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: str(p.relative_to(ROOT / "nbs")))
 def test_notebook_runs(path, tmp_path, monkeypatch):
-    shutil.copytree(ROOT / "figures", tmp_path / "figures")  # a report writes there
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     (tmp_path / "elsewhere").mkdir()
-    before = {f: f.stat().st_mtime for f in ROOT.glob("skinrepro/*.py")}
+    kept = [*ROOT.glob("skinrepro/*.py"), *ROOT.glob("figures/*/*")]
+    before = {f: f.stat().st_mtime for f in kept}
     execute_notebook(
         path, tmp_path / "out.ipynb", cwd=tmp_path / "elsewhere", execution_timeout=180
     )
@@ -33,6 +32,5 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     ]
     assert all(c["execution_count"] for c in done if "".join(c["source"]).strip())
     assert (
-        before == {f: f.stat().st_mtime for f in ROOT.glob("skinrepro/*.py")}
-        and os.listdir(tmp_path / "elsewhere") == []
+        before == {f: f.stat().st_mtime for f in kept} and os.listdir(tmp_path / "elsewhere") == []
     )

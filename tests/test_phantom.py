@@ -244,6 +244,21 @@ def test_damaged_files_are_rendered_again_and_only_they(tmp_path, damage):
     assert [p.stat().st_mtime_ns for p in others] == times
 
 
+def test_files_that_are_there_start_no_process(tmp_path, monkeypatch):
+    "Another image is needed, and the process that would draw it is the first one."
+    import joblib
+
+    def none(*args, **kwargs):
+        raise AssertionError("a process was started")
+
+    written = write_phantoms(few(), tmp_path, size=32)
+    monkeypatch.setattr(joblib, "Parallel", none)
+    assert write_phantoms(few(), tmp_path, size=32, jobs=2).equals(written)
+    Path(written.path.iloc[0]).unlink()
+    with pytest.raises(AssertionError, match="was started"):
+        write_phantoms(few(), tmp_path, size=32, jobs=2)
+
+
 def test_killed_halfway_the_rerun_completes(tmp_path):
     code = (
         "import sys, pandas as pd; from skinrepro.phantom import"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -234,7 +233,6 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
     """`skinrepro run`, which `make demo` calls: runs, tables, files; a second call recomputes
     nothing; a failed run gives exit code 1 and a traceback to read.
     """
-    shutil.copytree(ROOT / "figures", tmp_path / "figures")
     env = dict(SKINREPRO_RUNS=str(tmp_path / "runs"), SKINREPRO_FIGURES=str(tmp_path / "figures"))
     small = [
         x
@@ -249,8 +247,10 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
         and "# Table 1" in first.stdout
         and "PHANTOM DATA" in first.stdout
     )
-    for line in first.stdout.split("Files:")[1].split():
+    files, _, page = first.stdout.partition("Files:")[2].partition("All of it on one page: ")
+    for line in files.split():
         assert os.path.exists(line), line
+    assert page.strip() == (tmp_path / "figures" / "wang2024" / "index.html").as_uri()
     stamps = {f: f.stat().st_mtime for f in (tmp_path / "runs").rglob("records.csv")}
     assert len(stamps) == 2
     again = skinrepro(*command, *small, **env)
@@ -260,16 +260,19 @@ def test_the_command_of_the_demo_runs_reports_and_does_not_repeat(tmp_path):
         and {f: f.stat().st_mtime for f in stamps} == stamps
     )
     tables = {f: f.read_bytes() for f in (tmp_path / "figures" / "wang2024").glob("*.md")}
-    (tmp_path / "data" / "pad_ufes20").mkdir(parents=True)
-    broken = skinrepro(
-        *command, *small, "--set", "data=pad_ufes20", **env, SKINREPRO_DATA=str(tmp_path / "data")
-    )  # a folder, but nothing in it
+    broken = skinrepro(*command, *small, "--set", "flexible=released", **env)  # phantoms have none
     assert (
         broken.returncode == 1
-        and "metadata.csv" in broken.stderr
+        and "exists for data=" in broken.stderr
         and "failed.ipynb" in broken.stderr
     ), broken.stderr[-2000:]
     assert "No run has finished" in broken.stdout and {f: f.read_bytes() for f in tables} == tables
+    (tmp_path / "data" / "pad_ufes20").mkdir(parents=True)  # a folder, but nothing in it
+    lacking = skinrepro(
+        *command, *small, "--set", "data=pad_ufes20", **env, SKINREPRO_DATA=str(tmp_path / "data")
+    )
+    assert lacking.returncode == 2 and "metadata.csv" in lacking.stderr, lacking.stderr[-2000:]
+    assert "No run has finished" not in lacking.stdout  # it ends before anything starts
 
 
 # A run that is made from another
@@ -367,7 +370,7 @@ def test_a_run_computes_with_the_threads_of_its_section(tmp_path, store):
 
 def test_find_wants_a_finished_run(tmp_path, store):
     for name in ("generator-0123456789ab", "nonsense"):
-        with pytest.raises(runs.ParameterError, match="first: skinrepro run wang2024 --section"):
+        with pytest.raises(runs.ParameterError, match="`skinrepro run wang2024 --section"):
             runs.find("wang2024", name)
     folder = store / "wang2024" / "generator-0123456789ab"
     folder.mkdir(parents=True)

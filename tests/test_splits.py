@@ -389,3 +389,16 @@ def test_a_study_says_what_its_parts_must_not_share():
                 splits.training_set(real, "real+syn", study, made)
         else:
             assert len(splits.training_set(real, "real+syn", study, made)) == 5
+
+
+@pytest.mark.parametrize("absent", ["train", "test"])
+def test_a_label_that_training_or_test_part_lacks_is_named(absent):
+    "One that only the validation part lacks is not: it chooses the epoch and no more."
+    rows = [(label, part) for label in "abc" for part in ("train", "train", "val", "test")]
+    m = pd.DataFrame(rows, columns=["label", "split"])
+    m = m[~((m.label == "b") & (m.split == absent)) & ~((m.label == "c") & (m.split == "val"))]
+    sizes = splits.part_sizes(m, "abc")
+    n = dict(n_train=6, n_val=2, n_test=3, n_classes_train=3, n_classes_test=3)
+    n[f"n_{absent}"] -= {"train": 2, "test": 1}[absent]
+    n[f"n_classes_{absent}"] = 2
+    assert sizes == n | dict(n_classes=3, lacking="b")

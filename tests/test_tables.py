@@ -23,6 +23,7 @@ from skinrepro.tables import (
     read_reported,
     save_table,
     stamp_of,
+    stand_in,
     verdict_rule,
 )
 
@@ -294,6 +295,112 @@ def test_other_profile_weights_or_test_set_is_not_comparable():
     assert reason(n=40) == "not tested on 56 images as in the paper"
 
 
+# --- a part of the data is not the data
+
+
+WHOLE = dict(n_train=1366, n_val=153, n_test=56, n_classes_train=7, n_classes_test=7)
+
+
+def judged(**more):
+    "The row of a cell whose three runs hit the printed number, with what their records say."
+    cell = wang("table2").query('metric == "accuracy"').iloc[[0]]
+    records = pd.DataFrame(runs(cell.iloc[0].to_dict(), [0.70, 0.7024, 0.7048], **more))
+    return compare(records, cell, BY, SETTING, sizes=lambda record: WHOLE).iloc[0]
+
+
+def test_all_of_the_data_agrees():
+    row = judged(**WHOLE, n_classes=7, missing="error")
+    assert (row.verdict, row.reason, row.classes) == ("agrees", "", "7 of 7")
+    assert (row.n_train, row.n_test) == ("1366", "56")
+    assert judged(**{k: f"{v}.0" for k, v in WHOLE.items()}).verdict == "agrees"  # as a csv has it
+
+
+@pytest.mark.parametrize(
+    "more, reason",
+    [
+        (dict(n_train=810), "training size 810 instead of 1366"),
+        (dict(n_train=""), "training size not recorded"),
+        (dict(n_train=float("nan")), "training size not recorded"),
+        (dict(n_val=90), "validation size 90 instead of 153"),
+        (dict(n_test=32), "test size 32 instead of 56"),
+        (dict(n_classes_train=4), "classes that train 4 instead of 7"),
+        (dict(n_classes_test=4), "classes that are tested 4 instead of 7"),
+        (dict(missing="drop"), "missing drop instead of error"),
+        (dict(lacking="psoriasis, prurigo nodularis"), "no images of psoriasis, prurigo nodularis"),
+    ],
+)
+def test_a_part_of_the_data_never_agrees(more, reason):
+    row = judged(**(WHOLE | more))
+    assert row.verdict == "not comparable" and row.reason == reason
+    # the same in a table whose paper declares no sizes, as far as the record itself says it
+    cell = wang("table2").query('metric == "accuracy"').iloc[[0]]
+    records = pd.DataFrame(runs(cell.iloc[0].to_dict(), [0.7024], **(WHOLE | more)))
+    alone = compare(records, cell, BY, SETTING).reason.item()
+    assert alone == (reason if {"missing", "lacking"} & set(more) else "")
+
+
+@pytest.mark.parametrize("train, test", [(4, 7), (7, 4), (4, 4)])
+def test_the_part_with_fewer_classes_counts(train, test):
+    row = judged(**(WHOLE | dict(n_classes_train=train, n_classes_test=test)), n_classes=7)
+    assert row.classes == "4 of 7"
+
+
+def test_one_partial_draw_is_enough():
+    cell = wang("table2").query('metric == "accuracy"').iloc[[0]]
+    t = pd.DataFrame(runs(cell.iloc[0].to_dict(), [0.70, 0.71, 0.70], **WHOLE))
+    t.loc[1, "n_train"] = 1300
+    row = compare(t, cell, BY, SETTING, sizes=lambda record: WHOLE).iloc[0]
+    assert row.verdict == "not comparable" and row.n_train == "1300-1366"
+
+
+def test_a_table_with_four_of_seven_classes_says_so_in_its_heading(tmp_path):
+    part = judged(**(WHOLE | dict(n_classes_train=4, n_classes_test=4)), n_classes=7)
+    whole = judged(**WHOLE, n_classes=7)
+    for rows, says in {
+        (1, 0): "# Table 2 (with 4 of 7 classes, chance 25 %)\n",
+        (1, 1): "# Table 2 (in part with 4 of 7 classes, chance 25 %)\n",
+        (0, 1): "# Table 2\n",
+    }.items():
+        t = pd.DataFrame([part] * rows[0] + [whole] * rows[1])
+        md, _, tex = save_table(t, tmp_path / "t", "Table 2", rule="r")
+        assert md.read_text(encoding="utf-8").startswith(says)
+        levels = ["25 % (4 of 7 classes)"] * rows[0] + ["14.3 % (7 of 7 classes)"] * rows[1]
+        assert f"Chance level: {', '.join(levels)}." in md.read_text(encoding="utf-8")
+        assert ("4 of 7 classes" in tex.read_text(encoding="utf-8")) == bool(rows[0])
+
+
+def test_a_small_network_keeps_its_name():
+    own = {"vgg16": "VGG-16", "resnet18": "ResNet-18"}
+    for network, printed, name in [
+        ("vgg16", "VGG-16", "VGG-16"),
+        ("vgg_small", "VGG-16", "vgg_small in the place of VGG-16"),
+        ("resnet18", "VGG-16", "resnet18 in the place of VGG-16"),
+        ("", "VGG-16", "VGG-16"),
+        ("efficientnet_lite0", "EfficientNet-Lite0", "EfficientNet-Lite0"),
+    ]:
+        assert stand_in(network, printed, own) == name
+
+
+def test_counts_of_trainings_of_two_sizes_stand_side_by_side():
+    """The epoch chosen on a validation part: 1366 train; on the test set, as released: all 1519.
+    Two trainings of one draw.
+    """
+    cell = wang("table2").query('metric == "train_size"').iloc[[0]]
+    one = cell.iloc[0].to_dict()
+    records = [
+        r | dict(run_id=f"{n}-{r['seed']}", select_on=rule)
+        for n, rules in {1366: ["val"], 1519: ["test", "last"]}.items()
+        for rule in rules
+        for r in runs(one, [n, n])
+    ]
+    t = compare(pd.DataFrame(records), cell, BY, SETTING)
+    assert t.select_on.tolist() == ["val", "test", "last"]
+    assert t.reproduced.tolist() == [1366, 1519, 1519]
+    assert t.verdict.tolist() == ["differs", "equal", "equal"]
+    shown = layout(t, ["arch", "train"])
+    assert shown["train_size (val)"].item() == "1519 → 1366 ≠"
+
+
 def test_what_does_not_belong_together_is_not_averaged():
     cell = wang("table2").query('metric == "accuracy"').iloc[[0]]
     one = pd.DataFrame(runs(cell.iloc[0].to_dict(), [0.7, 0.71], version="1"))
@@ -378,6 +485,10 @@ def test_default_place_is_the_figures_folder(tmp_path, monkeypatch):
         "wang2024/v1.2.csv",
         "wang2024/v1.2.tex",
     ]
+    monkeypatch.delenv("SKINREPRO_FIGURES")  # then beside the runs, and never where git looks
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "store"))
+    md, *_ = save_table(pd.DataFrame({"a": [1]}), "wang2024/table9", "Title", stamp="Data: none")
+    assert md == tmp_path / "store" / "figures" / "wang2024" / "table9.md"
 
 
 def structure(tex):

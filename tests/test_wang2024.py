@@ -6,9 +6,11 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -16,20 +18,29 @@ import pytest
 from conftest import ROOT
 
 from skinrepro import runs
-from skinrepro.core import has_data
+from skinrepro.core import has_data, provenance
 from skinrepro.grid import asked_for, read_grid
 from skinrepro.papers.wang2024 import (
     AS_RELEASED,
     CONDITIONS,
+    JPEG_QUALITY,
     METHODS,
     SEEDS,
     SPLIT_BY,
     STUDIES,
+    WEIGHTS,
     load,
+    read_weights,
+    releases,
     scenario_split,
+    split_of,
+    statistics_of,
+    study_of,
+    token,
+    whole_sizes,
 )
 from skinrepro.records import read_record, read_records
-from skinrepro.tables import read_reported
+from skinrepro.tables import compare, incomplete, read_reported, save_table
 from skinrepro.workflow import execute
 
 
@@ -172,6 +183,75 @@ def test_photographs_run_end_to_end(photographs, tmp_path, monkeypatch):
     )
 
 
+@pytest.fixture(scope="module")
+def partial(photographs, tmp_path_factory):
+    "The record of a run on photographs of four of the seven conditions, in the paper's own layout."
+    home = tmp_path_factory.mktemp("partial")
+    shutil.copytree(photographs, home / "data" / "fitzpatrick17k")
+    rows = pd.read_csv(photographs / "fitzpatrick17k.csv", dtype=str)
+    for md5 in rows.md5hash[rows.label.isin(CONDITIONS[4:])]:
+        (home / "data" / "fitzpatrick17k" / "images" / f"{md5}.jpg").unlink()
+    asked = dict(data="fitzpatrick17k", scenario="ii", train="real", arch="resnet_small", epochs=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINREPRO_DATA", str(home / "data"))
+        patch.setenv("SKINREPRO_RUNS", str(home / "runs"))
+        (run,) = read_grid(
+            ROOT / "nbs" / "papers" / "wang2024", "smoke", "scenario", **asked, missing="drop"
+        )
+        (outcome,) = execute([run], progress=False)
+        assert outcome.status == "ran", outcome.error
+        return read_records("wang2024", "scenario")
+
+
+def test_a_run_on_part_of_the_photographs_says_so(partial):
+    "Nine of each condition and type; of four conditions 18 light and 18 dark, 8 of each drawn."
+    r = partial.iloc[0]
+    assert (r.n_train, r.n_val, r.n_test) == (4 * (10 + 8) - 4 * 2, 4 * 2, 4 * 10)
+    assert (r.n_classes, r.n_classes_train, r.n_classes_test) == (7, 4, 4)
+    assert r.lacking == "prurigo nodularis, psoriasis, squamous cell carcinoma"
+    sizes = partial[partial.metric == "train_size"].value
+    assert set(sizes) == {r.n_train}  # without the validation part
+
+
+def test_such_a_run_is_not_comparable_though_all_else_is_the_papers(partial, tmp_path):
+    paper = ROOT / "nbs" / "papers" / "wang2024"
+    cells = read_reported(paper / "reported.csv").query('artefact == "table3" and unit != ""')
+    r = partial.assign(arch="resnet18", profile="paper")
+    cells = cells[(cells.arch == "ResNet-18") & (cells.train == "real")]
+    by = dict(scenario="scenario", arch="arch_paper", train="train")
+    setting = dict(data="fitzpatrick17k", profile="paper", arch=["resnet18"])
+    t = compare(r, cells, by, setting, sizes=whole_sizes)
+    assert set(t.verdict) == {"not comparable"}
+    for part in ("missing drop", "no images of prurigo", "training size 64 instead of 1156"):
+        assert t.reason.str.contains(part).all(), part
+    assert t.reason.str.contains("classes that train 4 instead of 7").all()
+    md = save_table(t, tmp_path / "table3", "Table 3")[0].read_text(encoding="utf-8")
+    assert md.startswith("# Table 3 (with 4 of 7 classes, chance 25 %)")
+
+
+@pytest.mark.parametrize("scenario, n", [("i", 1519), ("ii", 1284), ("iii", 1228)])
+@pytest.mark.parametrize("val_fraction", [0.0, 0.1])
+def test_900_of_the_training_images_are_not_all(scenario, n, val_fraction):
+    "Whole conditions or single images may lack: what counts is what the selection has."
+    from skinrepro.papers.wang2024 import selection
+    from skinrepro.phantom import phantom_manifest
+    from skinrepro.splits import part_sizes
+
+    m = STUDIES["phantom"].grouped(phantom_manifest(selection(), "wang2024"))
+    asked = dict(scenario=scenario, train="real", val_fraction=val_fraction)
+
+    def sizes(m):
+        how = (scenario, 42, "union", val_fraction)
+        return part_sizes(scenario_split(m, STUDIES["phantom"], *how), CONDITIONS)
+
+    whole = sizes(m)
+    assert whole["n_train"] + whole["n_val"] == n and incomplete(whole, whole_sizes(asked)) == []
+    some = sizes(m.sample(frac=0.6, random_state=0))
+    assert any(s.startswith("training size") for s in incomplete(some, whole_sizes(asked)))
+    few = sizes(m[m.label.isin(CONDITIONS[:4])])
+    assert "classes that train 4 instead of 7" in incomplete(few, whole_sizes(asked))
+
+
 def test_missing_or_altered_photographs_are_never_silent(photographs, tmp_path, monkeypatch):
     home = tmp_path / "data" / "fitzpatrick17k"
     shutil.copytree(photographs, home)
@@ -258,9 +338,6 @@ def test_tables_follow_from_the_committed_records(tmp_path, monkeypatch, with_da
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     committed = ROOT / "figures" / "wang2024"
-    (tmp_path / "figures" / "wang2024").mkdir(parents=True)
-    for f in ("records.csv", "runs.csv"):
-        shutil.copy(committed / f, tmp_path / "figures" / "wang2024")
     report(tmp_path)
     tables = sorted(f.name for f in committed.iterdir() if f.suffix in (".md", ".csv", ".tex"))
     assert "table1.md" in tables and "pad_ufes20.md" in tables
@@ -282,10 +359,7 @@ def test_own_runs_replace_the_committed_records_of_their_kind(tmp_path, monkeypa
     monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     home = tmp_path / "figures" / "wang2024"
-    home.mkdir(parents=True)
-    for f in ("records.csv", "runs.csv"):
-        shutil.copy(ROOT / "figures" / "wang2024" / f, home)
-    committed = read_record(home / "records.csv")
+    committed = read_record(ROOT / "figures" / "wang2024" / "records.csv")
     mine = read_grid(ROOT / "nbs" / "papers" / "wang2024", "mini", "scenario")[0]
     trial = "scenario-000000000000"
     made = committed[committed.run_id == mine.id].assign(commit="mine")
@@ -419,13 +493,59 @@ def test_one_cell_of_table5_is_the_generator_of_table2():
 
 
 def test_the_demo_is_one_scenario_and_one_draw():
-    grid = read_grid(WANG, "mini", scenario="ii", seed=0)
+    first, demo = (ROOT / "Makefile").read_text().partition("demo:")[2].splitlines()[1:3]
+    assert "skinrepro first wang2024" in first
+    assert "--section scenario,synthetic --set scenario=ii --set seed=0" in demo
+    grid = read_grid(WANG, "mini", "scenario,synthetic", scenario="ii", seed=0)
     assert {s: len(of(grid, s)) for s in {r.section for r in grid}} == dict(
         weights=1, generator=1, scenario=3, synthetic=6
     )
     assert {r.parameters["scenario"] for r in grid} == {"ii"} and {
         r.parameters["seed"] for r in grid
     } == {0}
+
+
+def test_equal_steps_ask_for_the_images_and_settings_of_both_together():
+    "Only `steps_as` differs; at paper synthetic images alone have five times the steps, too."
+    for profile, trains in dict(mini={"real+syn"}, paper={"syn", "real+syn"}).items():
+        grid = read_grid(WANG, profile, "synthetic,equal_steps")
+        assert {r.parameters["train"] for r in of(grid, "equal_steps")} == trains
+        assert {r.parameters["seed"] for r in of(grid, "equal_steps")} == set(SEEDS)
+        other = {r.id for r in of(grid, "synthetic")}
+        for r in of(grid, "equal_steps"):
+            assert r.parameters["steps_as"] == "real" and r.id not in other
+            asked = r.parameters | dict(steps_as=None)
+            assert runs.run_id("wang2024", "scenario", asked) in other
+
+
+def test_equal_steps_draw_as_many_images_as_real_ones_train(tmp_path, monkeypatch):
+    """Counted: the images that each epoch has trained on, and what the record says of the steps.
+    The generator's images are the training images themselves.
+    """
+    from skinrepro.batches import train_store_size
+    from skinrepro.manifest import make, write
+
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    grid = read_grid(WANG, "smoke", "synthetic", scenario="iii", train="real+syn", epochs=3)
+    run, maker = grid[-1], grid[-1].made_from["images"]
+    asked = run.parameters | dict(steps_as="real", size=32, batch_size=50)
+    _, split, _ = split_of(asked, train_store_size(32))
+    train = split[split.split == "train"]
+    copies = train[["path", "label"]].assign(
+        image_id=train.image_id + "-syn0", parent_id=train.image_id, skin_type=6
+    )
+    write(make(copies, source="synthetic"), maker.folder / "manifest.parquet")
+    number = pd.DataFrame([dict(metric="n_images", group="all", value=9.0, n=9, images_hash="0")])
+    stamp = provenance("phantom", "0" * 16, "miniature", "0" * 64, "smoke", "cpu")
+    runs.finish(maker, number, stamp)
+    equal = runs.Run("wang2024", "", run.notebook, asked)
+    (outcome,) = execute([equal], progress=False)
+    assert outcome.status == "ran", outcome.error
+    log = pd.read_csv(equal.folder / "log.csv")
+    assert log.images.tolist() == [len(train)] * 3
+    t = read_record(equal.folder / "records.csv").drop_duplicates("metric").set_index("metric")
+    assert t.value["train_steps"] == 3 * -(-len(train) // 50)
+    assert set(t.steps_as) == {"real"} and set(t.n_synthetic) == {len(train)}
 
 
 def test_records_made_from_foreign_images_stay_out():
@@ -490,3 +610,208 @@ def test_what_the_generator_is_not(tmp_path, monkeypatch):
             [runs.Run("wang2024", "", run.notebook, run.parameters | change)], progress=False
         )
         assert outcome.status == "failed" and all(w in outcome.error for w in words), outcome.error
+
+
+# Photographs that are only there in part
+# ------------------------------------------------------------------------------------------------
+
+
+def without(photographs, tmp_path, gone):
+    "A copy of the data set without the photographs whose annotation `gone` picks."
+    home = tmp_path / "data" / "fitzpatrick17k"
+    shutil.copytree(photographs, home)
+    t = pd.read_csv(home / "fitzpatrick17k.csv")
+    for name in t.md5hash[gone(t)]:
+        (home / "images" / f"{name}.jpg").unlink()
+    return home.parent
+
+
+FOUR = ["basal cell carcinoma", "folliculitis", "psoriasis", "squamous cell carcinoma"]
+
+
+def test_four_of_seven_conditions_from_words_to_strength(photographs, tmp_path, monkeypatch):
+    "What is not there is not asked for: words, LoRA, images, classifiers, judge have four labels."
+    data = without(photographs, tmp_path, lambda t: ~t.label.isin(FOUR))
+    monkeypatch.setenv("SKINREPRO_DATA", str(data))
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    small = dict(scenario="iii", data="fitzpatrick17k", missing="drop", fraction=1.0)
+    small |= dict(ti_steps=1, lora_steps=1, steps=2, parents=8.0, epochs=1, train="real+syn")
+    small |= dict(strengths="0.5", methods="vanilla,ti+lora")
+    grid = read_grid(WANG, "smoke", "synthetic,strength", **small, target="dark", arch="vgg_small")
+    defaults = runs.declared(WANG / "ablation.ipynb")  # real images stand in
+    asked = {k: small.get(k, v) for k, v in defaults.items()} | dict(scenario="i")
+    cell = runs.Run("wang2024", "", WANG / "ablation.ipynb", asked)
+    outcomes = execute([*grid, cell], progress=False)
+    assert {o.status for o in outcomes} == {"ran"}, [o.error for o in outcomes]
+    names = {r.notebook.stem for r in grid}
+    assert names == {"weights", "generator", "scenario", "strength"}
+    for r in [*of(grid, "synthetic"), cell]:
+        p = pd.read_parquet(r.folder / "predictions.parquet")
+        assert len([c for c in p if c.startswith("p_")]) == 4 and set(p.label) == set(FOUR)
+        record = read_record(r.folder / "records.csv")
+        assert record.inventory_hash.str.len().eq(16).all()
+        steps = record.value[record.metric == "train_steps"]
+        log = pd.read_csv(r.folder / "log.csv")
+        assert set(steps) == {-(-int(log.images[0]) // r.parameters["batch_size"])}  # one epoch
+    words = json.loads((of(grid, "weights")[0].folder / "weights.json").read_text())
+    assert set(words["loras"]) == set(FOUR)
+    looks = of(grid, "strength")[0].folder / "images" / "ti_lora"
+    assert not list(looks.glob("nem*")) and list(looks.glob("bas*"))
+
+
+@pytest.mark.parametrize(
+    "gone, labels",
+    [
+        (lambda t: (t.label == "psoriasis") & (t.fitzpatrick_scale > 2), 6),  # dark ones of one
+        (lambda t: t.label.eq("psoriasis") & (t.groupby("label").cumcount() > 0), 6),  # all but one
+        (lambda t: t.fitzpatrick_scale.eq(6) & t.label.isin(FOUR), 7),  # types, not groups
+    ],
+)
+def test_conditions_with_too_few_photographs_are_left_out_and_named(
+    photographs, tmp_path, monkeypatch, gone, labels
+):
+    monkeypatch.setenv("SKINREPRO_DATA", str(without(photographs, tmp_path, gone)))
+    with pytest.warns(UserWarning) as said:
+        m, _ = load("fitzpatrick17k", missing="drop")
+    assert any("Left out" in str(w.message) for w in said) == (labels == 6)
+    assert study_of("fitzpatrick17k", m).labels == tuple(
+        c for c in CONDITIONS if labels == 7 or c != "psoriasis"
+    )
+    if labels == 7:  # 9 of type V remain, none of type VI
+        with pytest.raises(ValueError, match="0 images of skin type 6.*--set flexible=union"):
+            scenario_split(m, FITZ, "i")
+    flexible = "union" if labels == 7 else "stratified"
+    for scenario in ("i", "ii", "iii"):
+        split = scenario_split(m, FITZ, scenario, 0, flexible, val_fraction=0.1)
+        assert set(split[split.split == "train"].label) == set(m.label)
+        assert set(split[split.split == "test"].label) == set(m.label)
+
+
+@pytest.mark.parametrize(
+    "gone", [lambda t: t.fitzpatrick_scale > 2, lambda t: t.groupby("label").cumcount() > 0]
+)
+def test_an_absent_group_or_one_image_of_each_is_refused_with_the_remedy(
+    photographs, tmp_path, monkeypatch, gone
+):
+    monkeypatch.setenv("SKINREPRO_DATA", str(without(photographs, tmp_path, gone)))
+    with pytest.raises(ValueError, match="skinrepro data verify fitzpatrick17k"):
+        load("fitzpatrick17k", missing="drop")
+
+
+def test_weights_of_fewer_conditions_are_refused(tmp_path, monkeypatch):
+    "Photographs came after the words were learned: named, with what to do."
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    grid = read_grid(WANG, "smoke", "generator", scenario="iii", data="fitzpatrick17k")
+    words, images = of(grid, "weights")[0], of(grid, "generator")[0]
+    made = pd.DataFrame([dict(metric="n_train", group="all", value=9.0, n=9)])
+    runs.finish(
+        words, made, provenance("fitzpatrick17k", "0" * 16, "none", "0" * 64, "smoke", "cpu")
+    )
+    home = tmp_path / "wang2024" / "weights"
+    (words.folder / WEIGHTS).write_text(
+        json.dumps(dict(tokens="ti-1", loras=dict.fromkeys(FOUR, "lora-1")))
+    )
+    for name, files in {"ti-1": [token(c) for c in FOUR], "lora-1": ["pytorch_lora"]}.items():
+
+        def make(folder, files=files):
+            for f in files:
+                (folder / f"{f}.safetensors").write_bytes(b"learned")
+            return pd.DataFrame(dict(loss=[0.0]))
+
+        runs.made_once(home, name[:-2], dict(of=name), make, "code").rename(home / name)
+    asked = dict(images.parameters, learned=words.id)
+    tokens, loras = read_weights(words.id, "ti+lora", asked, FOUR)
+    assert tokens == home / "ti-1" and set(loras) == set(FOUR)
+    with pytest.raises(runs.ParameterError) as e:
+        read_weights(words.id, "ti+lora", asked, CONDITIONS)
+    assert "nematode infection" in str(e.value) and str(words.folder) in str(e.value)
+    assert "psoriasis" not in str(e.value)
+
+
+def test_every_difference_from_the_release_is_numbered_in_the_index():
+    "The table of settings beside the grid and the list of deviations; neither can change alone."
+    cells = json.loads((WANG / "index.ipynb").read_text(encoding="utf-8"))["cells"]
+    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+    text = text.partition("## Deviations")[2]
+    numbered = re.findall(r"^(\d+)\. \*\*", text, re.M)
+    assert numbered == [str(i) for i in range(1, len(numbered) + 1)]
+    t = releases()
+    assert set(t.deviation) - {""} <= set(numbered)
+    here, there = t["profile paper"], t["release of 2024"]
+    differs = t[(here != "same") & (here != there)]
+    assert differs.deviation.ne("").all(), differs.setting[differs.deviation == ""].tolist()
+    of_stage = dict(words="weights", lora="weights", images="generator", classifier="scenario")
+    for r in t[t.parameter != ""].itertuples():
+        section = of_stage.get(r.stage, "scenario")
+        for run in of(read_grid(WANG, "paper", section), section):
+            have = run.parameters[r.parameter]
+            assert have == type(have)(r.value), (r.stage, r.setting)
+    assert set(AS_RELEASED) <= set(t.parameter)
+
+
+def test_images_are_saved_as_the_release_saves_them(tmp_path):
+    "Quantisation tables of a JPEG that Pillow writes by default, which is what the release calls."
+    from PIL import Image
+
+    from skinrepro.generate import Files, write_image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype="uint8")
+    Image.fromarray(pixels).save(tmp_path / "default.jpg")
+    files = Files(64, "jpg", JPEG_QUALITY)
+    write_image(pixels, tmp_path / "ours.jpg", dict(what="x"), 64, files.quality)
+    with Image.open(tmp_path / "default.jpg") as a, Image.open(tmp_path / "ours.jpg") as b:
+        assert a.quantization == b.quantization and a.layer == b.layer
+
+
+def test_the_released_recipe_has_the_dropout_and_the_pixels_of_the_script():
+    """Against torchvision's own VGG-16, which the script loads: where units are dropped; and
+    ImageNet's statistics for every network.
+    """
+    torchvision, torch = pytest.importorskip("torchvision"), pytest.importorskip("torch")
+    from skinrepro.networks import build
+
+    def layers(net, kinds=("Conv2d", "Linear", "ReLU", "Dropout")):
+        leaves = [m for m in net.modules() if not list(m.children())]
+        named = [(type(m).__name__, getattr(m, "p", "")) for m in leaves]
+        return [(k.replace("Conv2d", "Linear"), p) for k, p in named if k in kinds]
+
+    ours = build("vgg16", 7, 224, head="mlp")
+    script = torchvision.models.vgg16(weights=None)
+    new = torch.nn.Linear(4096, 256), torch.nn.ReLU(), torch.nn.Dropout(0.4)
+    script.classifier[6] = torch.nn.Sequential(*new, torch.nn.Linear(256, 7))
+    assert layers(ours) == layers(script) and layers(ours).count(("Dropout", 0.5)) == 2
+    assert not [kind for kind, _ in layers(build("resnet18", 7, 64)) if kind == "Dropout"]
+    mean, std = statistics_of("released")
+    assert np.allclose(mean, [0.485, 0.456, 0.406]) and np.allclose(std, [0.229, 0.224, 0.225])
+    assert statistics_of("scratch") is None
+
+
+def test_a_given_normalisation_reaches_the_network(tmp_path, monkeypatch):
+    "White pixels under the statistics that were asked for, in training and in the test."
+    from PIL import Image
+
+    from skinrepro.classify import data_parts
+    from skinrepro.manifest import make
+
+    monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))
+    rows = []
+    for i in range(8):
+        file = tmp_path / f"{i}.png"
+        Image.new("RGB", (40, 40), (255, 255, 255)).save(file)
+        rows.append(dict(image_id=f"i{i}", path=str(file), label="ab"[i % 2], skin_type=1))
+    m = make(pd.DataFrame(rows)).assign(split=["train"] * 4 + ["test"] * 4)
+    asked = dict(progress=False, draws=2, statistics=statistics_of("released"))
+    train, parts = data_parts(m, ["a", "b"], "vit_small", 32, 4, **asked)
+    white = (1 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
+    (x, _, rows), (y, *_) = next(train(0)), next(parts["test"]())
+    assert len(x) == len(rows) == 2 and len(list(train(0))) == 1
+    for seen in (x, y):
+        assert np.allclose(seen.numpy()[:, :, 16, 16], white, atol=1e-3)
+
+
+def test_committed_runs_are_questions_of_the_grid():
+    "A parameter that came later does not rename the runs that were there before."
+    committed = read_record(ROOT / "figures" / "wang2024" / "records.csv")
+    grid = tomllib.loads((WANG / "grid.toml").read_text(encoding="utf-8"))
+    asked = {r.id for s, body in grid.items() if "mini" in body for r in read_grid(WANG, "mini", s)}
+    assert set(committed.run_id) <= asked

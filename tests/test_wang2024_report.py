@@ -4,6 +4,7 @@ result).
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -17,6 +18,7 @@ from skinrepro.grid import read_grid
 from skinrepro.records import read_record
 
 WANG = ROOT / "nbs" / "papers" / "wang2024"
+SMALL = dict(vgg_small="VGG-16", resnet_small="ResNet-18", vit_small="ViT-B-16")
 
 
 def numbers_of(run, rng):
@@ -27,7 +29,9 @@ def numbers_of(run, rng):
         return dict(metric=metric, group=group, value=value, n=n) | more
 
     if kind in ("scenario", "ablation"):
-        gain = {"real": 0, "syn": 0.06, "real+syn": 0.12}[p.get("train", "syn")] + 0.1 * (
+        equal = p.get("steps_as") == "real"
+        both = 0.09 if equal else 0.12
+        gain = {"real": 0, "syn": 0.06, "real+syn": both}[p.get("train", "syn")] + 0.1 * (
             p["scenario"] == "ii"
         )
         gain += dict(vanilla=0, ti=0.05, lora=0.08).get(p.get("method"), 0.2) - 0.2 * (
@@ -36,9 +40,7 @@ def numbers_of(run, rng):
         test = dict(source="light").get(p.get("target"), "dark")
         n = 56 if p["scenario"] == "i" else 291
         extra = dict(
-            arch_paper=dict(vgg_small="VGG-16", resnet_small="ResNet-18", vit_small="ViT-B-16")[
-                p["arch"]
-            ],
+            arch_paper=SMALL[p["arch"]],
             n_test=n,
         ) | (dict(test=test, train="syn") if kind == "ablation" else {})
         return [
@@ -54,8 +56,12 @@ def numbers_of(run, rng):
             for m in ("accuracy", "precision", "recall", "f1")
             for rule in ("val", "test", "last")
         ] + [
-            row("train_size", 1284, 1284, select_on=rule, **extra)
+            row(metric, n, 1284, select_on=rule, **extra)
             for rule in ("val", "test", "last")
+            for metric, n in dict(
+                train_size=1284,
+                train_steps=774 if p.get("train") == "real+syn" and not equal else 387,
+            ).items()
         ]
     if kind == "weights":
         return [
@@ -146,9 +152,10 @@ def reports(tmp_path_factory):
     first one kept.
     """
     base = tmp_path_factory.mktemp("report")
-    before = {k: os.environ.get(k) for k in ("SKINREPRO_RUNS", "SKINREPRO_FIGURES")}
+    places = ("SKINREPRO_RUNS", "SKINREPRO_FIGURES", "SKINREPRO_COMMITTED")
+    before = {k: os.environ.get(k) for k in places}
     try:
-        os.environ |= dict(SKINREPRO_RUNS=str(base / "runs"), SKINREPRO_FIGURES=str(base / "first"))
+        os.environ |= {k: str(base / d) for k, d in zip(places, ("runs", "first", "nothing"))}
         rng = np.random.default_rng(0)
         for run in [
             *read_grid(WANG, "mini"),
@@ -163,12 +170,10 @@ def reports(tmp_path_factory):
             if run.section == "generator" and (p["scenario"], p["seed"]) == ("iii", 0):
                 leave_images(run)
         execute_report(base)
-        (base / "second" / "wang2024").mkdir(parents=True)
+        (base / "published" / "wang2024").mkdir(parents=True)
         for f in ("records.csv", "runs.csv"):
-            shutil.copy(base / "first" / "wang2024" / f, base / "second" / "wang2024")
-        os.environ |= dict(
-            SKINREPRO_RUNS=str(base / "none"), SKINREPRO_FIGURES=str(base / "second")
-        )
+            shutil.copy(base / "first" / "wang2024" / f, base / "published" / "wang2024")
+        os.environ |= {k: str(base / d) for k, d in zip(places, ("none", "second", "published"))}
         execute_report(base)
     finally:
         for k, v in before.items():
@@ -203,7 +208,8 @@ def test_the_report_makes_every_artefact(reports):
 
 
 def test_every_row_of_the_tables_has_its_runs_and_none_is_comparable(reports):
-    for name, cells in dict(table2=45, table3=45, table4=45, table5=12).items():
+    # nine printed rows of five numbers, and three of ours at equal steps
+    for name, cells in dict(table2=60, table3=60, table4=60, table5=12).items():
         t = pd.read_csv(reports[0] / f"{name}.csv", keep_default_na=False)
         keys = [
             "arch",
@@ -213,7 +219,16 @@ def test_every_row_of_the_tables_has_its_runs_and_none_is_comparable(reports):
         ]
         assert set(t.verdict) == {"not comparable"} and len(t.drop_duplicates(keys)) == cells
     t = pd.read_csv(reports[0] / "table2.csv", keep_default_na=False)
-    assert set(t.train) == {"real", "syn", "real+syn"} and set(t.n_seeds) == {2}
+    assert set(t.train) == {"real", "syn", "real+syn", "real+syn, equal steps"}
+    assert set(t.n_seeds) == {5}
+    ours = t[t.train == "real+syn, equal steps"]
+    assert set(ours.reported) == {""} and set(ours.note) == {"not in the paper"}
+    text = (reports[0] / "table2.md").read_text()
+    lines = [line.partition("VGG-16 | ")[2] for line in text.splitlines() if "VGG-16 | " in line]
+    rows = [line.partition(" | ")[0] for line in lines]
+    assert rows == ["real", "syn", "real+syn", "real+syn, equal steps"]
+    assert "training steps: real 387; syn 387; real+syn 774; real+syn, equal steps 387." in text
+    assert "ours, not the paper's" in text
     why = t[(t.train == "syn") & (t.metric == "accuracy")].reason.iloc[0]
     assert (
         "phantom data" in why
@@ -229,24 +244,72 @@ def test_claims_of_the_report(reports):
     assert syn.index.tolist() == [
         "over all",
         *(f"scenario {s}" for s in ("i", "ii", "iii")),
-        *(f"network {a}" for a in ("VGG-16", "ResNet-18", "ViT-B-16")),
+        *(f"network {small} in the place of {paper}" for small, paper in SMALL.items()),
     ]
     assert (
-        syn.draws.eq(2).all()
+        syn.draws.eq(5).all()
         and syn.pairs.tolist() == [9, 3, 3, 3, 3, 3, 3]
         and syn.effect.between(4, 8).all()
     )
     assert syn.printed["over all"] == pytest.approx(3.7178, abs=1e-4)
+    longer, level = (
+        t.loc[f"Both together are better than either alone{end}"]
+        for end in ("", ", at equal steps")
+    )
+    assert longer.effect["over all"] == pytest.approx(6, abs=0.5)  # against the nearer of the two
+    assert level.effect["over all"] == pytest.approx(3, abs=0.5)
+    assert level.draws.eq(5).all() and level.pairs.tolist() == syn.pairs.tolist()
+    assert level.printed.isna().all() and level.source.str.startswith("ours").all()
     one = t.loc["Textual inversion with LoRA is the best of six"]
     assert (
-        one.verdict.eq("inconclusive").all()
-        and one.draws.eq(1).all()
+        one.verdict.eq("supported").all()
+        and one.draws.eq(5).all()
         and one.rival.eq("img2img lora").all()
         and set(one.n_test) == {"56"}
     )
     assert t.loc["Image-to-image is better than text-to-image"].pairs.tolist() == [4, 2, 2]
     few = t.loc["A few dark images help (scenario ii against iii)"]
     assert few.effect.between(8, 12).all() and few.mde.notna().all()
+
+
+def test_no_small_network_goes_by_the_name_of_a_large_one(reports):
+    "On phantoms and on photographs, in tables, claims and figures."
+    for name in ("table2.md", "claims.md", "claims_effects.csv", "pad_ufes20_claims.md"):
+        text = (reports[0] / name).read_text(encoding="utf-8")
+        for small, paper in SMALL.items():
+            assert f"{small} in the place of {paper}" in text, name
+            assert not re.search(rf"(?<!in the place of ){paper}", text), name
+    assert "vgg_small in the place of VGG-16" in (reports[0] / "table5.md").read_text("utf-8")
+    picture = (reports[0] / "tables2to4.svg").read_text(encoding="utf-8")
+    assert picture.count("in the place of") == 3 and "hollow: not comparable" in picture
+
+
+def test_records_without_sizes_are_not_comparable_and_say_why(reports):
+    t = pd.read_csv(reports[0] / "table2.csv", keep_default_na=False)
+    assert t.reason.str.contains("training size not recorded").all()
+    assert set(t.network) == set(SMALL) and set(t.classes) == {""}
+
+
+def test_phantoms_are_nowhere_called_real_skin(reports):
+    for name in ("fig1.svg", "fig2.svg", "fig2.csv"):
+        text = (reports[0] / name).read_text(encoding="utf-8")
+        assert not re.search(r"\breal\b|light-skinned parent|[Pp]hotograph", text), name
+    assert "Phantoms of light skin (framed)" in (reports[0] / "fig2.svg").read_text("utf-8")
+    assert "phantom, light" in (reports[0] / "fig1.svg").read_text(encoding="utf-8")
+
+
+def test_strength_says_how_many_images_are_behind_it(reports):
+    text = (reports[0] / "strength.md").read_text(encoding="utf-8")
+    for part in ("| n |", "n_kept", "n = 200 held-out images", "n_train 900 images"):
+        assert part in text, part
+
+
+def test_sentences_are_written_for_all_that_was_run(reports):
+    text = (reports[0] / "summary.md").read_text(encoding="utf-8")
+    assert "PHANTOM DATA" in text and "Data: pad_ufes20" in text
+    assert "40 of 40 numbers are equal" in text and "printed +3.7, not comparable" in text
+    tone = text.split("## Tone")[1].split("\n## ")[0]
+    assert tone.count("mean ITA 50.0 degrees before, -20.0 after") == 6  # two data sets
 
 
 def test_phantoms_are_stamped_wherever_they_are(reports):

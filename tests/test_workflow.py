@@ -123,7 +123,7 @@ def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
     )
     assert after(
         "skinrepro/classify.py", "training.steps // 3), 0.1)", "training.steps // 3), 0.2)"
-    )[0] == {"scenario", "synthetic", "ablation", "strength"}
+    )[0] == {"scenario", "synthetic", "equal_steps", "ablation", "strength"}
     touched, found = after(
         "skinrepro/personalise.py",
         "adapter = dict(rank=rank, alpha=alpha or rank,",
@@ -141,6 +141,7 @@ def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
     assert after("nbs/papers/wang2024/grid.toml", "per_image = 1\n", "per_image = 2\n")[0] == {
         "generator",
         "synthetic",
+        "equal_steps",
         "ablation_images",
         "ablation",
     }

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['LIGHT', 'DARK', 'N_TEST', 'N_TRAIN', 'REPETITIONS', 'SETS', 'LEVELS', 'STUDIES', 'READINGS', 'COUNTED', 'FEATURES',
-           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'load', 'share_of', 'repetition_split', 'perceptual_features',
-           'cost', 'statement', 'error_claims']
+           'RULE', 'CLAIMS', 'type_counts', 'prevalence', 'angles', 'load', 'needed', 'site_counts', 'share_of',
+           'counts_of', 'largest_fraction', 'repetition_split', 'perceptual_features', 'cost', 'rehearsed', 'statement',
+           'error_claims', 'study_claims']
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #9a49c85e
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,13 +21,13 @@ from ..fitzpatrick17k import annotation_counts, selected_counts
 from ..images import measure_images
 from ..manifest import Study
 from ..metrics import shares
-from ..photographs import study_images
+from ..photographs import needed_images, photographs, study_images
 from ..splits import first_rows
 from ..tone import skin_angle, tone_groups
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #90ad6fb1
 LIGHT, DARK = (1, 2), (5, 6)
-N_TEST, N_TRAIN = 500, 1668  # section 4: images of each group that test, images that train
+N_TEST, N_TRAIN = 500, 1668  # section 3.4: images of each group that test, images that train
 REPETITIONS = 10
 SETS = {"A": 0.0, "B": 0.5, "C": 1.0}  # training set -> share of dark images
 LEVELS = {"three": "three_partition_label", "nine": "nine_partition_label", "fine": "label"}
@@ -55,8 +57,9 @@ STUDIES = {
             groups={},  # there are no skin types
             note=(
                 "HAM10000 (Tschandl et al. 2018, CC BY-NC 4.0): dermatoscopic images without skin"
-                " types; light and dark are the thirds with the highest and the lowest individual"
-                " typology angle, measured on the image. Not the data of the paper."
+                " types. Groups are by angle (camera and skin): within each site the third of the"
+                " images with the highest and the third with the lowest individual typology angle;"
+                " images without an angle (b* <= 0) are left out. Not the data of the paper."
             ),
         ),
     ]
@@ -77,6 +80,14 @@ def prevalence(
     counts["group"] = STUDIES["fitzpatrick17k"].group_of(counts.fitzpatrick_scale)
     return shares(counts, LEVELS[check_choice("level", level, LEVELS)])[["label", "light", "dark"]]
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #cbb6dafc
+def angles(
+    m: pd.DataFrame,  # manifest with absolute paths, and the site of each image in `domain`
+) -> pd.DataFrame:  # site, angle (degrees; NaN without one), group: 'light', 'dark' or missing
+    "Groups by the measured angle: in each site the third that is highest and the third lowest."
+    angle = measure_images(m, skin_angle)
+    return pd.DataFrame(dict(site=m.domain, angle=angle, group=tone_groups(angle, m.domain)))
+
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #2b14697f
 def load(
     data: str = "phantom",  # key of STUDIES
@@ -93,13 +104,44 @@ def load(
         STUDIES[check_choice("data", data, STUDIES)],
         selected_counts(skin_types=LIGHT + DARK),
         "lopezperez2025",
-        lambda m: first_rows(m, fraction, by=["group", "label"]),
+        _thinned(fraction),
         size=size,
         missing=missing,
         partitions=dict(zip(counts.label, counts.nine_partition_label)),
         jobs=jobs,
-        group=lambda m: tone_groups(measure_images(m, skin_angle)),
+        group=lambda m: angles(m).group,
     )
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #78114888
+def _thinned(fraction):  # -> function of a manifest with groups
+    return lambda m: first_rows(m, fraction, by=["group", "label"], whole=math.ceil)
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #23e27036
+def needed(
+    p: dict,  # parameters of a run on photographs: data, perhaps fraction
+) -> pd.DataFrame:  # manifest with absolute paths, and groups where they are not measured
+    "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    of_all = p.get("fraction", 1.0) if p["data"] == "fitzpatrick17k" else 1.0
+    return needed_images(STUDIES[p["data"]], _thinned(of_all))
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #50bcb387
+def site_counts(
+    data: str,  # key of STUDIES, without skin types
+    missing: str = "error",  # see `load`
+) -> pd.DataFrame:  # group (site; 'all'), n_images, n_without_angle, n_light, n_dark
+    "How many images each site has, how many have no angle, and how many are in each group."
+    m, _ = photographs(data, missing=missing)
+    t = angles(m)
+    each = pd.DataFrame(
+        dict(
+            n_images=1,
+            n_without_angle=t.angle.isna(),
+            n_light=t.group.eq("light").fillna(False),
+            n_dark=t.group.eq("dark").fillna(False),
+        )
+    ).astype(int)
+    of_site = each.groupby(t.site).sum()
+    return pd.concat([of_site, each.sum().to_frame("all").T]).rename_axis("group").reset_index()
 
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4e7e6536
 READINGS = ("sets", "bootstrap")
@@ -121,6 +163,63 @@ def share_of(
         " to D100 (per cent of dark images)."
     )
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #03bf2552
+def counts_of(
+    fraction: float,  # of the paper's counts
+) -> tuple[int, int]:  # images of each group that test, images that train
+    "Sizes of the parts."
+    return round(N_TEST * fraction), round(N_TRAIN * fraction)
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #45f4391f
+def _held_out(m, repetition: int, n_test: int) -> dict:  # group -> its test images, all others
+    """Test images are drawn patient by patient, and what else there is of these patients is left
+    out. Where no patients are known, every image is one's own.
+    """
+    patient = m.image_id.astype("string")
+    if "patient_id" in m:
+        patient = m.patient_id.fillna(patient)
+    test, rest = {}, {}
+    for i, group in enumerate(("light", "dark")):
+        pool = np.flatnonzero(m.group == group)
+        order = np.random.default_rng([20250121, repetition, i]).permutation(pool)
+        order = order[np.argsort(pd.factorize(patient.iloc[order])[0], kind="stable")]
+        test[group], rest[group] = np.sort(order[:n_test]), np.sort(order[n_test:])
+    of_test = set(patient.iloc[np.concatenate(list(test.values()))])
+    free = ~patient.isin(of_test).to_numpy()
+    return {g: (m.iloc[test[g]], m.iloc[rest[g][free[rest[g]]]]) for g in test}
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #cccde9bc
+def largest_fraction(
+    m: pd.DataFrame,  # from `load`
+    reading: str = "sets",  # one of READINGS
+) -> float:  # in steps of 0.005; 0.0 if none
+    "The largest fraction for which all training sets of all repetitions can be drawn from a pool."
+    pool = min((m.group == group).sum() for group in ("light", "dark"))
+    need = N_TEST + (N_TRAIN if reading == "sets" else 1)
+    for step in range(min(200, math.ceil(200 * pool / need)), 0, -1):
+        n_test, n_train = counts_of(step / 200)
+        least = n_train if reading == "sets" else 1
+        held = (_held_out(m, r, n_test).values() for r in range(REPETITIONS))
+        if all(len(t) == n_test and len(rest) >= least for parts in held for t, rest in parts):
+            return step / 200
+    return 0.0
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c1df98fd
+def _too_few(m, held: dict, group: str, n_test: int, n: int) -> str:
+    "What is lacking, and what can be drawn instead."
+    asked = counts_of(1.0)
+    found = f"{(m.group == group).sum()} {group} images are too few: {n_test} test and {n} train"
+    patients = (
+        ""
+        if "patient_id" not in m or m.patient_id.isna().all()
+        else (f" ({len(held[group][1])} are left beside the patients that test)")
+    )
+    fits, again = largest_fraction(m), largest_fraction(m, "bootstrap")
+    ways = [f"set fraction to {fits:g}"] * bool(fits)
+    ways += [f"set reading to bootstrap, fraction at most {again:g}"] * bool(again)
+    ways += [f"add photographs (the paper has {sum(asked)} of each group)"] * (not ways)
+    return f"{found}{patients}. To have all sets and repetitions, {', or '.join(ways)}."
+
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #4e5fa7c4
 def repetition_split(
     m: pd.DataFrame,  # from `load`
@@ -129,26 +228,19 @@ def repetition_split(
     fraction: float = 1.0,  # of the paper's counts
     reading: str = "sets",  # one of READINGS
 ) -> pd.DataFrame:  # split train or test; under 'bootstrap' an image may train several times
-    """Test and training images of a repetition. Raises ValueError when a group has fewer images
-    than are asked for.
+    """Test and training images of a repetition (section 3.4); no patient is in both. Raises
+    ValueError with the remedy when a group has fewer images than are asked for.
     """
     check_choice("reading", reading, READINGS)
     share, again = share_of(training_set), reading == "bootstrap"
-    n_test, n_train = round(N_TEST * fraction), round(N_TRAIN * fraction)
+    n_test, n_train = counts_of(fraction)
     n_dark = round(n_train * share)
-    parts = []
+    held, parts = _held_out(m, repetition, n_test), []
     for i, (group, n) in enumerate(dict(light=n_train - n_dark, dark=n_dark).items()):
-        pool = m[m.group == group].reset_index(drop=True)
-        need = n_test + (min(n, 1) if again else n)
-        if len(pool) < need:
-            raise ValueError(
-                f"{len(pool)} {group} images are too few: {n_test} test and {n} train. Use a"
-                f" smaller fraction (below {fraction * len(pool) / need:.2g}), or the bootstrap."
-            )
-        stream = [20250121, repetition, i]
-        order = np.random.default_rng(stream).permutation(len(pool))
-        test, rest = pool.iloc[np.sort(order[:n_test])], pool.iloc[np.sort(order[n_test:])]
-        rng = np.random.default_rng([*stream, round(100 * share)])
+        test, rest = held[group]
+        if len(test) < n_test or len(rest) < (min(n, 1) if again else n):
+            raise ValueError(_too_few(m, held, group, n_test, n))
+        rng = np.random.default_rng([20250121, repetition, i, round(100 * share)])
         rows = rng.choice(len(rest), n, replace=again) if n else []
         parts += [test.assign(split="test"), rest.iloc[np.sort(rows)].assign(split="train")]
     return pd.concat(parts, ignore_index=True)
@@ -186,8 +278,9 @@ def cost(
     from skinrepro.estimate import VAESize, start_work, vae_work
 
     p = run.parameters
-    tested = round(N_TEST * p["fraction"]) + (p["pairs"] if p["data"] == "phantom" else 0)
-    seen = p["epochs"] * round(N_TRAIN * p["fraction"]) + 0.35 * 2 * tested
+    n_test, n_train = counts_of(p["fraction"])
+    tested = n_test + (p["pairs"] if p["data"] == "phantom" else 0)
+    seen = p["epochs"] * n_train + 0.35 * 2 * tested
     shape = VAESize(
         multipliers=tuple(int(k) for k in p["multipliers"].split(",")),
         **{k: p[k] for k in VAESize.__dataclass_fields__ if k != "multipliers"},
@@ -197,6 +290,17 @@ def cost(
     )
     return [start, vae_work(shape, seen)], 1.5e6
 
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #b579ba26
+def rehearsed(
+    run,  # runs.Run of this paper, at its full size
+    gpu: bool,  # is there one?
+) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
+    "How a run is rehearsed."
+    p = run.parameters
+    kind = dict(training_set=p["training_set"] if p["training_set"] in SETS else "between")
+    short = dict(epochs=2, fraction=0.1, pairs=0)
+    return kind, short if gpu else short | dict(fraction=0.01, batch_size=4)
+
 # %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c859f5aa
 RULE = Rule(
     draw="repetition",
@@ -204,7 +308,6 @@ RULE = Rule(
     counted=False,
     detectable=False,
     together=True,
-    corrected=False,
     train_size="n_train",
 )
 
@@ -241,23 +344,23 @@ CLAIMS = [
         ("B light", "A light"),
     ),
     statement(
-        "With equal parts the error is larger on dark skin", "4.1", "mse", ("B dark", "B light")
+        "With equal parts the error is larger on dark skin", "4.2", "mse", ("B dark", "B light")
     ),
     statement(
-        "Light training harms dark skin more than dark training harms light",
-        "4.1",
+        "Training on light skin harms dark skin more than training on dark skin harms light skin",
+        "4.2",
         "mse",
         ("A dark", "C light"),
     ),
     statement(
         "Even with its own training set dark skin has the larger error",
-        "4.1",
+        "4.2",
         "mse",
         ("C dark", "A light"),
     ),
     statement(
         "The latent standard deviation falls from A to B to C",
-        "4.2",
+        "4.3",
         "latent_std",
         ("A light", "B light"),
         ("A dark", "B dark"),
@@ -266,7 +369,7 @@ CLAIMS = [
     ),
     statement(
         "The latent standard deviation does not tell the test groups apart",
-        "4.2",
+        "4.3",
         "latent_std",
         ("A dark", "A light"),
         ("B dark", "B light"),
@@ -283,3 +386,18 @@ def error_claims(
 ) -> list[Claim]:
     "The statements about the error, of another metric."
     return [replace(c, metric=metric) for c in CLAIMS if c.metric == "mse"]
+
+# %% ../../nbs/papers/lopezperez2025/protocol.ipynb #c7e54238
+def study_claims(
+    data: str,  # key of STUDIES
+    claims: list | None = None,  # None: CLAIMS
+) -> list[Claim]:
+    "The statements in the words of a study: of skin only where skin types are known."
+    claims = CLAIMS if claims is None else claims
+    if STUDIES[data].groups:
+        return list(claims)
+
+    def by_angle(text):
+        return text.replace("light skin", "high angles").replace("dark skin", "low angles")
+
+    return [replace(c, text=by_angle(c.text)) for c in claims]

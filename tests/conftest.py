@@ -63,15 +63,20 @@ def root() -> Path:
 
 
 ONE_PROCESS = {
+    "test_paper_reports",
+    "test_publish",
+    "test_records",
+    "test_rehearse",
     "test_wang2024_generator",
     "test_wang2024_report",
     "test_workflow_generator",
-}  # their tests share what takes a minute to make
+}  # their tests share what takes a minute to make, or go on from each other
 LONG = (
     *sorted(ONE_PROCESS),
     "test_wang2024",
     "test_workflow",
     "test_runs",
+    "test_made_up_paper",
     "test_slurm",
     "test_notebooks",
 )

@@ -101,7 +101,7 @@ def test_nothing_belongs_to_one_machine():
     for f in tracked():
         assert f.name != "uv.lock" and f.suffix not in (".pkl", ".pickle", ".pt", ".pth", ".ckpt")
         if (
-            f.suffix in (".png", ".jpg", ".npy", ".safetensors")
+            f.suffix in (".png", ".jpg", ".npy", ".safetensors", ".parquet")
             or f == ROOT / "tests" / "test_house.py"
         ):
             continue

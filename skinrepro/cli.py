@@ -985,31 +985,30 @@ def _filters(extra) -> list:  # of (level, value)
 # %% ../nbs/79_cli.ipynb #eb8b0843
 def _tell_artefact(folder, artefact) -> str:  # name of its files, without suffix
     "Notebook, heading and files of a table or figure: from the paper's index, or its report."
-    import re
-
     from skinrepro.core import paths
+    from skinrepro.page import artefacts, plain_name
 
-    rows, paper = _artefacts(folder), folder.name
-    found = [r for r in rows if _plain_name(r[0]) == _plain_name(artefact)]
-    stem = _plain_name(found[0][0]) if found else _stem_of(paper, artefact)
+    listed, paper = artefacts(folder), folder.name
+    item = next((a for a in listed if a.stem == plain_name(artefact)), None)
+    stem = item.stem if item else _stem_of(paper, artefact)
     if stem is None:
-        names = ", ".join([*(r[0] for r in rows), *_more_stems(paper, rows)])
+        names = ", ".join([*(a.name for a in listed), *_more_stems(paper, listed)])
         raise typer.BadParameter(
             f"{paper} has no {artefact!r}; it has: {names}.", param_hint="ARTEFACT"
         )
-    name, notebooks, files, verdict = found[0] if found else (stem, *_from_report(folder, stem), "")
-    typer.secho(f"{paper}, {name}", bold=True)
-    for _, file in re.findall(r"\[([^\]]+)\]\(([^)]+)\)", notebooks):
+    item = item or _from_report(folder, stem)
+    typer.secho(f"{paper}, {item.name}", bold=True)
+    for file in item.notebooks:
         typer.echo(f"  notebook  {_below_root(folder / file)}")
-    for heading in re.findall(r'"([^"]+)"', notebooks):
+    for heading in item.headings:
         typer.echo(f"  heading   {heading}")
     made = sorted((paths().figures / paper).glob(f"{stem}.*"))
     for f in made:
         typer.echo(f"  file      {_below_root(f)}")
     if not made:
-        typer.echo(f"  file      none yet; {files.replace('`', '')}")
-    if verdict:
-        typer.echo(f"  verdict   {verdict}")
+        typer.echo(f"  file      none yet; {item.files}")
+    if item.verdict:
+        typer.echo(f"  verdict   {item.verdict}")
     return stem
 
 # %% ../nbs/79_cli.ipynb #7bee0af3
@@ -1024,25 +1023,30 @@ def _homes(paper) -> dict:  # whose -> folder with records, tables, figures
     from skinrepro.core import paths
 
     p = paths()
-    made = getattr(p, "made", p.figures)
-    homes = {"committed": p.figures / paper, "made here": made / paper}
+    homes = {"committed": p.figures / paper, "made here": p.made / paper}
     return {k: f for k, f in homes.items() if k == "committed" or f != homes["committed"]}
 
 # %% ../nbs/79_cli.ipynb #555e990d
 def _stem_of(paper, artefact):  # name of a csv beside the figures, or None
+    from skinrepro.page import plain_name
+
     stems = _more_stems(paper, [])
-    return next((s for s in stems if _plain_name(s) == _plain_name(artefact)), None)
+    return next((s for s in stems if plain_name(s) == plain_name(artefact)), None)
 
 # %% ../nbs/79_cli.ipynb #f5e0689a
-def _more_stems(paper, rows) -> list:  # tables that are not in the index
-    known = {_plain_name(r[0]) for r in rows} | {"records", "runs"}
+def _more_stems(paper, listed) -> list:  # tables that are not in the index
+    from skinrepro.page import plain_name
+
+    known = {a.stem for a in listed} | {"records", "runs"}
     stems = {f.stem for home in _homes(paper).values() for f in home.glob("*.csv")}
-    return sorted(s for s in stems if _plain_name(s) not in known)
+    return sorted(s for s in stems if plain_name(s) not in known)
 
 # %% ../nbs/79_cli.ipynb #7dae1eea
-def _from_report(folder, stem) -> tuple:  # notebooks and heading as the index writes them, files
-    "The cell of the report that writes a file, and the heading above it."
+def _from_report(folder, stem):  # page.Artefact
+    "An artefact that the index does not list: the heading above the cell that writes it."
     import json
+
+    from skinrepro.page import Artefact
 
     heading = ""
     for c in json.loads((folder / "report.ipynb").read_text(encoding="utf-8"))["cells"]:
@@ -1054,8 +1058,8 @@ def _from_report(folder, stem) -> tuple:  # notebooks and heading as the index w
             break
     else:
         heading = ""  # its name is put together there
-    told = f', "{heading}"' if heading else ""
-    return f"[report.ipynb](report.ipynb){told}", f"figures/{folder.name}/{stem}.csv"
+    files = f"figures/{folder.name}/{stem}.csv"
+    return Artefact(stem, ["report.ipynb"], [heading] if heading else [], files, verdict="")
 
 # %% ../nbs/79_cli.ipynb #2dbdf4c9
 def _tables_of(paper, stem) -> list:  # of (whose, csv)
@@ -1274,27 +1278,6 @@ def _tell_named_runs(paper, ids):
             text = f.read_text(encoding="utf-8")
             if f.stem not in ("records", "runs") and any(i in text for i in ids):
                 typer.echo(f"  in        {_below_root(f)}")
-
-# %% ../nbs/79_cli.ipynb #fc31438e
-def _artefacts(
-    folder,
-) -> list:  # rows of the table in a paper's index: name, notebooks, files, verdict
-    import json
-
-    cells = json.loads((folder / "index.ipynb").read_text(encoding="utf-8"))["cells"]
-    text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
-    lines = text.partition("## Artefacts")[2].splitlines()
-    rows = [
-        [x.strip() for x in line.strip("|").split("|")] for line in lines if line.startswith("|")
-    ]
-    return rows[2:]
-
-# %% ../nbs/79_cli.ipynb #f734a6ac
-def _plain_name(text) -> str:  # 'Figure 2', 'fig. 2' and 'fig2' are the same
-    import re
-
-    bare = re.sub(r"[\s._-]", "", text.lower())
-    return bare.replace("figure", "fig").replace("tbl", "table")
 
 # %% ../nbs/79_cli.ipynb #ad4d2815
 @dataclass

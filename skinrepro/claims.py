@@ -171,7 +171,7 @@ class Finding:
     claim: str
     part: str  # of the records it was tested on, e.g. 'scenario i'; 'over all'
     verdict: str  # supported, contradicted, inconclusive, not run
-    effect: float = float("nan")  # first minus second side of the pair least in favour
+    effect: float = float("nan")  # first minus second side of the pair that decides
     low: float = float("nan")
     high: float = float("nan")
     rival: str = ""  # that pair: its second side, or both where pairs stand together
@@ -227,10 +227,10 @@ class Claim:
         _same_kind(records, pd.concat([t.pairs for t in have]))
         results = [_compare(t, records, self) for t in have]
         lacking = [t.rival for t in tests if not len(t.pairs)]
-        verdict = _verdict(self, results, lacking, _margin(self, have))
-        return _finding(
-            self, name, verdict, results, _notes(self.rule, tests, lacking), records, have
-        )
+        margin = _margin(self, have)
+        verdict = _verdict(self, results, lacking, margin)
+        note = _notes(self.rule, tests, lacking)
+        return _finding(self, name, verdict, results, margin, note, records, have)
 
 # %% ../nbs/62_claims.ipynb #0f095693
 class _Test(NamedTuple):
@@ -349,10 +349,18 @@ def _verdict(claim: Claim, results: list[dict], lacking: list, margin: float) ->
     return "inconclusive"
 
 # %% ../nbs/62_claims.ipynb #cc6417af
-def _least(claim: Claim, results: list[dict]) -> dict:
-    "The pair that is least in favour."
+def _deciding(claim: Claim, results: list[dict], margin: float) -> dict:
+    """The pair that the verdict rests on: one that contradicts, else one that does not support, and
+    of several the one that is least in favour.
+    """
+    how = claim.direction
     sign = dict(higher=lambda e: e, lower=lambda e: -e, same=lambda e: -abs(e))[claim.direction]
-    return min(results, key=lambda r: sign(r["effect"]))
+
+    def weight(r):
+        contradicts = _opposed(how, *r["wide"], margin)
+        return not contradicts, _in_favour(how, r["low"], r["high"], margin), sign(r["effect"])
+
+    return min(results, key=weight)
 
 # %% ../nbs/62_claims.ipynb #955e8158
 def _notes(rule: Rule, tests: list[_Test], lacking: list) -> str:
@@ -365,10 +373,10 @@ def _notes(rule: Rule, tests: list[_Test], lacking: list) -> str:
     return "; ".join(notes)
 
 # %% ../nbs/62_claims.ipynb #4ae2a800
-def _finding(claim, part, verdict, results, note, records, tests) -> Finding:
+def _finding(claim, part, verdict, results, margin, note, records, tests) -> Finding:
     "Several comparisons -> what is told."
-    least = _least(claim, results)
-    smallest, largest = least["n"][0], least["n"][-1]
+    shown = _deciding(claim, results, margin)
+    smallest, largest = shown["n"][0], shown["n"][-1]
     mde = [float("nan")] * 3
     if claim.rule.detectable:
         mde = [detectable(smallest, d) for d in (0.15, 0.25, 0.35)]
@@ -379,7 +387,7 @@ def _finding(claim, part, verdict, results, note, records, tests) -> Finding:
         claim.text,
         part,
         verdict,
-        **{k: least[k] for k in ("effect", "low", "high", "rival", "draws", "pairs")},
+        **{k: shown[k] for k in ("effect", "low", "high", "rival", "draws", "pairs")},
         n_train=_trained(behind, claim.rule.train_size),
         n_test="-".join(map(str, dict.fromkeys([smallest, largest]))),
         classes=_classes(behind),
@@ -453,7 +461,8 @@ def _effect_words(rule: Rule, metrics: list) -> str:
     if rule.together:
         return (
             f"effect: mean over {draw}s of the difference within a {draw}, in {unit}; of several"
-            " differences the one that is least in favour of the statement."
+            " differences the one that decides: one that contradicts, else one that does not"
+            " support, and of those the one least in favour."
         )
     shown = "" if rule.unit == "points" else f", in {unit},"
     common = f"{draw}, test images, network and" if rule.counted else f"{draw} and"
@@ -522,7 +531,8 @@ def _words_of_rule(rule: Rule, claims: list[Claim]) -> str:
     rest = f"inconclusive: otherwise, and with one {rule.word}."
     if not rule.together:
         rest += (
-            " not run: no pair of runs. The effect shown is that against the strongest rival. No"
+            " not run: no pair of runs. The effect shown is that against the rival that decides:"
+            " one that contradicts, else one that does not support, and of those the strongest. No"
             " correction over the claims is made."
         )
     same = dict.fromkeys(_same_words(c) for c in claims if c.direction == "same")

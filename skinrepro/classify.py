@@ -83,7 +83,8 @@ def train_classifier(
     if training.every != 1:
         raise ValueError(f"every = {training.every}: every epoch is predicted. Leave it at 1.")
     # convolutions, pooling and batch norms of small images are up to a third faster so
-    quicken(model).to(memory_format=torch.channels_last)
+    quick = quicken(model) if device == "cpu" else model
+    quick.to(memory_format=torch.channels_last)
     learned = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.Adam(learned, training.lr, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.StepLR(opt, max(1, training.steps // 3), 0.1)

@@ -963,11 +963,16 @@ def where_is(
         _tell_named_runs(paper, runs)
         return
     stem = _tell_artefact(folder, artefact)
-    told = False
-    for whose, file in _tables_of(paper, stem):
-        told = _tell_cells(paper, whose, file, asked) or told
-    if asked and not told:
+    tables, without = _tables_of(paper, stem), []
+    if asked and not tables:
         raise typer.BadParameter(f"{artefact} has no table to look into.", param_hint="--LEVEL")
+    for whose, file in tables:  # the cell may be in one of them only
+        try:
+            _tell_cells(paper, whose, file, asked)
+        except typer.BadParameter as e:
+            without.append(e)
+    if tables and len(without) == len(tables):
+        raise without[-1]
 
 # %% ../nbs/79_cli.ipynb #ee806ac1
 def _filters(extra) -> list:  # of (level, value)
@@ -1070,7 +1075,7 @@ def _tables_of(paper, stem) -> list:  # of (whose, csv)
     return list(files.items())[: len(set(texts))]
 
 # %% ../nbs/79_cli.ipynb #42ec5f2c
-def _tell_cells(paper, whose, file, asked) -> bool:  # False: this table does not name its runs
+def _tell_cells(paper, whose, file, asked):
     "Cells that were asked for, and the runs behind them."
     import pandas as pd
 
@@ -1082,7 +1087,7 @@ def _tell_cells(paper, whose, file, asked) -> bool:  # False: this table does no
         names = ", ".join(f"--{c}" for c in levels(t))
         if names:
             typer.echo(f"  cells     from a cell to its runs: {names}, --row")
-        return True
+        return
     rows = _selected(t, asked, file.stem)
     typer.secho(f"{whose}: {_below_root(file)}", bold=True)
     for line in _cell_lines(rows):
@@ -1093,7 +1098,6 @@ def _tell_cells(paper, whose, file, asked) -> bool:  # False: this table does no
     elif not ids:
         typer.echo("  runs      none: not run")
     _tell_runs(paper, ids, levels(rows))
-    return True
 
 # %% ../nbs/79_cli.ipynb #94ba8c59
 def _selected(t, asked, name):  # rows

@@ -91,7 +91,7 @@ def quicken_unet(
     for module in quicken(unet).modules():
         if isinstance(module, LoraLinear) and _plain(module):
             module.forward = types.MethodType(_merged, module)
-        elif type(module) is GEGLU:
+        elif type(module) is GEGLU and type(module.proj) is torch.nn.Linear:
             module.forward = types.MethodType(_gated, module)
     return torch.nn.Module.to(unet, memory_format=torch.channels_last)
 

@@ -88,10 +88,7 @@ class Typed(str):
         default,  # of the parameter
         one_text: bool = False,  # commas belong to the text
     ):  # value, or list of values to sweep
-        try:
-            whole = ast.literal_eval(self)
-        except (ValueError, SyntaxError):
-            whole = None
+        whole = _literal(self, None)
         several = list(whole) if isinstance(whole, (tuple, list)) else None
         if isinstance(default, str):
             if isinstance(whole, str):
@@ -103,15 +100,16 @@ class Typed(str):
             )
         if whole is not None:
             return whole if several is None else several
-        parts = [_plain(p.strip()) for p in self.split(",")]
+        words = {"true": "True", "false": "False"}
+        parts = [_literal(words.get(p, p), p) for p in map(str.strip, self.split(","))]
         return parts if len(parts) > 1 else parts[0]
 
 # %% ../nbs/07_grid.ipynb #7875743c
-def _plain(text):
+def _literal(text, otherwise):
     try:
-        return ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
-        return text
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return otherwise  # no literal of Python, e.g. a set of lists
 
 # %% ../nbs/07_grid.ipynb #a286bd54
 def _own(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Rehearsed', 'rehearsal_runs', 'rehearsal_store', 'Finding', 'known_rates', 'rehearse', 'rehearse_report',
-           'findings_table', 'forecast', 'write_findings', 'rehearse_paper', 'stand_in', 'has_photographs']
+           'findings_table', 'forecast', 'write_findings', 'rehearse_paper', 'rehearsal_data']
 
 # %% ../nbs/73_rehearse.ipynb #70c68721
 import json
@@ -20,10 +20,11 @@ import pandas as pd
 
 from .core import REHEARSAL, atomic_path, paths
 from .estimate import estimate, works_of
-from .job import perform
+from .job import perform, seconds_taken
 from .runs import Run, execute_notebook, finished
 from .tables import REHEARSAL_STAMP, markdown_table
-from .workflow import plan
+from .stock import stocks, stopped
+from .workflow import plan, states
 
 # %% ../nbs/73_rehearse.ipynb #5e5a7960
 @dataclass(frozen=True)
@@ -169,18 +170,12 @@ def rehearse(
             if not finished(r.run.folder):
                 (r.run.folder / "rehearsal.jsonl").unlink(missing_ok=True)
             status, seconds, error = perform(jobs[r.run.id], paths().root, store)
-            found = Finding(r, status, seconds or _seconds(r.run), error, _notes(r.run))
+            found = Finding(r, status, seconds or seconds_taken(r.run.folder), error, _notes(r.run))
         if found.failed:
             lost.add(r.run.id)
         out.append(found)
         tell(found)
     return out
-
-# %% ../nbs/73_rehearse.ipynb #00d40560
-def _seconds(run: Run) -> float:  # of a run that was there
-    from skinrepro.job import seconds_taken
-
-    return seconds_taken(run.folder)
 
 # %% ../nbs/73_rehearse.ipynb #11e43f42
 def rehearse_report(
@@ -319,7 +314,7 @@ def rehearse_paper(
     protocol = import_module(f"skinrepro.papers.{paper}")
     if not hasattr(protocol, "rehearsed"):
         raise ValueError(f"{paper}: its protocol has no function `rehearsed`: add one.")
-    data, why = stand_in(full)
+    data, why = rehearsal_data(full)
     runs = rehearsal_runs(full, protocol.rehearsed, gpu, data)
     with rehearsal_store() as store:
         say(f"Rehearsal of {paper}: {len(runs)} runs stand for {len(full)}, in {store}.{why}")
@@ -368,28 +363,14 @@ def _remarks(findings, gpu: bool, why: str, rates: dict) -> tuple:
     return tuple(said)
 
 # %% ../nbs/73_rehearse.ipynb #b5490376
-def stand_in(
+def rehearsal_data(
     runs: list[Run],
 ) -> tuple[str | None, str]:  # data set that stands in, or None; and why, in words
-    "Phantoms, unless the photographs of the runs are there."
-    from skinrepro.core import has_data
+    "Phantoms, unless the photographs that the runs need are there."
     from skinrepro.sources import PHANTOM
 
-    for name in sorted({r.parameters["data"] for r in runs if "data" in r.parameters}):
-        if name == PHANTOM.name or has_photographs(name):
-            continue
-        lack = "are not whole" if has_data(name) else "are not here"
-        return PHANTOM.name, f" Phantoms stand in for the photographs of {name}, which {lack}."
-    return None, ""
-
-# %% ../nbs/73_rehearse.ipynb #179dcb85
-def has_photographs(
-    data: str,  # key of photographs.READERS
-) -> bool:
-    "Whether every photograph that the publisher's table names lies where it should."
-    from skinrepro.photographs import listed
-
-    try:
-        return all(Path(p).is_file() for p in listed(data).path)
-    except (OSError, ValueError):
-        return False
+    lacking = [stock for stock in stocks(states(runs)) if stopped(stock)]
+    if not lacking:
+        return None, ""
+    stock = lacking[0]
+    return PHANTOM.name, f" Phantoms stand in for the photographs of {stock.data} ({stock.says})."

@@ -436,6 +436,20 @@ def test_the_pair_shown_is_the_one_least_in_favour():
     assert alike(t.assign(value=-t.value)).effect == pytest.approx(2, abs=0.1)
 
 
+def test_the_pair_shown_is_the_one_that_decides():
+    """A wide interval with the larger effect decides nothing beside a narrow one that contradicts;
+    beside one that supports it is what keeps the verdict open.
+    """
+    narrow = levels(dict(A=0, B=1))
+    above, below = (levels(dict(C=mean), spread=20, rng=1) for mean in (9, -9))
+    against_it = sets("AB", "AC")(pd.concat([narrow, above]))
+    assert against_it.verdict == "contradicted" and against_it.rival == "A dark - B dark"
+    assert sets("AC")(pd.concat([narrow, above])).effect < against_it.effect < against_it.high < 0
+    undecided = sets("BA", "BC")(pd.concat([narrow, below]))
+    assert undecided.verdict == "inconclusive" and undecided.rival == "B dark - C dark"
+    assert undecided.low < 0 < sets("BA")(narrow).effect < undecided.effect
+
+
 def test_correction_is_for_contradictions_alone_and_is_an_option():
     """Two pairs: with the confidence for both together the upper end moves from t(.975) to
     t(.9875); a difference between the two is contradicted only without correction.

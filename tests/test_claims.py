@@ -441,7 +441,7 @@ def test_the_pair_shown_is_the_one_that_decides():
     beside one that supports it is what keeps the verdict open.
     """
     narrow = levels(dict(A=0, B=1))
-    above, below = (levels(dict(C=mean), spread=20, rng=1) for mean in (9, -9))
+    above, below = (levels(dict(C=mean), spread=20, rng=1) for mean in (4, -9))
     against_it = sets("AB", "AC")(pd.concat([narrow, above]))
     assert against_it.verdict == "contradicted" and against_it.rival == "A dark - B dark"
     assert sets("AC")(pd.concat([narrow, above])).effect < against_it.effect < against_it.high < 0

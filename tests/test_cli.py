@@ -292,6 +292,7 @@ def test_each_command_has_help_with_an_example(command):
         (["run", "wang2024", "--data", "phantom,pad_ufes20", "--dry-run"], "must be one of"),
         (["todo", "wang2024", "--set", "lr=1e999"], "lr = inf is not a finite number"),
         (["todo", "wang2024", "--set", "seed=[]"], "seed is given no value"),
+        (["todo", "wang2024", "--set", "seed={1,[2]}"], "parameter seed = '{1' is a str"),
         (["todo", "wang2024", "--section", "scenario,"], "'scenario'"),
         (["todo", "wang2024", "--set", "seed=True"], "is a bool"),
         (["todo", "wang2024", "--set", "seed=007"], "seed = '007'"),

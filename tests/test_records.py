@@ -428,6 +428,21 @@ def without_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "none"))
 
 
+def test_a_cell_of_one_table_alone_is_found(tmp_path, monkeypatch):
+    "Of the committed table and the one made here, a new row is in the second."
+    monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path))
+    made = pd.read_csv(ROOT / "figures" / "wang2024" / "table3.csv", dtype=str)
+    (tmp_path / "wang2024").mkdir()
+    new = made.iloc[:1].assign(train="imagined")
+    pd.concat([made, new]).to_csv(tmp_path / "wang2024" / "table3.csv", index=False)
+    ask = ["where", "wang2024", "table3", "--train"]
+    found = CliRunner().invoke(app, [*ask, "imagined"])
+    assert found.exit_code == 0 and "made here" in found.output, found.output
+    assert "committed" not in found.output
+    nowhere = CliRunner().invoke(app, [*ask, "dreamt"])
+    assert nowhere.exit_code == 2 and "no such cell with 'dreamt'" in nowhere.output
+
+
 def test_where_leads_from_a_cell_to_its_runs(without_runs):
     out = where("wang2024", "table3", "--row", "VGG-16", "--train", "syn", "--metric", "accuracy")
     assert out.exit_code == 0, out.output

@@ -19,7 +19,7 @@ from skinrepro import core, runs
 from skinrepro.cli import app
 from skinrepro.core import paths, provenance, rehearsing
 from skinrepro.grid import read_grid
-from skinrepro.rehearse import Rehearsed, rehearsal_runs, rehearsal_store, rehearse
+from skinrepro.rehearse import Rehearsed, rehearsal_data, rehearsal_runs, rehearsal_store, rehearse
 from skinrepro.report import paper_records
 from skinrepro.runs import Run
 
@@ -278,3 +278,15 @@ def test_a_failure_ends_the_command_with_its_name(store, monkeypatch):
     t = pd.read_csv(store / "rehearsal" / "lopezperez2025" / "rehearsal.csv")
     assert t.status.tolist() == ["failed"] and t.error.tolist() == ["no memory"]
     assert core.paths().runs == store and "rehearsal" not in os.environ["SKINREPRO_RUNS"]
+
+
+def test_phantoms_stand_in_only_where_photographs_of_the_runs_are_lacking(tmp_path, monkeypatch):
+    "What counts is what the runs need, and what an inventory knows to be damaged is not there."
+    if not core.has_data("pad_ufes20"):
+        pytest.skip("needs pad_ufes20: set SKINREPRO_DATA")
+    wanted = read_grid(LOPEZ, "mini", "pad_ufes20")
+    assert rehearsal_data(wanted) == (None, "")
+    assert rehearsal_data(read_grid(LOPEZ, "mini", "sets")) == (None, "")  # phantoms themselves
+    monkeypatch.setenv("SKINREPRO_DATA", str(tmp_path))
+    data, why = rehearsal_data(wanted)
+    assert data == "phantom" and "pad_ufes20" in why and "0 %" in why

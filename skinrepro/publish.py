@@ -10,7 +10,6 @@ __all__ = ['FREE', 'PublishError', 'changed_files', 'check_tree', 'check_states'
 import os
 import shlex
 import shutil
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import atomic_path, paths, read_kept
+from .core import atomic_path, git, history, paths, read_kept
 from .grid import asked_for
 from .records import gather, publishable, read_record, write_records
 from .report import committed_records, grid_runs, together, typed
@@ -32,23 +31,17 @@ class PublishError(ValueError):
 # %% ../nbs/74_publish.ipynb #74a00007
 _OURS = ("skinrepro/", "nbs/", "workflow/", "figures/", "requirements.lock")
 
-
-def _git(*arguments) -> subprocess.CompletedProcess:
-    command = ["git", "-C", str(paths().root), *arguments]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as e:
-        raise PublishError(f"git does not work here ({e}): install it.") from None
-
 # %% ../nbs/74_publish.ipynb #74a00008
 def changed_files() -> list[str]:  # below the repository
     "Files with changes that are not committed. Raises PublishError outside a git checkout."
-    done = _git("status", "--porcelain", "--untracked-files=all", "-z")
-    if done.returncode:
+    if shutil.which("git") is None:
+        raise PublishError("git does not work here: install it.")
+    said = git("status", "--porcelain", "--untracked-files=all", "-z")
+    if said is None:
         raise PublishError(
             f"{paths().root} is no git checkout, so no commit could be named: clone the repository."
         )
-    out, entries = [], iter(done.stdout.split("\0"))
+    out, entries = [], iter(said.split("\0"))
     for entry in filter(None, entries):
         state, file = entry[:2], entry[3:]
         if "R" in state or "C" in state:
@@ -59,7 +52,7 @@ def changed_files() -> list[str]:  # below the repository
 
 # %% ../nbs/74_publish.ipynb #74a00009
 def check_tree():
-    "Raises PublishError when the tree has changes."
+    "Raises PublishError when the tree has changes, or when its history is not here."
     changed = changed_files()
     if changed:
         listed = "\n".join(f"  {f}" for f in changed[:20])
@@ -67,6 +60,11 @@ def check_tree():
         raise PublishError(
             f"The tree has changes that are not committed:\n{listed}{more}\nCommit them (git add -A"
             " && git commit), or put them away (git stash -u), and publish again."
+        )
+    if not history():
+        raise PublishError(
+            "Here is only a part of the history (a shallow clone), so nobody could tell whether the"
+            " commits of the runs belong to it: `git fetch --unshallow`, and publish again."
         )
 
 # %% ../nbs/74_publish.ipynb #74a0000b
@@ -130,19 +128,20 @@ def check_commits(
     commits = runs.commit.fillna("").astype(str)
     refuse(runs[commits == ""], "name no commit")
     refuse(runs[commits.str.endswith("+")], "were made from a tree with changes")
-    known = {c: _git("merge-base", "--is-ancestor", c, "HEAD").returncode == 0 for c in {*commits}}
-    lost = ~commits.map(known).astype(bool)
+    everybody = history()  # newest first
+    full = commits.map({c: next((h for h in everybody if h.startswith(c)), "") for c in {*commits}})
+    lost = full == ""
     refuse(
         runs[lost], f"name a commit that is not in the history ({', '.join(set(commits[lost]))})"
     )
     other = runs.version.astype(str) != __version__
     refuse(runs[other], f"are of another version than {__version__}")
-    last = max(known, key=lambda c: int(_git("rev-list", "--count", c).stdout or 0))
+    newest = min(full, key=everybody.index)
     if not mixed:
         refuse(
-            runs[commits != last],
-            f"are of another commit than the others ({last}); with --mixed they are accepted, since"
-            " what they depend on is the same today",
+            runs[full != newest],
+            f"are of another commit than the others ({newest[:12]}); with --mixed they are"
+            " accepted, since what they depend on is the same today",
         )
 
 # %% ../nbs/74_publish.ipynb #6d01f3a8
@@ -232,6 +231,21 @@ def _variables(**values):
         for k, v in before.items():
             os.environ.pop(k) if v is None else os.environ.update({k: v})
 
+# %% ../nbs/74_publish.ipynb #74a00021
+def _refuse_bare(ids: list, store: Path):
+    if ids:
+        raise PublishError(
+            f"Of {len(ids)} runs in {store} the list of images or the numbers of single images are"
+            f" missing or cannot be read: {' '.join(ids)}. Delete these folders and run again."
+        )
+
+# %% ../nbs/74_publish.ipynb #74a00022
+def _told_bare(ids: list) -> list[str]:
+    if not ids:
+        return []
+    some = " ".join(ids[:3]) + " ..." * (len(ids) > 3)
+    return [f"  {len(ids)} kept without lists of images or numbers of single images: {some}"]
+
 # %% ../nbs/74_publish.ipynb #74a00016
 def rebuilt(
     folder: Path,  # of a paper
@@ -240,14 +254,18 @@ def rebuilt(
     at: Path,  # temporary folder
     profile: str = "",
     data: str | None = None,
-) -> Path:  # folder with tables, figures and records
-    "Tables and figures from published records alone. Raises ValueError when the report fails."
+) -> tuple[Path, list[str]]:  # folder with tables, figures and records; what these lack
+    """Tables and figures from published records alone. Raises ValueError when the report fails;
+    PublishError for published runs that have not kept their images or the numbers of these.
+    """
     paper, published = folder.name, paths().figures / folder.name
     _store_of(runs, at / "runs")
     if published.is_dir():
         shutil.copytree(published, at / "committed" / paper)
     write_records(records, at / "committed" / paper / "records.csv")
-    gather(records, at / "committed" / paper)  # lists of images, and numbers of single images
+    ids = {r.id for r in runs}
+    bare = gather(records, at / "committed" / paper, anew=ids)  # lists and numbers of images
+    _refuse_bare([i for i in bare if i in ids], paths().runs / paper)
     out = at / "made" / paper
     executed = paths().runs / paper / "published.ipynb"
     with _variables(
@@ -259,7 +277,7 @@ def rebuilt(
     for name in ("records.csv", "runs.csv", "images.parquet", "predictions.parquet"):
         if (file := at / "committed" / paper / name).is_file():
             shutil.copyfile(file, out / name)
-    return out
+    return out, _told_bare([i for i in bare if i not in ids])
 
 # %% ../nbs/74_publish.ipynb #74a00018
 # columns that answer, where the others ask
@@ -362,10 +380,13 @@ def publish(
     mixed: bool = False,  # accept runs of several commits
 ) -> list[str]:  # what has changed
     "Take the results of runs into the repository. Raises PublishError for what nobody could trace."
+    from skinrepro.stock import compared, stocks
     from skinrepro.workflow import states
 
     check_tree()
-    check_states(states(runs), again)
+    now = states(runs)
+    now, remarks = compared(now, stocks(now))  # with the photographs of today
+    check_states(now, again)
     new, old, paper = records_of(runs), committed_records(folder.name), folder.name
     check_commits(new.drop_duplicates("run_id"), paths().runs / paper, again, mixed)
     check_kept(new, again)
@@ -376,9 +397,9 @@ def publish(
     records = together([typed(records, folder / f"{n}.ipynb") for n in known])
     home = paths().figures / paper
     with tempfile.TemporaryDirectory(prefix="skinrepro-", ignore_cleanup_errors=True) as d:
-        made = rebuilt(folder, runs, records, Path(d), profile, data)
+        made, bare = rebuilt(folder, runs, records, Path(d), profile, data)
         said, files = changes(home, made)
         for name in [] if dry else sorted(files, key=lambda f: f in ("records.csv", "runs.csv")):
             with atomic_path(home / name) as tmp:
                 shutil.copyfile(made / name, tmp)
-    return [*told, *said, f"{len(files)} files in {home}"]
+    return [*remarks, *told, *bare, *said, f"{len(files)} files in {home}"]

@@ -224,6 +224,7 @@ def gather(
     records: pd.DataFrame,  # of the runs that are published, as `write_records` takes them
     folder,  # where images.parquet and predictions.parquet shall lie
     earlier=None,  # folder with those of an earlier time; None: the same
+    anew=(),  # ids of runs made since then: what was found earlier for single images is not theirs
 ) -> list[str]:  # ids of the runs behind which something is missing
     """Put the lists of images and the numbers of single images of many runs into two files. Runs
     that are not in the store keep what was gathered earlier.
@@ -231,25 +232,43 @@ def gather(
     folder = Path(folder)
     runs = records.drop_duplicates("run_id").sort_values("run_id")
     earlier = folder if earlier is None else Path(earlier)
-    lists, found = (_gathered(runs, earlier, name) for name in ("images", "predictions"))
+    before = {k: _by_key(earlier / f"{k}.parquet", key) for k, key in _KEYS.items()}
+    lists = _gathered(runs, before["images"], "images")
+    theirs = {k: t for k, t in before["predictions"].items() if k not in anew}
+    found = _gathered(runs, theirs, "predictions")
     wanted = {h for c in LISTS if c in runs for h in runs[c].map(_said) if h}
     lists = [t for h, t in lists.items() if h in wanted and _hash_of(t) == h]
     _write_parts(lists, folder / "images.parquet", ["hash", "image_id"])
-    _write_parts([_halved(t) for t in found.values()], folder / "predictions.parquet")
+    # the order of rows does not tell when a run was published
+    _write_parts([_halved(found[k]) for k in sorted(found)], folder / "predictions.parquet")
     have = {h for t in lists for h in t.hash.unique()}
-    measured = set(runs.notebook[runs.run_id.isin(list(found))])  # notebooks that look at images
+    looked = [
+        r.run_id in found or r.run_id in before["predictions"] or _left_predictions(r)
+        for r in runs.itertuples()
+    ]
+    measured = set(runs.notebook[looked])  # notebooks that look at single images
     return [
         r.run_id
         for r in runs.itertuples()
         if r.data_hash not in have or (r.notebook in measured and r.run_id not in found)
     ]
 
+# %% ../nbs/08_records.ipynb #3189a716
+_KEYS = dict(images="hash", predictions="run_id")  # file -> what names one table in it
+
+
+def _by_key(file: Path, key: str) -> dict:  # run or hash -> its table
+    t = read_kept(file, pd.read_parquet)
+    return {} if t is None else dict(list(t.groupby(key, sort=False)))
+
+# %% ../nbs/08_records.ipynb #3189a717
+def _left_predictions(run) -> bool:  # which perhaps cannot be read
+    return (paths().runs / run.paper / run.run_id / "predictions.parquet").is_file()
+
 # %% ../nbs/08_records.ipynb #3189a718
-def _gathered(runs: pd.DataFrame, folder: Path, name: str) -> dict:  # run or hash -> its table
+def _gathered(runs: pd.DataFrame, earlier: dict, name: str) -> dict:  # run or hash -> its table
     "What the runs have kept, from the store or from an earlier time."
-    key = dict(images="hash", predictions="run_id")[name]
-    earlier = read_kept(folder / f"{name}.parquet", pd.read_parquet)
-    out = {} if earlier is None else dict(list(earlier.groupby(key, sort=False)))
+    key, out = _KEYS[name], dict(earlier)
     if key == "run_id":
         out = {k: t for k, t in out.items() if k in set(runs.run_id)}
     for run in runs.itertuples():

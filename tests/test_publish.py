@@ -214,3 +214,65 @@ def test_partial_sections_and_lost_draws_are_told(project):
     )
     assert code == 0 and f"dropped, the grid has no such draw: {first}" in said, said
     assert first not in set(published(at).run_id) and len(published(at)) == 3
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    "A repository of its own, asked in this process without remembering the answers."
+    from skinrepro import core, publish
+
+    root = tmp_path / "project"
+    (root / "nbs").mkdir(parents=True)
+    (root / "nbs" / "a.txt").touch()
+    git(tmp_path, "init", "-q", str(root))
+    commit(root)
+    places = dict.fromkeys(core.Paths.__dataclass_fields__, root)
+    monkeypatch.setattr(core, "paths", lambda: core.Paths(**places))
+    monkeypatch.setattr(publish, "paths", core.paths)
+    monkeypatch.setattr(publish, "history", core.history.__wrapped__)
+    return root, places
+
+
+def test_publish_asks_about_the_project_whatever_a_hook_has_left(here, tmp_path, monkeypatch):
+    from skinrepro.publish import changed_files, check_tree
+
+    root, _ = here
+    (root / "nbs" / "a.txt").write_text("changed")
+    other = tmp_path / "other"
+    git(tmp_path, "init", "-q", str(other))
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    assert changed_files() == ["nbs/a.txt"]
+    (root / "nbs" / "a.txt").write_text("")
+    check_tree()
+
+
+def test_a_repository_around_the_project_is_not_its_own(here, monkeypatch):
+    from skinrepro import core
+    from skinrepro.publish import PublishError, check_tree
+
+    root, places = here
+    (root / "unpacked").mkdir()
+    inner = core.Paths(**places | dict(root=root / "unpacked"))
+    monkeypatch.setattr(core, "paths", lambda: inner)
+    with pytest.raises(PublishError, match="clone the repository"):
+        check_tree()
+
+
+def test_the_newest_of_several_commits_is_the_one_that_stays(here):
+    from skinrepro import __version__
+    from skinrepro.publish import PublishError, check_commits
+
+    root, _ = here
+    (root / "b").touch()
+    older = commit(root)
+    (root / "c").touch()
+    newest = commit(root)
+    runs = pd.DataFrame(dict(run_id=["a", "b", "c"], commit=[older, newest, newest[:8]]))
+    runs = runs.assign(version=__version__)
+    with pytest.raises(PublishError, match=rf"1 of 3 runs .* \({newest}\)[^$]*rm -r a\)"):
+        check_commits(runs, root, "")
+    check_commits(runs, root, "", mixed=True)
+    check_commits(runs[1:], root, "")  # two ways to name one commit
+    with pytest.raises(PublishError, match="1 of 3 runs name a commit that is not in the history"):
+        check_commits(runs.replace(older, "0123456789ab"), root, "", mixed=True)

@@ -28,7 +28,7 @@ from skinrepro.records import (
     write_records,
 )
 from skinrepro.report import recomputed
-from skinrepro.runs import Run, finish, inputs_hash
+from skinrepro.runs import Run, finish, inputs_hash, keep_table
 
 # papers whose committed records were made before version 0.2.0: they name commits that nobody has,
 # or changes that were not committed, and neither inputs nor images. Take a paper out when its
@@ -371,10 +371,43 @@ def test_lists_of_images_give_the_hashes_and_hold_no_place(toys, paper):
         assert "path" not in t and not text.apply(lambda c: c.str.contains("/")).any().any()
 
 
+@pytest.mark.parametrize("paper", ["wang2024", "lopezperez2025"])
+def test_the_same_runs_give_the_same_bytes_however_they_were_published(toys, tmp_path, paper):
+    records = read_record(toys / paper / "records.csv")
+    last = records.run_id == max(records.run_id)
+    at = tmp_path / paper
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKINREPRO_RUNS", str(toys / "runs"))
+        assert gather(records[last], at) == []  # first the last, then all
+        assert gather(records, at) == []
+        patch.setenv("SKINREPRO_RUNS", str(tmp_path / "none"))
+        assert gather(records, at) == []  # from what was gathered alone
+    for name in ("images.parquet", "predictions.parquet"):
+        assert (at / name).read_bytes() == (toys / paper / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("left", ["nothing", "unreadable"])
+def test_numbers_of_an_earlier_commit_do_not_stay_beside_a_new_record(store, tmp_path, left):
+    seen = pd.DataFrame(dict(image_id=list("abc"), ita=[1.0, 2.0, 3.0]))
+    home = tmp_path / "published"
+    runs = [toy(seed, inputs=dict(code="1"), commit="1a2b3c4") for seed in (0, 1)]
+    for run in runs:
+        keep_table(seen.assign(run_id=run.id), run.folder / "predictions.parquet")
+    assert gather(read_records("toys2031"), home) == []
+    toy(0, inputs=dict(code="2"), commit="5d6e7f8")
+    file = runs[0].folder / "predictions.parquet"
+    file.unlink() if left == "nothing" else file.write_text("cut off")
+    new = read_records("toys2031")
+    assert gather(new, home, anew={runs[0].id}) == [runs[0].id]
+    assert set(pd.read_parquet(home / "predictions.parquet").run_id) == {runs[1].id}
+    alone = new[new.run_id == runs[0].id]  # and no other run tells that there should be numbers
+    keep_table(seen.assign(run_id=runs[0].id), tmp_path / "alone" / "predictions.parquet")
+    assert gather(alone, tmp_path / "alone", anew={runs[0].id}) == [runs[0].id]
+    assert not (tmp_path / "alone" / "predictions.parquet").exists()
+
+
 def test_two_hundred_and_fifty_runs_take_less_than_three_megabytes(tmp_path, monkeypatch):
     "A tenth of them: 300 test images, seven classes, three rules of which two often agree."
-    from skinrepro.runs import keep_table
-
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
     rng, names, records = np.random.default_rng(0), [f"condition {i}" for i in range(7)], []
     ids = np.array([f"wang2024-condition_{i % 7}-fst{1 + i % 6}-{i:05d}" for i in range(1800)])

@@ -23,6 +23,7 @@ from conftest import ROOT, toy_notebook
 from PIL import Image
 from typer.testing import CliRunner
 
+import skinrepro
 from skinrepro import (
     batches,
     claims,
@@ -1290,7 +1291,7 @@ def versioned(at):
     shell(at, "git init -q . && git add -A && git commit -q -m first")
 
 
-def kept(run, mixed=False):
+def kept(run, mixed=False, predictions=None):
     "A run as if it had been executed; with mixed=True its record and its list of images disagree."
     rows = manifest.make(
         pd.DataFrame(dict(image_id=["a", "b"], path="x.png", label="psoriasis", split="test"))
@@ -1300,18 +1301,27 @@ def kept(run, mixed=False):
         "phantom", core.hash_rows(rows if mixed else images), profile=run.parameters["profile"]
     )
     number = pd.DataFrame(dict(metric=["accuracy"], group=["all"], value=[0.5], n=[2]))
-    return runs.finish(run, number, stamp, images=images)
+    return runs.finish(run, number, stamp, predictions, images)
 
 
 def scenarios(n=1):
     return grid.read_grid(paths().papers / "wang2024", "mini", "scenario")[:n]
 
 
+def project_at(home, monkeypatch):
+    "The repository that is asked about; what is remembered of this one stays as it is."
+    here = replace(paths(), root=home)
+    for module in (core, publish):
+        monkeypatch.setattr(module, "paths", lambda: here)
+    for module in (publish, records):
+        monkeypatch.setattr(module, "history", core.history.__wrapped__)
+
+
 @remedy("git does not work here", "Commit them (git add -A && git commit), or put them away")
 def trees(place, monkeypatch):
     home = place / "repository"
     home.mkdir()
-    monkeypatch.setattr(publish, "paths", lambda: replace(paths(), root=home))
+    project_at(home, monkeypatch)
     with monkeypatch.context() as m:
         m.setenv("PATH", "")
         assert refused(publish.check_tree).endswith("install it.")
@@ -1329,6 +1339,24 @@ def trees(place, monkeypatch):
         command = re.search(rf"\(({way}[^)]*)\)", said)[1]
         shell(home, command + " -q -m next" * command.endswith("commit"))
     publish.check_tree()
+
+
+@remedy("Here is only a part of the history")
+def shallow_clones(place, monkeypatch):
+    home, clone = place / "repository", place / "clone"
+    home.mkdir()
+    (home / "a.txt").touch()
+    versioned(home)
+    first = shell(home, "git rev-parse --short=12 HEAD").stdout.strip()
+    shell(home, "git commit -q --allow-empty -m next")
+    shell(place, f"git clone -q --depth 1 {home.as_uri()} clone")
+    project_at(clone, monkeypatch)
+    said = refused(publish.check_tree)
+    assert "again:" not in said and "rm -r" not in said  # the runs are good
+    shell(clone, re.search(r"`(git [^`]*)`", said)[1])
+    publish.check_tree()
+    about = pd.DataFrame(dict(run_id=["a"], commit=first, version=skinrepro.__version__))
+    publish.check_commits(about, place, "")
 
 
 @remedy("have no record that is true today")
@@ -1352,8 +1380,8 @@ def records_that_nobody_could_trace(place, monkeypatch):
     (home / "a.txt").touch()
     versioned(home)
     head = shell(home, "git rev-parse HEAD").stdout.strip()
-    monkeypatch.setattr(publish, "paths", lambda: replace(paths(), root=home))
-    monkeypatch.setattr(records, "history", lambda: (head,))
+    for module in (publish, records):
+        monkeypatch.setattr(module, "history", lambda: (head,))
     store = paths().runs / "wang2024"
     record = kept(run)
     made = record.head(1).assign(commit="0123456789ab+")
@@ -1380,6 +1408,29 @@ def records_that_nobody_could_trace(place, monkeypatch):
     shutil.rmtree(run.folder)
     kept(run)
     assert len(publish.records_of([run])) == 1
+
+
+@remedy("Delete these folders and run again")
+def runs_that_lost_their_numbers(place, monkeypatch):
+    (run,) = scenarios()
+    folder = paths().papers / "wang2024"
+    monkeypatch.setenv("SKINREPRO_COMMITTED", str(place / "committed"))
+
+    def report(folder, *a):
+        (paths().made / folder.name).mkdir(parents=True)
+
+    monkeypatch.setattr(publish, "execute_report", report)
+    numbers = pd.DataFrame(dict(image_id=["a", "b"], p_0=[0.1, 0.9]))
+    record = kept(run, predictions=numbers)
+    (run.folder / "predictions.parquet").write_text("cut off")
+    said = refused(publish.rebuilt, folder, [run], record, place / "first")
+    store, ids = re.search(r"runs in (\S+) .*: (.*)\. Delete", said).groups()
+    assert ids.split() == [run.id]
+    shutil.rmtree(Path(store) / ids)
+    assert workflow.states([run])[0].status == "missing"
+    record = kept(run, predictions=numbers)
+    out, bare = publish.rebuilt(folder, [run], record, place / "second")
+    assert bare == [] and len(pd.read_parquet(out / "predictions.parquet")) == 2
 
 
 @remedy("Restore the file, or publish it again", "Hash and keep the same list")

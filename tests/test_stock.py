@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from skinrepro import fitzpatrick17k, images, photographs, stock, workflow
+from skinrepro import fitzpatrick17k, images, photographs, publish, stock, workflow
 from skinrepro.cli import app
 from skinrepro.core import paths
 from skinrepro.grid import read_grid
@@ -245,6 +245,23 @@ def test_a_record_of_other_photographs_is_out_of_date(pad, monkeypatch):
     assert asked["again"] == {r.id for r in runs[:2]}
     photograph(file, 7)
     assert counts(typed(*todo))["done"] == "2"  # the same bytes again
+
+
+def test_a_record_of_other_photographs_is_not_published(pad, monkeypatch):
+    folder = paths().papers / "wang2024"
+    runs = read_grid(folder, "mini", "pad_ufes20")
+    _, inventory = wang2024.load("pad_ufes20")
+    for r in runs:
+        finished(r, inventory)
+    monkeypatch.setattr(publish, "check_tree", lambda: None)
+    passed = []
+    monkeypatch.setattr(publish, "records_of", lambda runs: passed.append(runs) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # goes on to what comes next
+        publish.publish(folder, runs, "skinrepro run")
+    photograph(pad / "images" / "PAT_7_1_1.png", 700)
+    with pytest.raises(publish.PublishError, match=f"{len(runs)} outdated") as e:
+        publish.publish(folder, runs, "skinrepro run")
+    assert "photographs changed" in str(e.value) and len(passed) == 1
 
 
 def test_what_nobody_has_looked_at_is_not_judged(pad, monkeypatch, tmp_path):

@@ -2,7 +2,9 @@
 a result): each table has its file, no cell is lost, and no two different things become one number.
 """
 
+import json
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -62,7 +64,9 @@ def of_classifier(run, rng):
 
 def of_generator(run, rng):
     share = run.parameters["val_fraction"]
-    tones = dict(ita=-20.0, ita_parents=50.0, dark_share=0.9, dark_share_parents=0.0)
+    tones = dict(ita=-20.0 - 100 * share, ita_parents=50.0, dark_share=0.9, dark_share_parents=0.0)
+    if run.parameters["base"] == "miniature":  # what must not be in a report at profile paper
+        tones["ita"] = 40.0
     both = [number_rows(tones | dict(structure=0.6), 50, g) for g in ("all", "light parents")]
     sizes = dict(n_images=5000 * (1 - share), n_parents=1000 * (1 - share), images_per_second=9.0)
     return pd.concat([*both, number_rows(sizes, 50)], ignore_index=True)
@@ -111,19 +115,25 @@ MADE = dict(
 )
 
 
-def report(paper, folder):
-    "Records of every run of the paper profile, and the report on them."
+def report(paper, folder, beside=()):
+    """Records of every run of the paper profile, and the report on them; `beside` them those of
+    other runs that the store holds, as (profile, section).
+    """
     places = dict(RUNS="runs", FIGURES="figs", COMMITTED="nothing")
     places = {f"SKINREPRO_{k}": str(folder / v) for k, v in places.items()}
     before = {k: os.environ.get(k) for k in places}
     os.environ |= places
     try:
-        rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64, "paper", "cuda")
-        stamp = provenance("fitzpatrick17k", *about[:-1], "cpu")
-        for run in read_grid(PAPERS / paper, "paper"):
-            rows = MADE[run.notebook.stem](run, rng)
-            runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
+        rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
         asked = dict(data="fitzpatrick17k", profile="paper")
+        found = [("paper", run) for run in read_grid(PAPERS / paper, "paper")]
+        for profile, section in beside:
+            more = read_grid(PAPERS / paper, profile, section, data=asked["data"])
+            found += [(profile, run) for run in more]
+        for profile, run in found:
+            rows = MADE[run.notebook.stem](run, rng)
+            stamp = provenance(asked["data"], *about, profile, "cpu")
+            runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
         runs.execute_notebook(PAPERS / paper / "report.ipynb", folder / "report.ipynb", asked)
     finally:
         for k, v in before.items():
@@ -133,7 +143,7 @@ def report(paper, folder):
 
 @pytest.fixture(scope="module")
 def wang(tmp_path_factory):
-    return report("wang2024", tmp_path_factory.mktemp("wang"))
+    return report("wang2024", tmp_path_factory.mktemp("wang"), [("mini", "generator")])
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +194,38 @@ def test_each_rule_is_read_from_the_runs_that_it_belongs_to(wang):
         told = (wang / f"{name}.md").read_text(encoding="utf-8")
         few, many = (30 * times * COUNTED[scenario] // 256 for times in (1, 6))
         assert f"real+syn {many}; real+syn, equal steps {few}." in told
+
+
+def outputs_of(notebook, source) -> str:
+    "Printed results of the one cell whose source holds these words."
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    (cell,) = [c for c in cells if source in "".join(c["source"])]
+    return "".join(line for o in cell["outputs"] for line in o["data"]["text/plain"])
+
+
+def test_rules_are_compared_within_the_same_trainings(wang):
+    """Those with a validation part record all three; here their other rules are 20 points above
+    `val`, while those of the trainings on all images, in the tables, are not.
+    """
+    told = (wang / "summary.md").read_text(encoding="utf-8").split("## Choosing the epoch")[1]
+    assert "Worth 20.5 to 20.5 points" in told and "above zero in 9 of 9 rows" in told
+    assert "mean of 5 draws" in told.split("\n## ")[0]
+    table = outputs_of(wang.parents[1] / "report.ipynb", "by_rule.round(2)")
+    rows = re.findall(r"(\d+\.\d+) +(\d+\.\d+) +(\d+\.\d+)$", table, flags=re.MULTILINE)
+    assert len(rows) == 3 * len(NAMES) * (3 + 2) and table.split()[1:4] == ["val", "test", "last"]
+    for val, test, last in (map(float, r) for r in rows):
+        assert (test - val, last - val) == pytest.approx((20.5, 21.0), abs=0.1)
+
+
+def test_tone_is_told_of_one_profile_and_kind_of_training_at_a_time(wang):
+    "With records of profile mini on the same photographs beside those of the report."
+    assert set(pd.read_csv(wang / "runs.csv").profile) == {"mini", "paper"}
+    told = (wang / "summary.md").read_text(encoding="utf-8").split("## Tone")[1].split("\n## ")[0]
+    lines = [s for s in told.splitlines() if s.startswith("* Scenario") and ", ti+lora," in s]
+    ends = [re.search(r"0\.5(.*): mean ITA 50\.0 degrees before, (\S+) after", s) for s in lines]
+    found = sorted(m.groups() for m in ends)
+    held_out = ", 10 % of the images held out"
+    assert found == 3 * [(", 0 % of the images held out", "-20.0")] + 3 * [(held_out, "-30.0")]
 
 
 def test_the_ablation_keeps_its_twelve_cells_and_three_rules(wang):

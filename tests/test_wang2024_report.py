@@ -304,6 +304,31 @@ def test_strength_says_how_many_images_are_behind_it(reports):
         assert part in text, part
 
 
+def test_records_of_another_profile_stay_out_of_all_sections():
+    "All reading of records goes through `of_profile`, but for looking a run up by its id."
+    notebook = json.loads((WANG / "report.ipynb").read_text(encoding="utf-8"))
+    cells = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
+    (cell,) = [c for c in cells if "def of_profile(" in c]
+    helper = cell[cell.index("def of_profile(") :].partition("\n\n\n")[0]
+    rows = [(d, p) for d in ("phantom", "pad_ufes20") for p in ("mini", "paper")]
+    t = pd.DataFrame(rows, columns=["data", "profile"])
+    space = dict(pd=pd, every=dict(scenario=t, generator=t[:0]), profile="paper")
+    exec(helper, space)
+    of_profile = space["of_profile"]
+    assert of_profile("scenario").index.tolist() == [1, 3]
+    assert of_profile("scenario", "pad_ufes20").index.tolist() == [3]
+    assert not len(of_profile("generator")) and not len(of_profile("strength", "phantom"))
+    by_id = ('groupby("run_id")', "overview(every)", 'w = every.get("weights"')
+    direct = [
+        line
+        for c in cells
+        for line in c.splitlines()
+        if re.search(r"\bevery\b[.\[]", line) and not any(k in line for k in by_id)
+    ]
+    allowed = ("t = every.get(notebook", "if len(every.get(notebook")
+    assert [line for line in direct if not line.strip().startswith(allowed)] == []
+
+
 def test_sentences_are_written_for_all_that_was_run(reports):
     text = (reports[0] / "summary.md").read_text(encoding="utf-8")
     assert "PHANTOM DATA" in text and "Data: pad_ufes20" in text

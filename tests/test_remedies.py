@@ -1417,7 +1417,7 @@ def runs_that_lost_their_numbers(place, monkeypatch):
     monkeypatch.setenv("SKINREPRO_COMMITTED", str(place / "committed"))
 
     def report(folder, *a):
-        (paths().made / folder.name).mkdir(parents=True)
+        (paths().made / folder.name).mkdir(parents=True, exist_ok=True)
 
     monkeypatch.setattr(publish, "execute_report", report)
     numbers = pd.DataFrame(dict(image_id=["a", "b"], p_0=[0.1, 0.9]))
@@ -1431,6 +1431,10 @@ def runs_that_lost_their_numbers(place, monkeypatch):
     record = kept(run, predictions=numbers)
     out, bare = publish.rebuilt(folder, [run], record, place / "second")
     assert bare == [] and len(pd.read_parquet(out / "predictions.parquet")) == 2
+    older = record.assign(run_id="older", data_hash="0" * 16)  # committed; of it it is only told
+    both = pd.concat([record, older])
+    (told,) = publish.rebuilt(folder, [run], both, place / "third")[1]
+    assert "1 kept" in told and told.endswith(" older")
 
 
 @remedy("Restore the file, or publish it again", "Hash and keep the same list")

@@ -619,6 +619,18 @@ def import_papermill():
     return papermill
 
 # %% ../nbs/01_runs.ipynb #37ee1992
+# what was registered first is called last: to take torch and its modules apart would be 1 to 3 s
+_KERNEL = """
+import atexit, os, sys
+if "" in sys.path[:1]:
+    del sys.path[0]  # as ipykernel_launcher does
+atexit.register(os._exit, 0)
+atexit.register(lambda: (sys.stdout.flush(), sys.stderr.flush()))
+from ipykernel import kernelapp
+kernelapp.launch_new_instance()
+"""
+
+
 def _own_kernel(env: dict):  # a class of kernel managers
     """Kernels of this interpreter, whatever `python3` may be on the user's Jupyter path, with an
     environment that is given and no start-up files of the user.
@@ -628,7 +640,7 @@ def _own_kernel(env: dict):  # a class of kernel managers
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    command = [sys.executable, "-c", _KERNEL, "-f", "{connection_file}"]
     env = {k: v for k, v in env.items() if k != "PYTHONSTARTUP"}
 
     class Manager(AsyncKernelManager):

@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 import skinrepro
 from skinrepro import (
+    balance,
     batches,
     claims,
     classify,
@@ -938,6 +939,15 @@ def learned_before(place, monkeypatch):
     low_rank(latent.toy_base(), place / "l")
     for ask in read.values():
         ask()
+
+
+@remedy("Leave it out of `classes`")
+def a_class_without_images(place, monkeypatch):
+    cells, classes = ["a", "b"], dict(classes=["a", "b", "c"])
+    said = refused(balance.cell_weights, cells, "cbrs", **classes)
+    left = classes[re.search(r"out of `(\w+)`", said)[1]]
+    left.remove(re.search(r"class '(\w+)'", said)[1])
+    balance.cell_weights(cells, "cbrs", **classes)
 
 
 @remedy("The GPU has too little memory")

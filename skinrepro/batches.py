@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['resize_for', 'train_store_size', 'cache_pair', 'normalisation', 'eval_transform', 'Draw', 'draw_augmentation',
-           'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'weighted_sampler',
-           'batches', 'image_batches']
+           'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'row_sampler',
+           'weighted_sampler', 'shuffled_sampler', 'batches', 'image_batches']
 
 # %% ../nbs/16_batches.ipynb #1e117ac8
 import queue
@@ -298,6 +298,24 @@ def class_weights(
     count = np.bincount(np.asarray(codes), minlength=n_classes or 0)
     return np.where(count > 0, 1 / np.maximum(count, 1) ** power, 0.0)
 
+# %% ../nbs/16_batches.ipynb #55a3a3c6
+def row_sampler(
+    weights,  # (n,) >= 0, of each training image
+    seed: int,  # of the run
+    epoch: int,  # each has its own draw, so that a resumed run continues with the right one
+    draws: int | None = None,  # how many; None: as many as there are images
+) -> np.ndarray:  # (draws,) positions 0..n-1, drawn with replacement
+    "Epoch's order with a weight for each image. Raises ValueError for what is no weight."
+    w = np.asarray(weights, dtype=float)
+    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError("Weights must be one number for each image, finite and not negative.")
+    if not w.sum() > 0:
+        raise ValueError(
+            f"The weights of {len(w)} images sum to 0: nothing can be drawn. Give a positive weight"
+            " to the images that should train."
+        )
+    return np.random.default_rng([seed, epoch]).choice(len(w), draws or len(w), p=w / w.sum())
+
 # %% ../nbs/16_batches.ipynb #ec7e863d
 def weighted_sampler(
     codes: np.ndarray,  # (n,) class codes of the training images
@@ -310,10 +328,16 @@ def weighted_sampler(
     script of Wang et al. 2024.
     """
     codes = np.asarray(codes)
-    weight = class_weights(codes, power)[codes]
-    return np.random.default_rng([seed, epoch]).choice(
-        len(codes), draws or len(codes), p=weight / weight.sum()
-    )
+    return row_sampler(class_weights(codes, power)[codes], seed, epoch, draws)
+
+# %% ../nbs/16_batches.ipynb #d9b7e95b
+def shuffled_sampler(
+    n: int,  # training images
+    seed: int,  # of the run
+    epoch: int,  # each has its own order
+) -> np.ndarray:  # (n,) positions 0..n-1, each once
+    "Epoch's order without weights."
+    return np.random.default_rng([seed, epoch]).permutation(n)
 
 # %% ../nbs/16_batches.ipynb #2e945721
 def batches(

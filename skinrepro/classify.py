@@ -22,6 +22,7 @@ from skinrepro.batches import (
     cache_pair,
     encode_labels,
     eval_transform,
+    shuffled_sampler,
     train_transform,
     weighted_sampler,
 )
@@ -294,8 +295,8 @@ def data_parts(
     tests: tuple = ("test",),  # names of the parts that test, e.g. in and out of distribution
     # (len(m), k) of zeros and ones, e.g. from batches.encode_multi; None: the code of each label
     targets: np.ndarray | None = None,
-    # epoch -> positions among the training rows; None: classes equally often, or, with `targets`,
-    # each row once
+    # epoch -> positions among the training rows, e.g. batches.shuffled_sampler(n, seed, epoch) for
+    # each row once; None: classes equally often, or, with `targets`, each row once
     sampler: Callable | None = None,
     # images of an epoch of the sampler that draws classes equally often; None: as many as train
     draws: int | None = None,
@@ -371,7 +372,7 @@ def _check_classes(codes, where: dict, labels: list):
 def _default_sampler(codes, seed, draws=None):  # epoch -> positions
     if codes.ndim == 1:
         return lambda epoch: weighted_sampler(codes, seed, epoch, draws=draws)
-    return lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(codes))
+    return lambda epoch: shuffled_sampler(len(codes), seed, epoch)
 
 # %% ../nbs/41_classify.ipynb #a02aabfa
 def predictions_table(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .core import ranks
+from .core import hash_text, ranks
 from .graph import code_hash
 from .images import load_image
 from .latent import Base, encode_images

@@ -225,12 +225,13 @@ class Network:
 
     def __call__(self, noisy, t, encoder_hidden_states):
         self.sizes.append(len(noisy))
-        text = encoder_hidden_states.mean((1, 2))[:, None, None, None]
+        text = encoder_hidden_states[..., :3].mean((1, 2))[:, None, None, None]
         return torch.tanh(self.weight * noisy + 5 * text) + self.weight * text * t.view(-1, 1, 1, 1)
 
     @staticmethod
     def alone(w, noisy, t, text):  # of one image, in numpy
-        return np.tanh(w * noisy + 5 * text.mean()) + w * text.mean() * t
+        text = text[:, :3].mean()  # of all channels it is 0
+        return np.tanh(w * noisy + 5 * text) + w * text * t
 
 
 def micro_batch(base, number, n=8, rows=None):
@@ -406,6 +407,20 @@ def test_a_stopped_training_goes_on_with_the_same_draws(tmp_path):
     trained(tmp_path / "parts", 4, averaged, **how)
     assert same(trained(tmp_path / "parts", 6, averaged, **how)[0], whole)
     assert not same(trained(None, 6, averaged, **how | dict(seed=3))[0], whole)
+
+
+def test_draws_and_loss_have_32_bits_in_mixed_precision():
+    base, seen = toy_base(noise_offset=0.3, dtype=torch.bfloat16), []
+    inner = balanced_loss(base, PROMPTS, term="official")
+
+    def loss(predict, scheduler, batch):
+        value = inner(predict, scheduler, batch)
+        seen.extend([batch.x.dtype, batch.noise.dtype, value.dtype])
+        return value
+
+    settings = replace(FAST, steps=2, precision="bf16")
+    fine_tune(base, toy_latents(), PROMPTS, settings, loss=loss, progress=False)
+    assert seen == 6 * [torch.float32]
 
 
 @pytest.mark.parametrize(

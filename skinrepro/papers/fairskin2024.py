@@ -8,8 +8,8 @@ __all__ = ['DISEASES', 'GROUPS', 'TONES', 'NAMES', 'SEEDS', 'STUDIES', 'SPLIT_BY
            'OURS', 'REAL', 'OTHERS', 'NONE', 'CLAIMS', 'cell_counts', 'readings', 'exact_table', 'load', 'with_enough',
            'needed', 'study_of', 'cells_of', 'split_of', 'few_tested', 'prompt', 'ready_base', 'Arm', 'Balance', 'tune',
            'tuned_by', 'specs', 'images_of', 'tone_range', 'judged', 'shares_of', 'copies_of', 'wanted_of', 'joined',
-           'pool_of', 'level_three', 'keep_judge', 'Seen', 'read_judge', 'silhouettes', 'save_map', 'true_images',
-           'step_of', 'cost', 'rehearsed', 'statement']
+           'pool_of', 'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge', 'silhouettes', 'save_map',
+           'true_images', 'step_of', 'cost', 'rehearsed', 'statement']
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #201640a2
 import warnings
@@ -607,10 +607,20 @@ RECIPES = {  # recipe -> arguments of networks.build
 # what the record of a classifier says of the images that it was trained on
 HOW_MADE = "arm base weights weights_hash guidance steps words held_out accept images_hash".split()
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #8cf1e256
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #ebc07a23
+def variance_rows(
+    t: pd.DataFrame,  # from `fidelity.fidelity_variances`
+) -> pd.DataFrame:  # metric (e.g. fid_variance, fid_variance_cells_sample), group, value, n
+    "Both readings of the variance, as rows of a record."
+    over = t.over.map({"groups": "", "cells": "_cells"})
+    kind = t.ddof.map({0: "", 1: "_sample"})
+    rows = t.assign(metric=t.metric + "_variance" + over + kind, group="all")
+    return rows[["metric", "group", "value", "n", "below_floor"]].dropna(subset="value")
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #1bda558a
 _JUDGE = "judge.safetensors"
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #f9f6498f
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #e9d0da71
 def keep_judge(
     folder,  # of a run of classifier.ipynb
     model,  # its network
@@ -624,7 +634,7 @@ def keep_judge(
     with atomic_path(Path(folder) / _JUDGE) as tmp:
         save_file(state, tmp)
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #2710f762
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #a93646bd
 @dataclass(frozen=True)
 class Seen:
     "What a classifier makes of images."
@@ -632,7 +642,7 @@ class Seen:
     probabilities: np.ndarray  # (n, k)
     features: np.ndarray  # (n, d), before its last layer
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #2ec0859d
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #2d8dab0f
 def read_judge(
     run_id: str,  # of a run of classifier.ipynb without generated images
     parameters: Mapping,  # of the run that uses it
@@ -662,7 +672,7 @@ def read_judge(
     model.load_state_dict(load_file(file))
     return _Judge(model.to(device).eval(), labels, p["arch"], p["size"], device)
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #05d9db07
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #34673f10
 class _Judge:
     def __init__(self, model, labels, arch, size, device):
         self.model, self.labels, self.arch = model, labels, arch
@@ -688,7 +698,7 @@ class _Judge:
             hook.remove()
         return Seen(torch.cat(p).double().numpy(), torch.cat(kept).float().numpy())
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #69394da8
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #64ac1f4c
 def silhouettes(
     features: np.ndarray,  # (n, d)
     m: pd.DataFrame,  # manifest of the n images
@@ -702,10 +712,10 @@ def silhouettes(
         if 1 < m[column].nunique() < len(m)
     }
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #6d23c47f
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #03d5e5d7
 MAP = "map.csv"  # in the folder of a run of images.ipynb: its t-SNE
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #158640fc
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #d1bd9277
 def save_map(
     folder,  # of the run
     features: np.ndarray,  # (n, d)
@@ -727,7 +737,7 @@ def save_map(
     with atomic_path(Path(folder) / MAP) as tmp:
         t.to_csv(tmp, index=False)
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #22b16129
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #97e49764
 def true_images(
     study: Study,  # of phantoms
     per_cell: int,  # fresh images of each cell
@@ -745,7 +755,7 @@ def true_images(
     counts = pd.DataFrame(rows)
     return study.grouped(rendered(counts[counts.n > 0], "fairskin2024-truth", size))
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #e94a3d70
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #c901e876
 def step_of(
     unet,  # folder from `tune`
     at: int = 0,  # steps; 0: all
@@ -761,7 +771,7 @@ def step_of(
         raise ParameterError(f"at = {at}: the model was kept after {have} steps (`points`).")
     return folder
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #d7a7790a
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #2fe077e8
 def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
@@ -775,7 +785,7 @@ def cost(
     works, size = of_kind[kind](p)
     return [start_work(), *works], size
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #c6189b22
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #8bd1d9a2
 def _cost_of_tuning(p):
     from skinrepro.estimate import generation_work, training_work
 
@@ -786,7 +796,7 @@ def _cost_of_tuning(p):
     unet = 21e6 if p["base"] == "miniature" else 3.4e9
     return [training, generation_work(p["base"], p["precision"], drawn)], unet * (stops - 1)
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #eab39d4e
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #9052bb84
 def _cost_of_images(p):
     from skinrepro.estimate import generation_work
 
@@ -794,7 +804,7 @@ def _cost_of_images(p):
     walked = generation_work(p["base"], p["precision"], n * p["steps"])
     return [walked], n * (12e3 if p["size"] <= 64 else 3e5)
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #de569d8f
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #ce2e7a22
 def _cost_of_classifier(p):
     from skinrepro.estimate import classifier_work
 
@@ -808,11 +818,11 @@ def _cost_of_classifier(p):
     )
     return [work], 2e6
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #f48abece
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #16cb1f04
 def _cells(p) -> int:  # of disease and group
     return len(STUDIES[p["data"]].labels) * len(STUDIES[p["data"]].groups)
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #c17aa60c
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #a4ebc47f
 def _pool_size(p) -> float:  # images, before the split
     if p["data"] != "pad_ufes20":
         return cell_counts(p.get("label_source", "centaur_else_scale")).n.sum() * p["fraction"]
@@ -822,7 +832,7 @@ def _pool_size(p) -> float:  # images, before the split
         return 365 * p["fraction"]  # where the photographs are not here
     return len(needed(dict(p, fraction=1.0))) * p["fraction"]
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #a294faa6
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #fcaa0c6f
 def rehearsed(
     run,  # runs.Run of this paper, at its full size
     gpu: bool,  # is there one?
@@ -842,7 +852,7 @@ def rehearsed(
         short |= dict(fraction=0.03, batch_size=2 if "steps" in p else 8)
     return kind, {k: v for k, v in short.items() if k in p}
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #17a346d6
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #8243542c
 from ..claims import Claim, Rule
 
 RULE = Rule(
@@ -850,7 +860,7 @@ RULE = Rule(
 )
 OURS = ("FairSkin-S", "FairSkin-C")
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #9e979a30
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #eb8186ab
 def statement(
     text: str,
     source: str,  # section or figure
@@ -869,7 +879,7 @@ def statement(
         text, source, sides, metric=metric, direction=direction, where=where, rule=RULE
     )
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #5c59e125
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #c398b72b
 REAL = dict(notebook="images", reference="real")  # which measure of fidelity a statement is about
 OTHERS = ("vanilla", "CBRS", "SQRS", "CBDM")
 NONE = "no generated images"  # what the report calls the arm of a classifier without any

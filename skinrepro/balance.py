@@ -179,7 +179,7 @@ def balanced_loss(
     drop_rate: float = 0.1,
     loss_weights=None,  # (n,) of the images, e.g. of `cell_weights`; their mean becomes 1
     rows=None,  # the images that are trained on, as `fine_tune` gets them: their classes are y'
-    seed: int = 0,
+    seed: int = 0,  # of dropped labels and other classes, e.g. that of the training
 ) -> BalancedLoss:
     "CBDM, dropped labels and weights of the loss, in any combination. Raises ValueError."
     prompts = list(prompts)

@@ -328,7 +328,10 @@ def weighted_sampler(
     script of Wang et al. 2024.
     """
     codes = np.asarray(codes)
-    return row_sampler(class_weights(codes, power)[codes], seed, epoch, draws)
+    weight = class_weights(codes, power)[codes]
+    return np.random.default_rng([seed, epoch]).choice(
+        len(codes), draws or len(codes), p=weight / weight.sum()
+    )
 
 # %% ../nbs/16_batches.ipynb #d9b7e95b
 def shuffled_sampler(

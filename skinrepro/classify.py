@@ -22,7 +22,6 @@ from skinrepro.batches import (
     cache_pair,
     encode_labels,
     eval_transform,
-    shuffled_sampler,
     train_transform,
     weighted_sampler,
 )
@@ -372,7 +371,7 @@ def _check_classes(codes, where: dict, labels: list):
 def _default_sampler(codes, seed, draws=None):  # epoch -> positions
     if codes.ndim == 1:
         return lambda epoch: weighted_sampler(codes, seed, epoch, draws=draws)
-    return lambda epoch: shuffled_sampler(len(codes), seed, epoch)
+    return lambda epoch: np.random.default_rng([seed, epoch]).permutation(len(codes))
 
 # %% ../nbs/41_classify.ipynb #a02aabfa
 def predictions_table(

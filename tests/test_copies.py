@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageFilter
 
-from skinrepro.copies import copy_share, cosine_distances, nearest, thumbnails
+from skinrepro.copies import copy_rows, copy_share, cosine_distances, nearest, thumbnails
 from skinrepro.core import data_folder, has_data
 from skinrepro.features import embed, feature_network
 from skinrepro.images import fit_image, load_image
@@ -48,7 +48,7 @@ def test_kin_are_passed_over_and_the_unknown_are_nobodys():
 
 def test_the_threshold_by_hand():
     """Angles: training at 0, 40, 80, 120 degrees; reference at distances of 1, 2, ... 19 degrees;
-    alpha 0.1 of 20: the second smallest, 2 degrees. Generated at 1.5 and 2 (not nearer), 5 off.
+    alpha 0.1 of 20: the second smallest, 2 degrees. Generated: 1.5, 2.1 and 5 off.
     """
 
     def at(*degrees):
@@ -56,7 +56,7 @@ def test_the_threshold_by_hand():
         return np.stack([np.cos(t), np.sin(t)], 1)
 
     reference = at(*[40 * (i % 4) + i for i in range(1, 20)])
-    found = copy_share(at(0, 40, 80, 120), at(41.5, 82, 125), reference, alpha=0.1)
+    found = copy_share(at(0, 40, 80, 120), at(41.5, 82.1, 125), reference, alpha=0.1)
     assert found.threshold == pytest.approx(1 - np.cos(np.deg2rad(2)))
     assert found.pairs.is_copy.tolist() == [True, False, False]
     assert found.pairs.nearest.tolist() == [1, 2, 3]
@@ -218,3 +218,20 @@ def test_a_mixture_is_told():
     assert (found.pairs.nearest[:40] == np.arange(40)).mean() > 0.95
     honest = copy_share(thumbnails(pictures[:200]), thumbnails(pictures[200:]), alpha=0.02)
     assert honest.pvalue > 0.05
+
+
+def test_rows_of_a_record_are_of_each_group():
+    rng = np.random.default_rng(0)
+    train, made = rng.normal(size=(120, 4)), rng.normal(size=(30, 4))
+    made[:6] = train[:6]
+    found = copy_share(train, made)
+    t = copy_rows(found, "network", ["a"] * 10 + ["b"] * 20)
+    of = t[t.metric == "copies_network"].set_index("group")
+    assert of.n.to_dict() == dict(all=30, a=10, b=20) and of.value["all"] == found.share
+    assert of.value["a"] == found.pairs.is_copy[:10].mean() >= 0.6
+    assert ((of.low <= of.value) & (of.value <= of.high)).all()
+    rest = t.set_index("metric").value
+    assert rest.copies_network_expected == found.expected
+    assert rest.copies_network_threshold == found.threshold
+    with pytest.raises(ValueError, match="2 groups for 30"):
+        copy_rows(found, "network", ["a", "b"])

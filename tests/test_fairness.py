@@ -135,6 +135,16 @@ def test_groups_dealt_out_within_classes_keep_their_classes():
         assert (dealt.sum(1) == c.sum(0)).all(), "what was called what"
         same = (dealt.sum(-1) == c.sum(-1)).all()
         assert same == within, "classes of each group"
+        many = _dealt(c, 3000, within, np.random.default_rng(1))
+        n = c.sum()  # independent of the group, given the class or altogether
+        called = c.sum(0)  # truth, prediction
+        expected = (
+            c.sum(-1)[..., None] * (called / called.sum(-1, keepdims=True))
+            if within
+            else c.sum((-1, -2))[:, None, None] * called / n
+        )
+        assert np.abs(many.mean(0) - expected).max() < 0.25
+        assert (many.std(0) > 0.5).all(), "every cell moves"
 
 
 def test_an_interval_shrinks_with_more_images_and_holds_the_value():

@@ -501,6 +501,8 @@ SMALL = dict(
     points="",
     look_steps=2,
     truth=0,
+    features="efficientnet_lite0",  # a package; that of phantoms is first trained
+    copies_features="efficientnet_lite0",
     fraction=0.05,
 )
 

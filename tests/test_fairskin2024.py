@@ -142,17 +142,18 @@ def test_cells_that_are_hardly_tested_are_said(split):
 
 
 @needs("pad_ufes20")
+@pytest.mark.parametrize("fraction, least", [(1.0, 3), (0.1, 1)])
 @pytest.mark.parametrize("seed", fair.SEEDS)
-def test_photographs_are_split_by_patient_and_every_cell_is_tested(seed, tmp_path, monkeypatch):
-    monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path))
+def test_photographs_are_split_by_patient_and_every_cell_is_tested(seed, fraction, least):
+    "However few are taken: three of each cell are then of three patients."
     study = fair.STUDIES["pad_ufes20"]
-    m = fair.needed(dict(data="pad_ufes20"))
+    m = fair.needed(dict(data="pad_ufes20", fraction=fraction))
     parts = splits.subgroup_split(m, seed, ("label", "group"), study.together)
     s = splits.mark(**dict(zip(("train", "val", "test"), parts)))
     assert len(study.labels) == 6 and set(study.groups) == {"light", "dark"}
     with pytest.warns(UserWarning, match="has 1: one image more or less"):
         t = fair.few_tested(s)
-    assert len(t) == 12 and t[["train", "val", "test"]].min().tolist() == [3, 1, 1]
+    assert len(t) == 12 and t[["train", "val", "test"]].min().tolist() == [least, 1, 1]
     patients = s.groupby("split").patient_id.apply(set)
     for a, b in (("train", "val"), ("train", "test"), ("val", "test")):
         assert not patients[a] & patients[b]
@@ -487,6 +488,40 @@ def test_photographs_have_the_pretrained_network_and_their_own_models():
         if r.notebook.stem == "classifier":
             p = r.parameters
             assert (p["arch"], p["recipe"], p["size"]) == ("efficientnet_lite0", "finetune", 128)
+
+
+def test_what_a_run_is_said_to_cost():
+    "By hand: cells times images times steps; images that are seen, epochs by what an epoch draws."
+
+    def amounts(section, **asked):
+        p = of(section, seed=0, **asked)[0]
+        works, _ = fair.cost(p)
+        return {w.kind.split(",")[0].split(" of ")[0]: w.amount for w in works}, p.parameters
+
+    for section, cells in (("images", 15), ("exchange_images", 5), ("unseen_images", 1)):
+        work, p = amounts(section)
+        assert work["image and step"] == cells * p["per_cell"] * p["steps"]
+    work, p = amounts("accepted_images")
+    assert work["image and step"] == 15 * p["per_cell"] * p["candidates"] * p["steps"]
+    looked_at = 0.35 * 0.2 * 2575
+    for section, drawn in (
+        ("plain", 2060),
+        ("shuffled", 2060 + 600),
+        ("copied", 2060 + 600),
+        ("exchange", 2060),
+        ("accepted", 2060 + 300),
+    ):
+        work, p = amounts(section)
+        assert work["image"] == pytest.approx(p["epochs"] * (drawn + looked_at))
+    p = of("exchange", seed=0)[-1]
+    (_, work), _ = fair.cost(p)
+    assert p.parameters["ratio"] == 8
+    assert work.amount == pytest.approx(p.parameters["epochs"] * (2060 + 8 * 240 + looked_at))
+    for r in of("finetune", seed=0):
+        (_, training, _), _ = fair.cost(r)
+        both = 2 if fair.ARMS[r.parameters["arm"]].diversity else 1  # prompts of a step
+        assert training.amount == r.parameters["steps"] and training.images == 8 * both
+        assert training.kind.startswith(f"step of fine-tuning, miniature, {8 * both} images")
 
 
 # ---- all three levels

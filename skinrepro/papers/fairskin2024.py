@@ -154,14 +154,14 @@ def load(
     label_source: str = "centaur_else_scale",  # skin type labels of Fitzpatrick17k
     size: int = 64,  # side in px at which phantoms are rendered
     fraction: float = 1.0,  # of each cell, in (0, 1]
-    missing: str = "error",  # 'error', or 'drop': go on with photographs that are there and whole
+    missing: str = "error",  # or 'drop': go on with the photographs that are there and whole
     jobs: int = 2,  # processes for rendering phantoms that are not there yet
 ) -> tuple[pd.DataFrame, str]:
     """Manifest with absolute paths and groups, and hash of the inventory of real photographs.
     Raises FileNotFoundError or ValueError with the remedy.
     """
     study = STUDIES[check_choice("data", data, STUDIES)]
-    partial, thinned = missing == "drop" and data != "phantom", _thinned(fraction)
+    partial, thinned = missing == "drop" and data != "phantom", _thinned(fraction, study)
     m, inventory = study_images(
         study,
         selected_counts(DISEASES, label_source=label_source),
@@ -175,8 +175,16 @@ def load(
     return (thinned(with_enough(m, study)) if partial else m), inventory
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #5484cba4
-def _thinned(fraction):  # -> function of a manifest; three images are a training, validation, test
-    return lambda m: first_rows(m, fraction, by=["label", "group"], at_least=3)
+def _thinned(fraction, study):  # -> function of a manifest
+    "Three images of each cell are a training, validation and test part; of three patients."
+
+    def thinned(m):
+        if fraction < 1 and study.together:  # the first image of each patient comes first
+            again = m.groupby(["label", "group", *study.together]).cumcount()
+            m = m.loc[again.sort_values(kind="stable").index]
+        return first_rows(m, fraction, by=["label", "group"], at_least=3).sort_index()
+
+    return thinned
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #d1e57541
 def with_enough(
@@ -209,7 +217,8 @@ def needed(
     "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
     fraction = 1.0 if p.get("missing") == "drop" else p.get("fraction", 1.0)
     source = p.get("label_source", "centaur_else_scale")
-    return needed_images(STUDIES[p["data"]], _thinned(fraction), source)
+    study = STUDIES[p["data"]]
+    return needed_images(study, _thinned(fraction, study), source)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #789007c8
 def study_of(

@@ -316,8 +316,8 @@ def test_an_epoch_is_a_permutation_with_mirrors(stores):
 
 
 def test_strong_augmentation_is_that_of_torchvision_and_of_the_epoch():
-    """Each image of a batch is changed by RandAugment with draws of run, epoch and batch; a training
-    that is resumed sees the same, and the draws of the network are not touched.
+    """Each image of a batch is changed by RandAugment with draws of run, epoch and batch; a
+    training that is resumed sees the same, and the draws of the network are not touched.
     """
     from torchvision.transforms.v2 import RandAugment
 

@@ -500,7 +500,10 @@ def fidelity_table(
     missing: str = "raise",  # 'nan': a part with too few images keeps its row, without a number
     **keys,  # further columns, e.g. the name of the features
 ) -> pd.DataFrame:  # metric, group, value, n_real, n_generated, d, below_floor, and the keys
-    "Measures of all images, of each group, of each 'group / label' cell, in one pass."
+    """Measures of all images, of each group, of each 'group / label' cell, in one pass. Memory:
+    some times (n + m)^2 numbers. Raises ValueError for cells that do not fit or have too few
+    images.
+    """
     check_choice("missing", missing, ("raise", "nan"))
     lines = directions if "sliced_wasserstein" in measures else 0
     p = products(real_features, generated_features, lines, seed)

@@ -94,6 +94,19 @@ def test_precision_and_recall_are_those_of_torch_fidelity(k):
     assert ours == pytest.approx((out["precision"], out["recall"]), rel=1e-6)
 
 
+def test_the_border_belongs_to_a_ball_for_precision_and_not_for_density():
+    "By hand, with distances that have no rounding."
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    x = np.array([[0.0], [1.0], [3.0], [8.0]])  # balls [-1, 1], [0, 2], [1, 5], [3, 13]
+    y = np.array([[2.0], [4.0], [13.0], [14.0]])  # [0, 4], [2, 6], [12, 14], [13, 15]
+    assert precision_recall(x, y, k=1) == (3 / 4, 3 / 4)
+    given = torch.from_numpy(y), torch.from_numpy(x)
+    out = prc_features_to_metric(*given, prc_neighborhood=1, verbose=False)
+    assert (out["precision"], out["recall"]) == (3 / 4, 3 / 4)
+    assert density_coverage(x, y, k=1) == ((1 + 2) / 4, 2 / 4)
+
+
 @pytest.mark.parametrize("k", [1, 5])
 def test_density_and_coverage_by_another_neighbour_search(k):
     from sklearn.neighbors import NearestNeighbors

@@ -410,9 +410,7 @@ def tuned_by(
     return handed_on(made, TUNED, _tuned())["unet"]
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #25cfb875
-SPECS = (
-    "image_id seed label skin_type group prompt path parent_id strength guidance steps".split()
-)
+SPECS = "image_id seed label skin_type group prompt path parent_id strength guidance steps".split()
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #a815f549
 def specs(
@@ -858,9 +856,7 @@ def rehearsed(
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #df58846f
 from ..claims import Claim, Rule
 
-RULE = Rule(
-    unit="metric", counted=False, detectable=False, together=True, train_size="n_train"
-)
+RULE = Rule(unit="metric", counted=False, detectable=False, together=True, train_size="n_train")
 OURS = ("FairSkin-S", "FairSkin-C")
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #1c57ab50
@@ -878,9 +874,7 @@ def statement(
     sides = tuple(
         (dict(arm=a, group=group), dict(arm=b, group=group)) for a in first for b in second
     )
-    return Claim(
-        text, source, sides, metric=metric, direction=direction, where=where, rule=RULE
-    )
+    return Claim(text, source, sides, metric=metric, direction=direction, where=where, rule=RULE)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #aefff5eb
 REAL = dict(notebook="images", reference="real")  # which measure of fidelity a statement is about

@@ -2,6 +2,7 @@
 a chain of all three levels in the smallest size.
 """
 
+import json
 import shutil
 import tomllib
 import warnings
@@ -17,7 +18,7 @@ from skinrepro.batches import row_sampler
 from skinrepro.core import has_data
 from skinrepro.fidelity import fid, fidelity_table
 from skinrepro.grid import read_grid
-from skinrepro.manifest import make
+from skinrepro.manifest import make, write
 from skinrepro.papers import fairskin2024 as fair
 from skinrepro.records import read_record, read_records
 from skinrepro.workflow import execute
@@ -381,6 +382,22 @@ def test_a_judge_that_has_never_seen_the_groups():
     fair.check_accept("asked_both", "phantom")
 
 
+@pytest.mark.parametrize("wrong", [dict(arm="CBDM"), dict(guidance=4.0), dict(seed=1)])
+def test_images_of_another_arm_guidance_or_split_are_refused(wrong, tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
+    run = next(r for r in of("images", seed=0) if r.parameters["arm"] == "FairSkin-C")
+    run.folder.mkdir(parents=True)
+    about = dict(paper="fairskin2024", notebook="images", parameters=run.parameters)
+    (run.folder / "run.json").write_text(json.dumps(about))
+    (run.folder / "records.csv").write_text("run_id\nx\n")
+    write(drawn(None, 1).assign(path=str(run.folder / "run.json")), run.folder / "manifest.parquet")
+    own = {k: v for k, v in run.parameters.items() if k in fair.SPLIT_BY}
+    assert len(fair.images_of(run.id, own | dict(arm="FairSkin-C", guidance=0.0))[0]) == 15
+    (name,) = wrong
+    with pytest.raises(fair.ParameterError, match=f"made for something else: {name} = "):
+        fair.images_of(run.id, own | dict(arm="FairSkin-C", guidance=0.0) | wrong)
+
+
 def test_fewer_images_than_are_asked_for(split, monkeypatch):
     monkeypatch.setattr(fair, "images_of", lambda *a: (drawn(split, 60, **{RARE: 3}), None))
     asked = ASKED | dict(joins="images", added=40)
@@ -504,14 +521,9 @@ def test_what_a_run_is_said_to_cost():
     work, p = amounts("accepted_images")
     assert work["image and step"] == 15 * p["per_cell"] * p["candidates"] * p["steps"]
     looked_at = 0.35 * 0.2 * 2575
-    for section, drawn in (
-        ("plain", 2060),
-        ("shuffled", 2060 + 600),
-        ("copied", 2060 + 600),
-        ("exchange", 2060),
-        ("accepted", 2060 + 300),
-    ):
+    for section, cells in dict(plain=0, shuffled=15, copied=15, exchange=0, accepted=15).items():
         work, p = amounts(section)
+        drawn = 2060 + cells * p["added"]
         assert work["image"] == pytest.approx(p["epochs"] * (drawn + looked_at))
     p = of("exchange", seed=0)[-1]
     (_, work), _ = fair.cost(p)
@@ -539,6 +551,8 @@ SMALL = dict(
     features="efficientnet_lite0",  # a package; that of phantoms is first trained
     copies_features="efficientnet_lite0",
     fraction=0.05,
+    reweight="loss",
+    augment="strong",
 )
 
 
@@ -561,6 +575,8 @@ def test_three_levels_end_to_end_and_again(tmp_path, monkeypatch):
     tuned, images, classifier = grid
     r = read_records("fairskin2024", "classifier")
     assert set(r.images_arm) == {"FairSkin-C"} and set(r.n_synthetic) == {15}
+    weights = pd.read_csv(classifier.folder / "reweighting.csv")
+    assert set(weights.group) == set(fair.GROUPS) and len(weights) == 2 * 3  # epochs, groups
     joined = r[r.metric == "n_joined"].set_index("group").value
     assert joined["African"] == 5 and joined[RARE] == 1
     assert set(read_records("fairskin2024", "images").unet) == {

@@ -298,6 +298,7 @@ def test_steps_are_those_of_a_training_that_images_have_joined(split, monkeypatc
         shuffled=dict(steps_as="added"),
         oversampled=dict(steps_as="added", sampler="cells"),
         copied=dict(joins="copies"),
+        copied_as=dict(joins="copies", steps_as="added"),
         accepted=dict(joins="images", few="take", steps_as="added"),
     ).items():
         p = ASKED | dict(added=40) | asked
@@ -310,6 +311,7 @@ def test_steps_are_those_of_a_training_that_images_have_joined(split, monkeypatc
         shuffled=(2661, 2061),
         oversampled=(2661, 2061),
         copied=(2661, 2661),
+        copied_as=(2661, 2661),
         accepted=(2661, 2661 - 37),
     )
 

@@ -538,6 +538,33 @@ def test_what_a_run_is_said_to_cost():
         assert training.kind.startswith(f"step of fine-tuning, miniature, {8 * both} images")
 
 
+def test_each_kind_of_run_is_rehearsed_with_few_images():
+    "Few images of each cell are enough, also where a ratio asks for more."
+    from skinrepro.rehearse import rehearsal_runs
+    from skinrepro.runs import check_ranges, ranges
+
+    names = [name for name in GRID if not name.startswith("accepted")]
+    runs = read_grid(PAPER, "paper", ",".join(names))
+    rehearsed = rehearsal_runs(runs, fair.rehearsed, gpu=False, data="phantom")
+    assert len(rehearsed) < len(runs) / 4
+    kinds = [fair.rehearsed(r.full, False)[0] for r in rehearsed]
+    for asked in (
+        dict(cells="held_out"),
+        dict(cells="rarest", joins="images"),
+        dict(augment="strong"),
+        dict(joins="copies"),
+        dict(held_out=True),
+    ):
+        assert any(asked.items() <= kind.items() for kind in kinds), asked
+    for r in rehearsed:
+        p = r.run.parameters
+        check_ranges(p, ranges(PAPER))
+        assert p["profile"] == "rehearsal" and p["fraction"] < 0.1
+        assert (
+            p.get("added", 0) <= 2 and p.get("per_cell", 0) <= 2 and p.get("few", "take") == "take"
+        )
+
+
 # ---- all three levels
 
 

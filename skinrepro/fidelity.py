@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NEIGHBOURS', 'MEASURES', 'LEAST', 'FLOORS', 'fid', 'Products', 'products', 'kid', 'PrecisionRecall',
            'DensityCoverage', 'precision_recall', 'density_coverage', 'sliced_wasserstein', 'InceptionScore',
-           'inception_score', 'fidelity', 'bias_curve', 'Floor', 'enough', 'smallest_enough', 'FidInterval',
-           'fid_interval', 'fidelity_table', 'variance_of', 'fidelity_variances']
+           'inception_score', 'fidelity', 'bias_curve', 'Floor', 'images_needed', 'enough', 'smallest_enough',
+           'FidInterval', 'fid_interval', 'fidelity_table', 'variance_of', 'fidelity_variances']
 
 # %% ../nbs/51_fidelity.ipynb #d6c063eb
 from collections.abc import Callable
@@ -389,17 +389,25 @@ FLOORS = {  # for the inception score the dimensions are classes, and the images
     "inception_score": Floor(50, 10),
 }
 
-# %% ../nbs/51_fidelity.ipynb #1e66eb3f
+# %% ../nbs/51_fidelity.ipynb #99f5b737
+def images_needed(
+    metric: str,  # a name of FLOORS
+    d: int,  # columns of the features; for the inception score, classes
+) -> int:  # images in the smaller cloud
+    "The declared floor of a measure."
+    floor = FLOORS[check_choice("metric", metric, FLOORS)]
+    return int(np.ceil(max(floor.images, floor.per_dimension * d)))
+
+# %% ../nbs/51_fidelity.ipynb #94f8c202
 def enough(
     metric: str,  # a name of FLOORS
     n: int,  # images in the smaller cloud
     d: int,  # columns of the features; for the inception score, classes
 ) -> bool:
     "Is n at or above the declared floor? Below it a number is marked, not hidden."
-    floor = FLOORS[check_choice("metric", metric, FLOORS)]
-    return n >= max(floor.images, floor.per_dimension * d)
+    return n >= images_needed(metric, d)
 
-# %% ../nbs/51_fidelity.ipynb #66adf40b
+# %% ../nbs/51_fidelity.ipynb #7beaa8b5
 def smallest_enough(
     sizes,  # numbers of images, ascending
     errors,  # of a single number at each
@@ -410,7 +418,7 @@ def smallest_enough(
     within = np.logical_and.accumulate((errors <= limit)[::-1])[::-1]
     return float(sizes[within.argmax()] if within.any() else sizes[-1] * errors[-1] / limit)
 
-# %% ../nbs/51_fidelity.ipynb #986dca36
+# %% ../nbs/51_fidelity.ipynb #7eb33073
 class FidInterval(NamedTuple):
     "What FID would be for infinitely many images of both kinds."
 
@@ -419,7 +427,7 @@ class FidInterval(NamedTuple):
     low: float  # at least 0
     high: float
 
-# %% ../nbs/51_fidelity.ipynb #41075d98
+# %% ../nbs/51_fidelity.ipynb #ef9b0f5d
 def _split_means(p: Products, draws: int, rng) -> tuple[np.ndarray, float]:
     "FID of random halves, and its mean over quarters."
     n, m = p.rg.shape
@@ -431,7 +439,7 @@ def _split_means(p: Products, draws: int, rng) -> tuple[np.ndarray, float]:
                 kept.append(_fid(p.part(a, b)))
     return np.array(found[2]), float(np.mean(found[4]))
 
-# %% ../nbs/51_fidelity.ipynb #6e59421b
+# %% ../nbs/51_fidelity.ipynb #2ec1db2e
 def fid_interval(
     real,  # (n, d) features, n >= 8
     generated,  # (m, d) features of the same network, m >= 8
@@ -455,7 +463,7 @@ def fid_interval(
     low, high = (max(0.0, float(v)) for v in (min(both) - reach, max(both) + reach))
     return FidInterval(value, float(np.mean(both)), low, high)
 
-# %% ../nbs/51_fidelity.ipynb #46289d71
+# %% ../nbs/51_fidelity.ipynb #7d261fff
 def _cells(cells, n: int, name: str) -> pd.DataFrame:
     "Group and label of each image, as text. Raises ValueError for what does not fit."
     lacking = {"group", "label"} - set(getattr(cells, "columns", ()))
@@ -468,7 +476,7 @@ def _cells(cells, n: int, name: str) -> pd.DataFrame:
         raise ValueError(f'A {name} group is called "all" or holds " / "; call it otherwise.')
     return t
 
-# %% ../nbs/51_fidelity.ipynb #a53c3257
+# %% ../nbs/51_fidelity.ipynb #1db09d2f
 def _parts(real: pd.DataFrame, generated: pd.DataFrame) -> dict:  # name -> positions in both
     "All images, each group, each cell; an image without a group counts for all only."
     names = [
@@ -480,7 +488,7 @@ def _parts(real: pd.DataFrame, generated: pd.DataFrame) -> dict:  # name -> posi
             parts[name] = [np.flatnonzero((s == name).fillna(False)) for s in (a, b)]
     return parts
 
-# %% ../nbs/51_fidelity.ipynb #756ea047
+# %% ../nbs/51_fidelity.ipynb #78271e0e
 def fidelity_table(
     real_features,  # (n, d)
     generated_features,  # (m, d), of the same network
@@ -492,7 +500,10 @@ def fidelity_table(
     missing: str = "raise",  # 'nan': a part with too few images keeps its row, without a number
     **keys,  # further columns, e.g. the name of the features
 ) -> pd.DataFrame:  # metric, group, value, n_real, n_generated, d, below_floor, and the keys
-    "Measures of all images, of each group, of each 'group / label' cell, in one pass."
+    """Measures of all images, of each group, of each 'group / label' cell, in one pass. Memory:
+    some times (n + m)^2 numbers. Raises ValueError for cells that do not fit or have too few
+    images.
+    """
     check_choice("missing", missing, ("raise", "nan"))
     lines = directions if "sliced_wasserstein" in measures else 0
     p = products(real_features, generated_features, lines, seed)
@@ -511,7 +522,7 @@ def fidelity_table(
     columns = ["metric", "group", "value", "n_real", "n_generated", "d", "below_floor"]
     return pd.DataFrame(rows, columns=columns).assign(**keys)
 
-# %% ../nbs/51_fidelity.ipynb #f397425e
+# %% ../nbs/51_fidelity.ipynb #375fd972
 def variance_of(
     values,  # one number a group or cell
     ddof: int = 0,  # 0: population; 1: sample
@@ -526,7 +537,7 @@ def variance_of(
         raise ValueError(f"{len(a)} value(s) have no variance with ddof = {ddof}.")
     return float(a.var(ddof=ddof))
 
-# %% ../nbs/51_fidelity.ipynb #21cc39ab
+# %% ../nbs/51_fidelity.ipynb #c7134cd7
 def fidelity_variances(
     table: pd.DataFrame,  # of `fidelity_table`
 ) -> pd.DataFrame:  # metric, over, ddof, value, n (values that it is over), below_floor (of them)

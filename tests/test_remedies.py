@@ -33,6 +33,7 @@ from skinrepro import (
     core,
     download,
     features,
+    fidelity,
     figures,
     first,
     fitzpatrick17k,
@@ -179,6 +180,10 @@ has blanks around it; remove them
 is paired with itself; delete the row
 Drop them first
 drop them first
+Generate or collect more {} images
+describe that image again, or drop its row
+is called "all" or holds " / "
+drop that group first
 percent is for print
 """.strip().splitlines()
 
@@ -678,6 +683,29 @@ def probabilities(place, monkeypatch):
     y, p = np.array([0, 1]), np.array([0, 0])
     said = refused(uncertainty._strata, y, p, 2, True)
     assert uncertainty._strata(y, p, 2, named("stratified", said))[0]
+
+
+@remedy("from 2 to {}, or leave subsets out", "splits of {} images: choose from 1 to {}")
+def subsets_and_splits(place, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    said = refused(fidelity.kid, x, x[:7], subsets=2)
+    size = int(re.search(r"from 2 to (\d+)", said)[1])
+    assert np.isfinite([fidelity.kid(x, x[:7], 2, size), fidelity.kid(x, x[:7])]).all()
+    SAID.append("from 2 to {}, or leave subsets out")  # followed above, with its number
+    said = refused(fidelity.inception_score, np.eye(4), 9)
+    most = int(re.search(r"from 1 to (\d+)", said)[1])
+    assert fidelity.inception_score(np.eye(4), most).splits == most
+    SAID.append("splits of {} images: choose from 1 to {}")
+
+
+@remedy("to keep the row without a number")
+def a_cell_with_one_image(place, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    real = pd.DataFrame(dict(group=["a"] * 9, label=["x"] * 8 + ["y"]))
+    given = x, x + 1, real, real, ("fid",)
+    said = refused(fidelity.fidelity_table, *given)
+    t = fidelity.fidelity_table(*given, missing=named("missing", said)).set_index("group")
+    assert np.isnan(t.value["a / y"]) and t.value["a / x"] > 0 and t.n_real["a / y"] == 1
 
 
 HEADER = "artefact,keys,metric,value,std,unit,source,note\n"

@@ -5,6 +5,7 @@ a result): each table has its file, no cell is lost, and no two different things
 import json
 import os
 import re
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -130,9 +131,16 @@ def gain(p) -> float:
     return 0.0 if not arm else (0.2, 0.3, 0.4, 0.5, 1.0, 1.2)[ARMS.index(arm)]
 
 
+def amounts(profile) -> list:
+    "Images of each cell that are tried."
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    main = grid["augmented"][profile]["added"]
+    return sorted([main, *grid["sizes"][profile]["added"]])
+
+
 def third(p) -> float:
     "What number, shares and reweighting add, each its own."
-    numbers = dict(mini=(20, 40, 60), paper=(500, 600, 700, 800, 900))[p["profile"]]
+    numbers = amounts(p["profile"])
     if p["joins"] == "none":
         return 0.0
     if p["reweight"] != "none":
@@ -152,7 +160,8 @@ def of_answers(p, group) -> dict:
     if group != "all":
         out["accuracy"] -= 0.02 * s * where * gain(p)
         return out
-    many = p["joins"] == "images" and p["added"] > dict(mini=40, paper=700)[p["profile"]]
+    numbers = amounts(p["profile"])
+    many = p["joins"] == "images" and p["added"] > numbers[len(numbers) // 2]
     out |= dict(dp_accuracy=0.4 - 0.1 * s * (gain(p) + third(p)) + 0.1 * s * many)
     out |= dict(dp_classes=0.3 + out["dp_accuracy"], accuracy_worst=out["accuracy"] - 0.1)
     for reading, at in dict(accuracy=0.5, classes=0.4).items():
@@ -214,6 +223,28 @@ def of_pictures(run, rng):
     return pd.concat(rows, ignore_index=True)
 
 
+def pictured(run):
+    "What a run of images.ipynb keeps: images that say of themselves how they were made, and a map."
+    from skinrepro import generate, manifest
+    from skinrepro.papers import fairskin2024 as paper
+
+    class Paint(generate.Drawer):
+        size = 8
+
+        def settings(self):
+            return dict(weights=f"no weights: {run.parameters['arm']}")
+
+        def draw(self, rows):
+            return lambda i: np.full((8, 8, 3), int(rows.seed.iloc[i]) % 256, np.uint8)
+
+    wanted = paper.specs(paper.STUDIES["phantom"], 2, 2.0, 2, run.parameters["seed"])
+    made = generate.generate(wanted, run.folder / "images", Paint(), progress=False)
+    manifest.write(made.assign(split="train"), run.folder / "manifest.parquet")
+    x = np.arange(len(made), dtype=float)
+    made = made.assign(group=wanted.group.to_numpy(), x=x, y=-x)
+    made[["image_id", "group", "label", "x", "y"]].to_csv(run.folder / paper.MAP, index=False)
+
+
 def of_tuning(run, rng):
     p, rows = run.parameters, []
     stops = (0, *(int(v) for v in p["points"].split(",")), p["steps"])
@@ -257,6 +288,8 @@ def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", mad
             rows = MADE[run.notebook.stem](run, rng)
             stamp = provenance(asked["data"], *about, of, "cpu")
             runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
+            if run.notebook.stem == "images" and of == "mini" and run.parameters["seed"] == 0:
+                pictured(run)
         runs.execute_notebook(PAPERS / paper / "report.ipynb", folder / "report.ipynb", asked)
     finally:
         for k, v in before.items():
@@ -439,8 +472,20 @@ def test_every_table_of_fairskin_has_all_its_cells(which, request):
         assert set(t[name].draws) == {3}, name
         assert set(t[name].profile) == {"mini" if phantom else "paper"}
         assert ("PHANTOM" in (at / f"{name}.md").read_text(encoding="utf-8")) == phantom
-    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6", *(["curves"] * phantom)}
+    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6"}
+    drawn |= {"curves", "table3_maps", "table5"} if phantom else set()  # of images that are there
     assert {f.stem for f in at.glob("*.svg")} == drawn
+
+
+def test_a_row_of_the_gallery_is_of_one_seed_and_prompt(turned):
+    t = pd.read_csv(turned / "table5.csv")
+    assert len(t) == len(CELLS) * len(ARMS) and set(t.column) == set(ARMS)
+    rows = t.groupby("row").agg(seeds=("seed", "nunique"), prompts=("prompt", "nunique"))
+    assert len(rows) == len(CELLS) and rows.eq(1).all(axis=None) and t.seed.nunique() == len(CELLS)
+    assert t.image_id.str.endswith("-0000").all() and set(t.data) == {"phantom"}
+    assert list(t.column[: len(ARMS)]) == list(ARMS)  # in their order
+    t = pd.read_csv(turned / "table3_maps.csv")
+    assert t.groupby("arm").size().to_dict() == dict.fromkeys(ARMS, 2 * len(CELLS))
 
 
 def test_no_two_settings_of_fairskin_become_one_number(fair):
@@ -516,7 +561,7 @@ def test_the_summary_of_fairskin_is_of_its_records(fair, turned):
     assert "FID of single cells: 90 of 90 numbers lie below" in told
     assert "**Data: fitzpatrick17k**" in told and "PHANTOM" not in told
     told = (turned / "summary.md").read_text(encoding="utf-8")
-    assert "asked disease, from 0 to 400 steps: rarest cell 20 % to 80 % (4 images" in told
+    assert re.search(r"asked disease, from 0 to \d+ steps: rarest cell 20 % to 80 % \(4 im", told)
     assert "peak (ESSP, b) at different shares in 0 of 3 draws" in told
 
 

@@ -173,8 +173,10 @@ def of_answers(p, group) -> dict:
 
 def of_joined(run, rng):
     p, rows = run.parameters, []
+    names = dict(zip(GROUPS, ("dark", "medium", "light", "all")))  # of other photographs
     for group, n in GROUPS.items():
         noisy = {k: v + rng.normal(0, 1e-4) for k, v in of_answers(p, group).items()}
+        group = names[group] if p["data"] == "pad_ufes20" else group
         rows.append(number_rows(noisy, n, group))
     made = p["joins"] != "none"
     sizes = dict(n_train=2061, n_test=257, n_classes=5, n_classes_train=5, n_classes_test=5)
@@ -271,7 +273,7 @@ MADE = dict(
 
 def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", made=True):
     """Records of every run of a profile (or of none), and the report on them; `beside` them those
-    of other runs that the store holds, as (profile, section).
+    of other runs that the store holds, as (profile, section), perhaps with other data.
     """
     places = dict(RUNS="runs", FIGURES="figs", COMMITTED="nothing")
     places = {f"SKINREPRO_{k}": str(folder / v) for k, v in places.items()}
@@ -281,12 +283,12 @@ def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", mad
         rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
         asked = dict(data=data, profile=profile)
         found = [(profile, run) for run in read_grid(PAPERS / paper, profile)] if made else []
-        for other, section in beside:
-            more = read_grid(PAPERS / paper, other, section, data=asked["data"])
+        for other, section, *photographs in beside:
+            more = read_grid(PAPERS / paper, other, section, data=(photographs or [data])[0])
             found += [(other, run) for run in more]
         for of, run in found:
             rows = MADE[run.notebook.stem](run, rng)
-            stamp = provenance(asked["data"], *about, of, "cpu")
+            stamp = provenance(run.parameters.get("data", data), *about, of, "cpu")
             runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
             if run.notebook.stem == "images" and of == "mini" and run.parameters["seed"] == 0:
                 pictured(run)
@@ -434,7 +436,8 @@ def fair(tmp_path_factory):
 def turned(tmp_path_factory):
     "At mini, on phantoms: every effect is the other way round."
     base = tmp_path_factory.mktemp("turned")
-    return report("fairskin2024", base, profile="mini", data="phantom")
+    beside = [("mini", "plain", "pad_ufes20")]
+    return report("fairskin2024", base, beside, profile="mini", data="phantom")
 
 
 @pytest.fixture(scope="module")
@@ -563,6 +566,15 @@ def test_the_summary_of_fairskin_is_of_its_records(fair, turned):
     told = (turned / "summary.md").read_text(encoding="utf-8")
     assert re.search(r"asked disease, from 0 to \d+ steps: rarest cell 20 % to 80 % \(4 im", told)
     assert "peak (ESSP, b) at different shares in 0 of 3 draws" in told
+
+
+def test_other_photographs_have_a_table_of_their_own(fair, turned):
+    t = pd.read_csv(turned / "pad_ufes20.csv", keep_default_na=False)
+    assert set(t.data) == {"pad_ufes20"} and set(t.draws) == {3} and set(t.joins) == {"none"}
+    told = (turned / "pad_ufes20.md").read_text(encoding="utf-8")
+    assert "PHANTOM" not in told and "The smallest group, dark, has 30 test images" in told
+    assert "pad_ufes20" not in (turned / "settings.csv").read_text(encoding="utf-8")
+    assert not (fair / "pad_ufes20.csv").exists()
 
 
 def test_the_report_of_fairskin_without_any_run(bare):

@@ -71,6 +71,7 @@ ALLOWED = [
     ("lopezperez2025/index", "Its own split, 90 to 10 %", "public code"),
     ("lopezperez2025/protocol", "a third of the images the border", "counted in test_vae.py"),
     ("fairskin2024/index", "arXiv 2410.22551", "number of the paper"),
+    ("fairskin2024/index", "arXiv 2606.14727", "number of the successor"),
     ("fairskin2024/protocol", "(arXiv 2410.22551)", "number of the paper"),
     ("fairskin2024/protocol", "A tenth of 12 images", "arithmetic"),
     ("fairskin2024/protocol", "at 95 % for all of them together", "setting: confidence"),

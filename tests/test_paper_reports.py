@@ -5,6 +5,7 @@ a result): each table has its file, no cell is lost, and no two different things
 import json
 import os
 import re
+import shutil
 import tomllib
 
 import numpy as np
@@ -271,11 +272,12 @@ MADE = dict(
 )
 
 
-def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", made=True):
+def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", made=True, kept=None):
     """Records of every run of a profile (or of none), and the report on them; `beside` them those
-    of other runs that the store holds, as (profile, section), perhaps with other data.
+    of other runs that the store holds, as (profile, section), perhaps with other data; `kept`:
+    folder of committed records.
     """
-    places = dict(RUNS="runs", FIGURES="figs", COMMITTED="nothing")
+    places = dict(RUNS="runs", FIGURES="figs", COMMITTED=kept or "nothing")
     places = {f"SKINREPRO_{k}": str(folder / v) for k, v in places.items()}
     before = {k: os.environ.get(k) for k in places}
     os.environ |= places
@@ -566,6 +568,21 @@ def test_the_summary_of_fairskin_is_of_its_records(fair, turned):
     told = (turned / "summary.md").read_text(encoding="utf-8")
     assert re.search(r"asked disease, from 0 to \d+ steps: rarest cell 20 % to 80 % \(4 im", told)
     assert "peak (ESSP, b) at different shares in 0 of 3 draws" in told
+
+
+def test_a_reviewer_makes_the_same_of_the_records_alone(turned, tmp_path):
+    at = tmp_path / "committed" / "fairskin2024"
+    at.mkdir(parents=True)
+    for name in ("records.csv", "runs.csv"):
+        shutil.copy(turned / name, at)
+    keep = dict(profile="mini", data="phantom", made=False, kept=tmp_path / "committed")
+    again = report("fairskin2024", tmp_path, **keep)
+    of_images = {"table3_maps.csv", "table5.csv"}  # need what only the runs have
+    tables = {f.name for kind in ("csv", "md") for f in turned.glob(f"*.{kind}")} - of_images
+    assert len(tables) > 30
+    for name in sorted(tables):
+        assert (again / name).read_bytes() == (turned / name).read_bytes(), name
+    assert not of_images & {f.name for f in again.iterdir()}
 
 
 def test_other_photographs_have_a_table_of_their_own(fair, turned):

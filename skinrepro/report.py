@@ -396,23 +396,26 @@ def averaged(
     wanted: pd.DataFrame | None = None,  # its rows: keys; those without any run stay empty
     beside: tuple = (),  # counts that are told with each row, e.g. n_real; text, '12' or '12-14'
     draw: str = "seed",
-) -> (
-    pd.DataFrame
-):  # keys, average, sd, draws, n_min, n_max, below_floor, beside, classes, data, profile, runs
+) -> pd.DataFrame:  # keys, average, sd, draws, n_min, n_max, below_floor, beside, classes, data, profile, runs
     "Means over draws, a row for each setting. Raises ValueError where a row mixes what differs."
-    t = records[records.value.notna()] if len(records) else records.reindex(columns=[*keys, draw])
+    t = _countable(records, keys, beside, draw)
     _refuse_mixed(t, keys, draw)
-    flags = t.below_floor.map(_is_set) if "below_floor" in t else False
-    t = t.assign(below_floor=flags)
-    rows = [
-        dict(zip(keys, k)) | _average(of, beside, draw) for k, of in t.groupby(keys, sort=False)
-    ]
-    columns = [*keys, *_average(t[:0], beside, draw)]
-    out = pd.DataFrame(rows, columns=columns)
+    texts = {c: (c, _joined) for c in (*beside, "classes", "data", "profile")}
+    out = t.groupby(keys, sort=False).agg(
+        average=("value", "mean"),
+        sd=("value", "std"),
+        draws=("value", "size"),
+        n_min=("n", "min"),
+        n_max=("n", "max"),
+        below_floor=("below_floor", "any"),
+        **texts,
+        runs=("run_id", lambda ids: " ".join(sorted(set(ids)))),
+    )
+    out = out.assign(**{c: out[c].map(_span_of) for c in beside}).reset_index()
     if wanted is not None:
         out = wanted[keys].merge(out, on=keys, how="left")
     counts = {c: out[c].fillna(0).astype(int) for c in ("draws", "n_min", "n_max")}
-    texts = {c: out[c].fillna("") for c in (*beside, "classes", "data", "profile", "runs")}
+    texts = {c: out[c].fillna("").astype(str) for c in (*texts, "runs")}
     return out.assign(**counts, **texts, below_floor=out.below_floor.eq(True))
 
 # %% ../nbs/63_report.ipynb #7a3c0c06
@@ -420,27 +423,26 @@ def _is_set(v) -> bool:  # a mark as records keep it: True, 'True', a count; not
     return str(v).strip().removesuffix(".0") not in ("", "nan", "False", "0", "<NA>")
 
 
-def _average(of: pd.DataFrame, beside: tuple, draw: str) -> dict:
-    if not len(of):
-        return dict.fromkeys(["average", "sd", "draws", "n_min", "n_max", "below_floor"]) | (
-            dict.fromkeys([*beside, "classes", "data", "profile", "runs"])
-        )
-    v = of.sort_values(draw).value.astype(float)
-    each = of.drop_duplicates("run_id").to_dict("records")
-    counts = {c: pd.to_numeric(of[c], errors="coerce").dropna().astype(int) for c in beside}
-    return dict(
-        average=v.mean(),
-        sd=v.std() if len(v) > 1 else float("nan"),
-        draws=len(v),
-        n_min=int(of.n.min()),
-        n_max=int(of.n.max()),
-        below_floor=bool(of.below_floor.any()),
-        **{c: span(n.min(), n.max()) if len(n) else "" for c, n in counts.items()},
-        classes=" or ".join(dict.fromkeys(filter(None, map(classes_of, each)))),
-        data=of.data.iloc[0],
-        profile=of.profile.iloc[0],
-        runs=" ".join(sorted(set(of.run_id))),
-    )
+def _countable(records: pd.DataFrame, keys: list, beside: tuple, draw: str) -> pd.DataFrame:
+    "Records that have a number, with all columns that `averaged` looks at."
+    need = [*keys, draw, "value", "n", "data", "profile", "run_id", *beside]
+    if not len(records):
+        return pd.DataFrame(columns=[*need, "classes", "below_floor"])
+    t = records[records.value.notna()].sort_values(draw, kind="stable")
+    runs = t.drop_duplicates("run_id")
+    classes = dict(zip(runs.run_id, map(classes_of, runs.to_dict("records"))))
+    flags = t.below_floor.map(_is_set) if "below_floor" in t else False
+    value = t.value.astype(float)
+    return t.assign(value=value, classes=t.run_id.map(classes), below_floor=flags)
+
+
+def _joined(values) -> str:  # what differs, each once
+    return " or ".join(dict.fromkeys(str(v) for v in values if v == v and str(v) != ""))
+
+
+def _span_of(told: str) -> str:  # '14 or 12.0' -> '12-14'
+    n = [int(float(v)) for v in told.split(" or ") if v]
+    return str(span(min(n), max(n))) if n else ""
 
 
 def _refuse_mixed(t: pd.DataFrame, keys: list, draw: str):

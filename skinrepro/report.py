@@ -396,7 +396,9 @@ def averaged(
     wanted: pd.DataFrame | None = None,  # its rows: keys; those without any run stay empty
     beside: tuple = (),  # counts that are told with each row, e.g. n_real; text, '12' or '12-14'
     draw: str = "seed",
-) -> pd.DataFrame:  # keys, average, sd, draws, n_min, n_max, below_floor, beside, classes, data, profile, runs
+) -> (
+    pd.DataFrame
+):  # keys, average, sd, draws, n_min, n_max, below_floor, beside, classes, data, profile, runs
     "Means over draws, a row for each setting. Raises ValueError where a row mixes what differs."
     t = _countable(records, keys, beside, draw)
     _refuse_mixed(t, keys, draw)

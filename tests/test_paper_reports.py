@@ -157,10 +157,9 @@ def third(p) -> float:
 def of_answers(p, group) -> dict:
     "Numbers of a classifier, all different."
     s, where = sign(p), list(GROUPS).index(group)
-    out = dict(accuracy=0.6 + 0.1 * s * gain(p) + 0.01 * third(p) + 0.02 * where * (where < 3))
-    if group != "all":
-        out["accuracy"] -= 0.02 * s * where * gain(p)
-        return out
+    out = dict(accuracy=0.6 + 0.1 * s * gain(p) + 0.01 * third(p))
+    if group != "all":  # the worst gains, the best loses a little
+        return dict(accuracy=(0.5, 0.6, 0.75)[where] + s * gain(p) * (0.05, 0, -0.03)[where])
     numbers = amounts(p["profile"])
     many = p["joins"] == "images" and p["added"] > numbers[len(numbers) // 2]
     out |= dict(dp_accuracy=0.4 - 0.1 * s * (gain(p) + third(p)) + 0.1 * s * many)
@@ -250,7 +249,7 @@ def pictured(run):
 
 def of_tuning(run, rng):
     p, rows = run.parameters, []
-    stops = (0, *(int(v) for v in p["points"].split(",")), p["steps"])
+    stops = (0, *(int(v) for v in p["points"].split(",") if v), p["steps"])
     for k, at in enumerate(stops if p["data"] == "phantom" else ()):
         for group in (*GROUPS, *CELLS):
             asked = dict(asked_disease=0.2 * (k + 1), asked_group=0.1 * (k + 1))
@@ -547,7 +546,9 @@ def test_claims_of_fairskin_can_be_supported_and_contradicted(fair, turned):
     from skinrepro.papers.fairskin2024 import CLAIMS
 
     t = pd.read_csv(fair / "claims.csv", keep_default_na=False)
-    assert list(t.claim) == [c.text for c in CLAIMS]
+    assert list(t.claim[: len(CLAIMS)]) == [c.text for c in CLAIMS]
+    other = t.claim[len(CLAIMS) :].str.extract(r"\((over the cells|reading a)\)$")[0]
+    assert other.value_counts().to_dict() == {"reading a": 7, "over the cells": 2}
     assert dict(zip(t.claim, t.verdict)) == dict.fromkeys(t.claim, "supported")
     assert set(t.draws) == {3}
     t = pd.read_csv(turned / "claims.csv", keep_default_na=False)

@@ -424,7 +424,7 @@ def averaged(
 def _is_set(v) -> bool:  # a mark as records keep it: True, 'True', a count; not '', nan, 0
     return str(v).strip().removesuffix(".0") not in ("", "nan", "False", "0", "<NA>")
 
-
+# %% ../nbs/63_report.ipynb #7a3c0c09
 def _countable(records: pd.DataFrame, keys: list, beside: tuple, draw: str) -> pd.DataFrame:
     "Records that have a number, with all columns that `averaged` looks at."
     need = [*keys, draw, "value", "n", "data", "profile", "run_id", *beside]
@@ -437,16 +437,16 @@ def _countable(records: pd.DataFrame, keys: list, beside: tuple, draw: str) -> p
     value = t.value.astype(float)
     return t.assign(value=value, classes=t.run_id.map(classes), below_floor=flags)
 
-
+# %% ../nbs/63_report.ipynb #7a3c0c10
 def _joined(values) -> str:  # what differs, each once
     return " or ".join(dict.fromkeys(str(v) for v in values if v == v and str(v) != ""))
 
-
+# %% ../nbs/63_report.ipynb #7a3c0c11
 def _span_of(told: str) -> str:  # '14 or 12.0' -> '12-14'
     n = [int(float(v)) for v in told.split(" or ") if v]
     return str(span(min(n), max(n))) if n else ""
 
-
+# %% ../nbs/63_report.ipynb #7a3c0c12
 def _refuse_mixed(t: pd.DataFrame, keys: list, draw: str):
     if not len(t):
         return
@@ -477,7 +477,7 @@ def average_text(
     sd = f" ± {row['sd']:.{digits}f}" if row["draws"] > 1 else ""
     return f"{row['average']:.{digits}f}{sd} ({row['draws']})" + f" {BELOW}" * row["below_floor"]
 
-
+# %% ../nbs/63_report.ipynb #7a3c0c13
 def averages_layout(
     table: pd.DataFrame,  # from `averaged`
     rows,  # columns that label the rows

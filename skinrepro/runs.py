@@ -21,7 +21,9 @@ import pandas as pd
 
 from . import __version__
 from skinrepro.core import (
+    WARM,
     REHEARSAL,
+    THREADS,
     Provenance,
     atomic_path,
     environment,
@@ -29,6 +31,7 @@ from skinrepro.core import (
     hash_text,
     kept_json,
     locked,
+    outlook,
     paths,
     peak_memory,
     ranks,
@@ -618,6 +621,77 @@ def import_papermill():
             del sys.modules[grammar]
     return papermill
 
+# %% ../nbs/01_runs.ipynb #3a7e0003
+class _Copy:
+    "A kernel that a nursery has made, as jupyter_client handles a process of its own."
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, line, pid: int):
+        self.line, self.pid, self.returncode = line, pid, None
+
+    def poll(self):  # exit status, None while it lives
+        import select
+
+        if self.returncode is None and select.select([self.line], [], [], 0)[0]:
+            said = self.line.recv(32)  # nothing: the nursery is gone, and takes its kernels along
+            self.returncode = int(said) if said else -9
+            self.line.close()
+        return self.returncode
+
+    def wait(self):
+        import select
+
+        while self.poll() is None:
+            select.select([self.line], [], [], 1.0)
+        return self.returncode
+
+    def send_signal(self, number: int):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def terminate(self):
+        self.send_signal(15)
+
+    def kill(self):
+        self.send_signal(9)
+
+# %% ../nbs/01_runs.ipynb #3a7e0004
+def _asked_for_copy(command: list, env: dict, cwd):  # -> _Copy, or None: start it as usual
+    import socket
+
+    if len({env.get(k) for k in THREADS}) > 1:
+        return None  # a copy has one number of threads for all libraries
+    line = socket.socket(socket.AF_UNIX)
+    try:
+        line.settimeout(60)  # it may be loading still
+        line.connect(env[WARM])
+        wish = dict(argv=command[3:], env=env, cwd=str(cwd or os.getcwd()), outlook=outlook(env))
+        wish = json.dumps(wish).encode()
+        socket.send_fds(line, [len(wish).to_bytes(4, "big")], [1, 2])
+        line.sendall(wish)
+        if pid := int(line.recv(32) or 0):
+            return _Copy(line, pid)
+    except (OSError, ValueError):
+        pass
+    line.close()
+    return None
+
+# %% ../nbs/01_runs.ipynb #3a7e0005
+def _warm_provisioner():  # a class of jupyter_client
+    from jupyter_client.provisioning import LocalProvisioner
+
+    class Provisioner(LocalProvisioner):
+        async def launch_kernel(self, cmd, **options):
+            copy = _asked_for_copy(cmd, options["env"], options.get("cwd"))
+            if copy is None:
+                return await super().launch_kernel(cmd, **options)
+            self.process, self.pid, self.pgid = copy, copy.pid, copy.pid
+            self.cwd = options.get("cwd")
+            return self.connection_info
+
+    return Provisioner
+
 # %% ../nbs/01_runs.ipynb #37ee1992
 # what was registered first is called last: to take torch and its modules apart would be 1 to 3 s
 _KERNEL = """
@@ -636,6 +710,7 @@ def _own_kernel(env: dict):  # a class of kernel managers
     environment that is given and no start-up files of the user.
     """
     import sys
+    from uuid import uuid4
 
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -649,6 +724,10 @@ def _own_kernel(env: dict):  # a class of kernel managers
             return KernelSpec(argv=command, display_name="Python 3", language="python")
 
         async def _async_pre_start_kernel(self, **options):
+            if env.get(WARM) and self.provisioner is None:
+                self.kernel_id = self.kernel_id or str(uuid4())
+                asked = dict(kernel_id=self.kernel_id, kernel_spec=self.kernel_spec, parent=self)
+                self.provisioner = _warm_provisioner()(**asked)
             return await super()._async_pre_start_kernel(**options | dict(env=env))
 
     return Manager

@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from .core import atomic_path, environment, hash_text, kept_json, paths
 from .graph import differences, inputs_of
-from .job import disk_full, seconds_taken, visible_gpus
+from .job import disk_full, nursery, seconds_taken, visible_gpus
 
 # %% ../nbs/06_workflow.ipynb #94c324a4
 def outdated(
@@ -221,7 +221,10 @@ def execute(
         if slurm is None and n:
             where += ["--resources", f"gpu={n}"]
         watch = _Watch(runs, todo, progress)
-        with _engine([*_ARGUMENTS, *where], file, store, slurm is not None) as engine:
+        # a cluster's machines have kernels of their own; a single run gains nothing
+        warm = nursery() if slurm is None and len(todo) > 1 else nullcontext({})
+        engine = [*_ARGUMENTS, *where], file, store, slurm is not None
+        with warm as variables, _engine(*engine, variables) as engine:
             watch.until_the_end_of(engine)
         outcomes = watch.conclude(file.with_suffix(".log"), engine.returncode)
     return [outcomes.get(r.id) or Outcome(r, "done") for r in runs]
@@ -273,11 +276,13 @@ def _snakemake(file, store, start=("-m", "snakemake"), **config) -> list[str]:
 
 # %% ../nbs/06_workflow.ipynb #f2e8e333
 @contextmanager
-def _engine(arguments, file, store, submits):  # -> process of Snakemake; its words go to a log
+def _engine(
+    arguments, file, store, submits, variables
+):  # -> process of Snakemake; its words go to a log
     start = ("-m", "snakemake")
     if not submits:
         start = ("-P", "-c", "from skinrepro.workflow import engine_main; engine_main()")
-    env = environment(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1")
+    env = environment(SKINREPRO_RUNS=str(store), PYTHONUNBUFFERED="1", **variables)
     with open(file.with_suffix(".log"), "w") as log:
         engine = subprocess.Popen(
             [*_snakemake(file, store, start), *arguments],

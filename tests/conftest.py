@@ -4,6 +4,7 @@ thread per process.
 
 import json
 import os
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,20 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+
+_WARM = ExitStack()  # the kernels of notebooks are copies of a process that has loaded packages
+
+
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # one for all processes of the session
+        from skinrepro.job import nursery
+
+        os.environ.update(_WARM.enter_context(nursery()))
+
+
+def pytest_unconfigure(config):
+    _WARM.close()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -571,6 +571,23 @@ def test_the_summary_of_fairskin_is_of_its_records(fair, turned):
     assert "peak (ESSP, b) at different shares in 0 of 3 draws" in told
 
 
+def test_a_section_has_its_own_runs_alone(turned):
+    "Not those that it needs, nor those of another section of the same notebook."
+    from skinrepro.records import read_record
+    from skinrepro.report import of_sections, typed
+
+    records = read_record(turned / "records.csv")
+    t = typed(records, PAPERS / "fairskin2024" / "classifier.ipynb")
+    t = t[t.data == "phantom"]
+    plain, sizes = (of_sections(t, "fairskin2024", (name,)) for name in ("plain", "sizes"))
+    assert set(plain.joins) == {"none"} and plain.run_id.nunique() == 3
+    few, main, many = amounts("mini")
+    assert set(sizes.added) == {few, many} and sizes.run_id.nunique() == 4 * 2 * 3
+    both = of_sections(t, "fairskin2024", ("plain", "sizes"))
+    assert set(both.run_id) == set(plain.run_id) | set(sizes.run_id)
+    assert not len(of_sections(t.assign(run_id="classifier-0"), "fairskin2024", ("plain",)))
+
+
 def test_a_reviewer_makes_the_same_of_the_records_alone(turned, tmp_path):
     at = tmp_path / "committed" / "fairskin2024"
     at.mkdir(parents=True)

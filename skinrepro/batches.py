@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['resize_for', 'train_store_size', 'cache_pair', 'normalisation', 'eval_transform', 'Draw', 'draw_augmentation',
            'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'row_sampler',
-           'weighted_sampler', 'shuffled_sampler', 'batches', 'image_batches']
+           'weighted_sampler', 'shuffled_sampler', 'batches', 'strong_augmentation', 'image_batches']
 
 # %% ../nbs/16_batches.ipynb #1e117ac8
 import queue
@@ -338,9 +338,12 @@ def shuffled_sampler(
     n: int,  # training images
     seed: int,  # of the run
     epoch: int,  # each has its own order
-) -> np.ndarray:  # (n,) positions 0..n-1, each once
+    draws: int | None = None,  # how many; None: n
+) -> np.ndarray:  # (draws,) positions 0..n-1; none comes again before each has come
     "Epoch's order without weights."
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    draws, rng = n if draws is None else draws, np.random.default_rng([seed, epoch])
+    passes = [rng.permutation(n) for _ in range(max(1, -(-draws // n)))]
+    return np.concatenate(passes)[:draws]
 
 # %% ../nbs/16_batches.ipynb #2e945721
 def batches(
@@ -416,6 +419,31 @@ def _ahead(prepare, n: int, prefetch: int):
     finally:
         stop.set()
         thread.join()
+
+# %% ../nbs/16_batches.ipynb #251c7730
+def strong_augmentation(
+    train,  # epoch -> batches (x, ...), x float32 (B, 3, size, size), normalised
+    mean: tuple,  # per channel, as the transform of these batches was given it
+    std: tuple,  # per channel
+    seed: int,  # of the run
+):  # epoch -> the same batches, x changed
+    "RandAugment of each image, two operations of magnitude 9, as torchvision has them."
+
+    def of(epoch):
+        import torch
+        from torchvision.transforms.v2 import RandAugment
+
+        change = RandAugment()
+        for k, (x, *rest) in enumerate(train(epoch)):
+            at, width = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
+            pixels = ((x * width + at) * 255).round().clamp(0, 255).to(torch.uint8)
+            drawn = int(np.random.default_rng([seed, epoch, k, 1]).integers(2**63))
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(drawn)
+                pixels = torch.stack([change(image) for image in pixels])
+            yield ((pixels.float() / 255 - at) / width, *rest)
+
+    return of
 
 # %% ../nbs/16_batches.ipynb #84f10db4
 def image_batches(

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['DISEASES', 'GROUPS', 'TONES', 'NAMES', 'SEEDS', 'STUDIES', 'SPLIT_BY', 'FEW', 'WORDS', 'WORD_SEED', 'SPREAD', 'ARMS',
-           'BASE', 'TERMS', 'USES', 'DROPS', 'TUNED', 'SPECS', 'JOINS', 'SAMPLERS', 'REWEIGHT', 'RECIPES', 'HOW_MADE',
-           'MAP', 'HELD_OUT', 'RULE', 'OURS', 'REAL', 'OTHERS', 'NONE', 'MAIN', 'CLAIMS', 'PROPORTION', 'FEWEST',
-           'MIDDLE', 'MOST', 'RANDOM', 'REWEIGHTED', 'GROWN', 'cell_counts', 'readings', 'exact_table', 'load',
-           'with_enough', 'needed', 'study_of', 'cells_of', 'split_of', 'few_tested', 'prompt', 'ready_base', 'Arm',
-           'Balance', 'tune', 'tuned_by', 'specs', 'images_of', 'tone_range', 'judged', 'shares_of', 'copies_of',
-           'wanted_of', 'joined', 'pool_of', 'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge',
+           'BASE', 'TERMS', 'USES', 'DROPS', 'TUNED', 'SPECS', 'CELLS', 'ACCEPT', 'JOINS', 'SAMPLERS', 'REWEIGHT',
+           'TOO_FEW', 'STEPS_AS', 'RECIPES', 'HOW_MADE', 'MAP', 'HELD_OUT', 'RULE', 'OURS', 'REAL', 'OTHERS', 'NONE',
+           'MAIN', 'CLAIMS', 'PROPORTION', 'FEWEST', 'MIDDLE', 'MOST', 'RANDOM', 'REWEIGHTED', 'GROWN', 'cell_counts',
+           'readings', 'exact_table', 'load', 'with_enough', 'needed', 'study_of', 'cells_of', 'split_of', 'few_tested',
+           'prompt', 'ready_base', 'Arm', 'Balance', 'tune', 'tuned_by', 'specs', 'rarest', 'drawn_cells', 'images_of',
+           'tone_range', 'judged', 'check_accept', 'accepted', 'shares_of', 'copies_of', 'wanted_of', 'in_stock',
+           'joined', 'pool_of', 'draws_of', 'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge',
            'silhouettes', 'save_map', 'true_images', 'step_of', 'cost', 'rehearsed', 'statement', 'order', 'settings']
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #201640a2
@@ -68,15 +69,15 @@ STUDIES = {
                 " patients."
             ),
         ),
-        # diagnoses of which each group has three images or more
+        # two groups: of three, one has melanomas of two patients, and three parts need three
         Study(
             "pad_ufes20",
-            ("BCC", "MEL", "NEV", "SEK"),
-            {"dark": (4, 5, 6), "medium": (3,), "light": (1, 2)},
+            ("ACK", "BCC", "MEL", "NEV", "SCC", "SEK"),
+            {"dark": (3, 4, 5, 6), "light": (1, 2)},
             together=("patient_id",),
             note=(
                 "PAD-UFES-20 (Pacheco et al. 2020, CC BY 4.0): smartphone photographs, other"
-                " diagnoses, groups FST I-II, III, IV-VI, split by patient. Not the data of the"
+                " diagnoses, groups FST I-II and III-VI, split by patient. Not the data of the"
                 " paper."
             ),
         ),
@@ -154,14 +155,14 @@ def load(
     label_source: str = "centaur_else_scale",  # skin type labels of Fitzpatrick17k
     size: int = 64,  # side in px at which phantoms are rendered
     fraction: float = 1.0,  # of each cell, in (0, 1]
-    missing: str = "error",  # 'error', or 'drop': go on with photographs that are there and whole
+    missing: str = "error",  # or 'drop': go on with the photographs that are there and whole
     jobs: int = 2,  # processes for rendering phantoms that are not there yet
 ) -> tuple[pd.DataFrame, str]:
     """Images with absolute paths and groups; hash of the inventory of real photographs. Raises
     FileNotFoundError or ValueError with the remedy.
     """
     study = STUDIES[check_choice("data", data, STUDIES)]
-    partial, thinned = missing == "drop" and data != "phantom", _thinned(fraction)
+    partial, thinned = missing == "drop" and data != "phantom", _thinned(fraction, study)
     m, inventory = study_images(
         study,
         selected_counts(DISEASES, label_source=label_source),
@@ -175,8 +176,16 @@ def load(
     return (thinned(with_enough(m, study)) if partial else m), inventory
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #5484cba4
-def _thinned(fraction):  # -> function of a manifest; three images are a training, validation, test
-    return lambda m: first_rows(m, fraction, by=["label", "group"], at_least=3)
+def _thinned(fraction, study):  # -> function of a manifest
+    "Three images of each cell are a training, validation and test part; of three patients."
+
+    def thinned(m):
+        if fraction < 1 and study.together:  # the first image of each patient comes first
+            again = m.groupby(["label", "group", *study.together]).cumcount()
+            m = m.loc[again.sort_values(kind="stable").index]
+        return first_rows(m, fraction, by=["label", "group"], at_least=3).sort_index()
+
+    return thinned
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #d1e57541
 def with_enough(
@@ -209,7 +218,8 @@ def needed(
     "Photographs that `load` looks at; they need not be there. Raises as `photographs.listed`."
     fraction = 1.0 if p.get("missing") == "drop" else p.get("fraction", 1.0)
     source = p.get("label_source", "centaur_else_scale")
-    return needed_images(STUDIES[p["data"]], _thinned(fraction), source)
+    study = STUDIES[p["data"]]
+    return needed_images(study, _thinned(fraction, study), source)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #789007c8
 def study_of(
@@ -441,12 +451,45 @@ def specs(
     how = dict(path="", parent_id=pd.NA, strength=1.0, guidance=float(guidance), steps=int(steps))
     return pd.DataFrame(rows).assign(**how).astype({"parent_id": "string"})[SPECS]
 
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #283a8ab4
+CELLS = ("all", "rarest", "held_out")  # which cells are drawn, or joined
+
+
+def rarest(
+    train: pd.DataFrame,  # real training images with groups
+) -> str:  # group
+    "The group with the fewest training images; of equals the first by name."
+    n = train.group.astype(str).value_counts()
+    return min(n.index, key=lambda group: (n[group], group))
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #86113d49
+def drawn_cells(
+    which: str,  # one of CELLS
+    study: Study,
+    train: pd.DataFrame,  # real training images with groups
+    held_out: str = "",  # the cell that the fine-tuning has left out
+) -> list:  # names, as `cells_of` gives them
+    "The cells that are asked for. Raises ParameterError where none was held out."
+    every = [f"{group} / {label}" for group in study.groups for label in study.labels]
+    if check_choice("cells", which, CELLS) == "all":
+        return every
+    if which == "rarest":
+        return [cell for cell in every if cell.startswith(f"{rarest(train)} / ")]
+    if held_out not in every:
+        raise ParameterError(
+            f"cells = 'held_out' with held_out = {held_out!r}: that is no cell. Give the one that"
+            f" the fine-tuning has left out, of {every}."
+        )
+    return [held_out]
+
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #0f47e197
 def images_of(
     run_id: str,  # of a run of images.ipynb
     parameters: Mapping,  # of the run that uses its images
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # manifest of its images, its records
-    """What a model has drawn. Raises ParameterError when it was not run, or for another split."""
+    """What a model has drawn. Raises ParameterError when it was not run, for another arm, guidance
+    or split, or when images are gone.
+    """
     from skinrepro.manifest import read
     from skinrepro.records import read_record
 
@@ -455,12 +498,20 @@ def images_of(
         run_id,
         "images",
         parameters,
-        SPLIT_BY,
+        ("arm", *(["guidance"] if parameters.get("guidance") else []), *SPLIT_BY),
         given="images",
         needed="joins = 'images' needs generated images",
-        differs="were made for another split",
+        differs="were made for something else",
     )
-    return read(made.folder / "manifest.parquet"), read_record(made.folder / "records.csv")
+    m = read(made.folder / "manifest.parquet")
+    gone = [file for file in m.path if not Path(file).is_file()]
+    if gone:
+        raise ParameterError(
+            f"{run_id}: {len(gone)} of the {len(m)} images in its manifest are not there, first"
+            f" {gone[0]}. Delete {made.folder}: then the same `skinrepro run fairskin2024` draws"
+            " them again, before the runs that need them."
+        )
+    return m, read_record(made.folder / "records.csv")
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #f599b4b9
 def tone_range(
@@ -490,6 +541,41 @@ def judged(
     return pd.DataFrame(
         dict(ita=ita, asked_disease=disease, asked_group=tone, asked_both=disease * tone)
     )
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #1afb36a5
+ACCEPT = ("all", "asked_group", "asked_both")
+
+
+def check_accept(
+    accept: str,  # one of ACCEPT
+    data: str,  # key of STUDIES
+):
+    "Raises ParameterError where no judge has ever seen the groups of the data."
+    if check_choice("accept", accept, ACCEPT) != "all" and data != "phantom":
+        raise ParameterError(
+            f"accept = {accept!r}: no judge has seen the groups of {data}; only phantoms have one."
+            " Use accept='all'."
+        )
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #bcd22fd8
+def accepted(
+    made: pd.DataFrame,  # manifest of all that was drawn, with groups
+    seen: pd.DataFrame,  # from `judged`, the same rows
+    accept: str,  # one of ACCEPT
+    per_cell: int,  # images of a cell that are kept, at most
+) -> pd.DataFrame:  # rows of made
+    "The first of each cell that the judge accepts. Raises ParameterError for fewer than two."
+    if accept == "all":
+        return made
+    kept = made[seen[accept].eq(1).to_numpy()]
+    kept = kept[kept.groupby(cells_of(kept)).cumcount() < per_cell].reset_index(drop=True)
+    if len(kept) < 2:
+        raise ParameterError(
+            f"accept = {accept!r}: the judge accepts {len(kept)} of {len(made)} images, and fewer"
+            " than two have no covariance. Draw more candidates of each, or train the model for"
+            " longer."
+        )
+    return kept
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #2af42c3f
 JOINS = ("none", "images", "copies")
@@ -546,11 +632,41 @@ def copies_of(
 def wanted_of(
     p: Mapping,  # parameters of a run of classifier.ipynb
     study: Study,
+    train: pd.DataFrame,  # real training images with groups
 ) -> dict:  # (group, label) -> images that join the training set
-    "Figure 5: the total is `added` images of each cell; shares of the groups divide it."
+    """Figure 5: the total is `added` images of each cell; shares of the groups divide it. Of the
+    rarest group alone: `ratio` for each of its real images, its diseases alike.
+    """
     cells = [(group, label) for group in study.groups for label in study.labels]
+    if check_choice("cells", p["cells"], CELLS[:2]) == "rarest":
+        group = rarest(train)
+        total = round(p["ratio"] * int((train.group == group).sum()))
+        return allocate({group: 1.0}, total, [c for c in cells if c[0] == group]).to_dict()
     shares = shares_of(p["proportions"], study.groups)
     return allocate(shares, p["added"] * len(cells), cells).to_dict()
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #e3a1d8b2
+TOO_FEW = ("error", "take")
+
+
+def in_stock(
+    made: pd.DataFrame,  # manifest of generated images, with groups
+    wanted: Mapping,  # (group, label) -> images
+    few: str = "error",  # one of TOO_FEW
+) -> dict:  # (group, label) -> images that can be had, at most those that are wanted
+    "Raises ParameterError naming the cell with the fewest."
+    n = made.groupby(["group", "label"]).size()
+    there = {cell: min(int(n.get(cell, 0)), k) for cell, k in wanted.items()}
+    short = [cell for cell in wanted if there[cell] < wanted[cell]]
+    if short and check_choice("few", few, TOO_FEW) == "error":
+        cell = min(short, key=there.get)
+        raise ParameterError(
+            f"{len(short)} of {len(wanted)} cells have too few generated images;"
+            f" {' / '.join(cell)} has {there[cell]} of {wanted[cell]}. Draw more of them (per_cell;"
+            " candidates where a judge has accepted few), or pass few='take' to go on with those"
+            " that there are."
+        )
+    return there
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #ca75618e
 def joined(
@@ -559,15 +675,16 @@ def joined(
     p: Mapping,  # parameters of a run of classifier.ipynb
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # manifest with `split`; records of the images
     "Training set with what joins it (section 3.4). Raises ParameterError or ValueError."
-    joins = check_choice("joins", p["joins"], JOINS)
-    if joins == "none":
+    joins, train = check_choice("joins", p["joins"], JOINS), split[split.split == "train"]
+    wanted = {} if joins == "none" else wanted_of(p, study, train)
+    if not sum(wanted.values()):
         return split, None
-    wanted = wanted_of(p, study)
     if joins == "copies":
-        train = split[split.split == "train"]
         return mix(split, copies_of(train, wanted, p["seed"]), by=["md5"]), None
     made, record = images_of(p["images"], p)
-    return mix(split, take(study.grouped(made), wanted)), record
+    made = study.grouped(made)
+    there = in_stock(made, wanted, p["few"])
+    return (mix(split, take(made, there)) if sum(there.values()) else split), record
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #00d195f7
 def pool_of(
@@ -578,6 +695,20 @@ def pool_of(
     return pd.concat([split, m[~m.image_id.isin(split.image_id)]], ignore_index=True)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #1d3705fd
+STEPS_AS = ("own", "added")
+
+
+def draws_of(
+    train: pd.DataFrame,  # training rows of `joined`
+    p: Mapping,  # parameters of a run of classifier.ipynb
+) -> int:  # images that an epoch draws
+    "As many as train, or as would if `added` images of each cell had joined the real ones."
+    if check_choice("steps_as", p["steps_as"], STEPS_AS) == "own":
+        return len(train)
+    real = train[train.source.ne("synthetic") & ~train.image_id.str.contains("-copy")]
+    return len(real) + p["added"] * cells_of(real).nunique()
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #e314b8e0
 def level_three(
     m: pd.DataFrame,  # from `joined`
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -589,7 +720,7 @@ def level_three(
     check_choice("sampler", p["sampler"], SAMPLERS)
     check_choice("reweight", p["reweight"], REWEIGHT)
     train, val = (m[m.split == part] for part in ("train", "val"))
-    seed, draws = p["seed"], p["draws"] or len(train)
+    seed, draws = p["seed"], draws_of(train, p)
     watch = None
     if p["reweight"] != "none":
         watch = Reweighting(train.group, val.group, p["reweight"], seed=seed, draws=draws)
@@ -599,7 +730,7 @@ def level_three(
         cells = cells_of(train)
         weights = 1 / cells.map(cells.value_counts())
         return (lambda epoch: row_sampler(weights, seed, epoch, draws)), watch
-    return (lambda epoch: shuffled_sampler(len(train), seed, epoch)[:draws]), watch
+    return (lambda epoch: shuffled_sampler(len(train), seed, epoch, draws)), watch
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #f376cafc
 RECIPES = {  # recipe -> arguments of networks.build
@@ -607,7 +738,9 @@ RECIPES = {  # recipe -> arguments of networks.build
     "finetune": dict(pretrained=True, head="linear", train_layers="all"),
 }
 # what the record of a classifier says of the images that it was trained on
-HOW_MADE = "arm base weights weights_hash guidance steps words held_out accept images_hash".split()
+HOW_MADE = (
+    "arm base weights weights_hash guidance steps words held_out accept candidates images_hash"
+).split()
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #8366ff43
 def variance_rows(
@@ -802,7 +935,8 @@ def _cost_of_tuning(p):
 def _cost_of_images(p):
     from skinrepro.estimate import generation_work
 
-    n = _cells(p) * p["per_cell"] * p["candidates"]
+    cells = dict(all=_cells(p), rarest=len(STUDIES[p["data"]].labels), held_out=1)[p["cells"]]
+    n = cells * p["per_cell"] * p["candidates"]
     walked = generation_work(p["base"], p["precision"], n * p["steps"])
     return [walked], n * (12e3 if p["size"] <= 64 else 3e5)
 
@@ -810,13 +944,20 @@ def _cost_of_images(p):
 def _cost_of_classifier(p):
     from skinrepro.estimate import classifier_work
 
-    real = 0.8 * _pool_size(p)
-    train = real + (0 if p["joins"] == "none" else _cells(p) * p["added"])
-    looked_at = 0.35 * 0.2 * _pool_size(p)  # about a third of a training step
-    seen = p["epochs"] * ((p["draws"] or train) + looked_at)
+    pool = _pool_sizes(p)
+    real, added = 0.8 * pool.sum(), _cells(p) * p["added"]
+    more = 0.8 * pool.min() * p["ratio"] if p["cells"] == "rarest" else added
+    train = real + (0 if p["joins"] == "none" else more)
+    drawn = real + added if p["steps_as"] == "added" else train
+    looked_at = 0.35 * 0.2 * pool.sum()  # about a third of a training step
     how = RECIPES[p["recipe"]]
     work = classifier_work(
-        p["arch"], p["size"], p["batch_size"], seen, how["head"], how["train_layers"]
+        p["arch"],
+        p["size"],
+        p["batch_size"],
+        p["epochs"] * (drawn + looked_at),
+        how["head"],
+        how["train_layers"],
     )
     return [work], 2e6
 
@@ -825,14 +966,17 @@ def _cells(p) -> int:  # of disease and group
     return len(STUDIES[p["data"]].labels) * len(STUDIES[p["data"]].groups)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #a87f596d
-def _pool_size(p) -> float:  # images, before the split
-    if p["data"] != "pad_ufes20":
-        return cell_counts(p.get("label_source", "centaur_else_scale")).n.sum() * p["fraction"]
+def _pool_sizes(p) -> pd.Series:  # images of each group, before the split
     from skinrepro.core import has_data
 
-    if not has_data("pad_ufes20"):
-        return 365 * p["fraction"]  # where the photographs are not here
-    return len(needed(dict(p, fraction=1.0))) * p["fraction"]
+    if p["data"] != "pad_ufes20":
+        counts = cell_counts(p.get("label_source", "centaur_else_scale"))
+        n = counts.groupby("group").n.sum()
+    elif has_data("pad_ufes20"):
+        n = needed(dict(p, fraction=1.0)).group.astype(str).value_counts()
+    else:
+        n = pd.Series(dict(dark=160, light=270))  # about; where the photographs are not here
+    return n * p["fraction"]
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #41fae749
 def rehearsed(
@@ -841,14 +985,15 @@ def rehearsed(
 ) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
     "How a run is rehearsed."
     p = run.parameters
-    kind = {k: p[k] for k in ("arm", "joins", "reweight", "sampler", "accept") if k in p}
+    apart = "arm joins reweight sampler accept cells steps_as augment few".split()
+    kind = {k: p[k] for k in apart if k in p}
     if run.notebook.stem == "finetune":
         kind = dict(arm=p["arm"], term=p["term"], held_out=bool(p["held_out"]))
         short = dict(steps=2, points="", looks=1, look_steps=2)
     elif run.notebook.stem == "images":
         short = dict(per_cell=2, steps=2, candidates=1, accept="all", at=0)
     else:
-        short = dict(epochs=2, added=2, draws=0)
+        short = dict(epochs=2, added=2, few="take")
     short |= dict(fraction=0.25)
     if not gpu:
         short |= dict(fraction=0.03, batch_size=2 if "steps" in p else 8)

@@ -79,7 +79,7 @@ def _listed(v):
 def _refers(v):
     return isinstance(v, str) and v.startswith("@")
 
-
+# %% ../nbs/07_grid.ipynb #fa569f1d
 def _referred(v: str) -> tuple:  # section; the parameters in which its run must agree, None: all
     name, _, keys = v[1:].partition(":")
     return name, tuple(k.strip() for k in keys.split(",")) if keys else None

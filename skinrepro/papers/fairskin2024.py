@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['DISEASES', 'GROUPS', 'TONES', 'NAMES', 'SEEDS', 'STUDIES', 'SPLIT_BY', 'FEW', 'WORDS', 'WORD_SEED', 'SPREAD', 'ARMS',
            'BASE', 'TERMS', 'USES', 'DROPS', 'TUNED', 'SPECS', 'CELLS', 'ACCEPT', 'JOINS', 'SAMPLERS', 'REWEIGHT',
-           'TOO_FEW', 'STEPS_AS', 'RECIPES', 'HOW_MADE', 'MAP', 'RULE', 'OURS', 'REAL', 'OTHERS', 'NONE', 'CLAIMS',
-           'cell_counts', 'readings', 'exact_table', 'load', 'with_enough', 'needed', 'study_of', 'cells_of',
-           'split_of', 'few_tested', 'prompt', 'ready_base', 'Arm', 'Balance', 'tune', 'tuned_by', 'specs', 'rarest',
-           'drawn_cells', 'images_of', 'tone_range', 'judged', 'check_accept', 'accepted', 'shares_of', 'copies_of',
-           'wanted_of', 'in_stock', 'joined', 'pool_of', 'draws_of', 'level_three', 'variance_rows', 'keep_judge',
-           'Seen', 'read_judge', 'silhouettes', 'save_map', 'true_images', 'step_of', 'cost', 'rehearsed', 'statement']
+           'TOO_FEW', 'STEPS_AS', 'RECIPES', 'HOW_MADE', 'MAP', 'HELD_OUT', 'RULE', 'OURS', 'REAL', 'OTHERS', 'NONE',
+           'MAIN', 'CLAIMS', 'PROPORTION', 'FEWEST', 'MIDDLE', 'MOST', 'RANDOM', 'REWEIGHTED', 'GROWN', 'cell_counts',
+           'readings', 'exact_table', 'load', 'with_enough', 'needed', 'study_of', 'cells_of', 'split_of', 'few_tested',
+           'prompt', 'ready_base', 'Arm', 'Balance', 'tune', 'tuned_by', 'specs', 'rarest', 'drawn_cells', 'images_of',
+           'tone_range', 'judged', 'check_accept', 'accepted', 'shares_of', 'copies_of', 'wanted_of', 'in_stock',
+           'joined', 'pool_of', 'draws_of', 'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge',
+           'silhouettes', 'save_map', 'true_images', 'step_of', 'cost', 'rehearsed', 'statement', 'order', 'settings']
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #201640a2
 import warnings
@@ -157,8 +158,8 @@ def load(
     missing: str = "error",  # or 'drop': go on with the photographs that are there and whole
     jobs: int = 2,  # processes for rendering phantoms that are not there yet
 ) -> tuple[pd.DataFrame, str]:
-    """Manifest with absolute paths and groups, and hash of the inventory of real photographs.
-    Raises FileNotFoundError or ValueError with the remedy.
+    """Images with absolute paths and groups; hash of the inventory of real photographs. Raises
+    FileNotFoundError or ValueError with the remedy.
     """
     study = STUDIES[check_choice("data", data, STUDIES)]
     partial, thinned = missing == "drop" and data != "phantom", _thinned(fraction, study)
@@ -1001,7 +1002,15 @@ def rehearsed(
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #df58846f
 from ..claims import Claim, Rule
 
-RULE = Rule(unit="metric", counted=False, detectable=False, together=True, train_size="n_train")
+HELD_OUT = (1 + 1) / 8  # of 8:1:1, for each image that trains
+RULE = Rule(
+    unit="metric",
+    counted=False,
+    detectable=False,
+    together=True,
+    train_size="",
+    overlap=HELD_OUT,
+)
 OURS = ("FairSkin-S", "FairSkin-C")
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #1c57ab50
@@ -1025,6 +1034,8 @@ def statement(
 REAL = dict(notebook="images", reference="real")  # which measure of fidelity a statement is about
 OTHERS = ("vanilla", "CBRS", "SQRS", "CBDM")
 NONE = "no generated images"  # what the report calls the arm of a classifier without any
+# a classifier with the main number of images of each cell; no third level
+MAIN = dict(notebook="classifier", third="random")
 CLAIMS = [
     statement(
         "FairSkin lowers the variance of FID over the groups, against vanilla",
@@ -1045,6 +1056,15 @@ CLAIMS = [
         **REAL,
     ),
     statement(
+        "FairSkin enhances the overall quality of the images",
+        "5, Table 1",
+        "fid",
+        OURS,
+        ("vanilla",),
+        direction="lower",
+        **REAL,
+    ),
+    statement(
         "FairSkin improves the images of the African group",
         "4.5, Table 2",
         "fid",
@@ -1061,6 +1081,16 @@ CLAIMS = [
         OURS,
         ("vanilla",),
         group="Caucasian",
+        direction="lower",
+        **REAL,
+    ),
+    statement(
+        "... and slightly those of the Asian group",
+        "4.5, Table 2",
+        "fid",
+        OURS,
+        ("vanilla",),
+        group="Asian",
         direction="lower",
         **REAL,
     ),
@@ -1095,7 +1125,7 @@ CLAIMS = [
         "dp_accuracy",
         (NONE,),
         (*OTHERS, *OURS),
-        notebook="classifier",
+        **MAIN,
     ),
     statement(
         "FairSkin makes the classifier fairer than the other methods",
@@ -1103,7 +1133,16 @@ CLAIMS = [
         "essp_accuracy",
         OURS,
         OTHERS,
-        notebook="classifier",
+        **MAIN,
+    ),
+    statement(
+        "... with the smallest disparity",
+        "Figure 3a",
+        "dp_accuracy",
+        OURS,
+        OTHERS,
+        direction="lower",
+        **MAIN,
     ),
     statement(
         "FairSkin makes it a little more accurate",
@@ -1111,7 +1150,7 @@ CLAIMS = [
         "accuracy",
         OURS,
         OTHERS,
-        notebook="classifier",
+        **MAIN,
     ),
     statement(
         "FairSkin raises the accuracy of the group that has the lowest",
@@ -1119,6 +1158,106 @@ CLAIMS = [
         "accuracy_worst",
         OURS,
         ("vanilla",),
-        notebook="classifier",
+        **MAIN,
+    ),
+    statement(
+        "... and slightly lowers that of the group that has the highest",
+        "Figure 4",
+        "accuracy_best",
+        OURS,
+        ("vanilla",),
+        direction="lower",
+        **MAIN,
+    ),
+    statement(
+        "... and so brings the groups together: best minus worst accuracy falls",
+        "Figure 4",
+        "accuracy gap",
+        OURS,
+        ("vanilla",),
+        direction="lower",
+        **MAIN,
     ),
 ]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #7a3c0d02
+PROPORTION = "0.3:0.2:0.5"  # African, Asian, Caucasian: the example of Figure 5
+FEWEST, MIDDLE, MOST = "fewest", "middle", "most"  # images of each cell, of the numbers tried
+RANDOM, REWEIGHTED = "random", "reweighted"  # third levels besides proportions
+
+
+def order(
+    text: str,
+    source: str,
+    metric: str,
+    arms,  # for each of them
+    first: Mapping,  # column -> value: of one side
+    seconds,  # of others: it is compared with each
+    direction: str = "higher",
+) -> Claim:
+    "A statement that one setting has more of a metric than others, whatever the arm."
+    sides = tuple(
+        (dict(arm=a, group="all", **first), dict(arm=a, group="all", **second))
+        for a in arms
+        for second in seconds
+    )
+    where = dict(notebook="classifier")
+    return Claim(text, source, sides, metric=metric, direction=direction, where=where, rule=RULE)
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #7a3c0d03
+GROWN = ("vanilla", "CBDM", *OURS)  # arms with several numbers of images, at each profile
+CLAIMS += [
+    order(
+        "The number of images should neither be too large nor too small",
+        "4.4, Figure 3b",
+        "essp_accuracy",
+        GROWN,
+        dict(amount=MIDDLE),
+        [dict(amount=FEWEST), dict(amount=MOST)],
+    ),
+    order(
+        "More images exacerbate unfairness",
+        "4.4, Figure 3b",
+        "dp_accuracy",
+        GROWN,
+        dict(amount=MOST),
+        [dict(amount=MIDDLE)],
+    ),
+    order(
+        "A fixed proportion of the groups makes the classifier fairer than random sampling",
+        "4.4, Figure 5",
+        "essp_accuracy",
+        OURS,
+        dict(third=PROPORTION),
+        [dict(third=RANDOM)],
+    ),
+    order(
+        "Dynamic reweighting is fairer than a fixed proportion",
+        "4.4, Figure 6",
+        "essp_accuracy",
+        OURS,
+        dict(third=REWEIGHTED),
+        [dict(third=PROPORTION)],
+    ),
+]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #7a3c0d05
+def settings(
+    records: pd.DataFrame,  # of classifier.ipynb
+    main: int,  # images of each cell, the number of Figure 3a
+) -> pd.DataFrame:  # with arm (or NONE), third and amount ('': of none of them)
+    "Which of the paper's settings each number belongs to."
+    t = records
+    plain = t.joins.eq("none") & t.sampler.eq("shuffle") & t.draws.eq(0) & t.reweight.eq("none")
+    drawn = t.joins.eq("images") & t.arm.isin(list(ARMS)) & t.sampler.eq("shuffle") & t.draws.eq(0)
+    for column, usual in dict(accept="all", held_out="", words="paper").items():
+        drawn &= t[f"images_{column}"].fillna("").isin([usual, ""])
+    alike = drawn & t.proportions.eq("") & t.reweight.eq("none")
+    third = t.proportions.where(drawn & t.reweight.eq("none"), "")
+    third = third.mask(drawn & t.reweight.ne("none") & t.proportions.eq(""), REWEIGHTED)
+    third = third.mask(alike, RANDOM).where(t.added.eq(main), "").mask(plain, RANDOM)
+    numbers = sorted(set(t.added[alike]))
+    names = {numbers[0]: FEWEST, numbers[-1]: MOST} if len(numbers) > 2 else {}
+    names |= {numbers[len(numbers) // 2]: MIDDLE} if names else {}
+    amount = t.added.map(lambda n: names.get(n, str(n))).where(alike, "")
+    return t.assign(arm=t.arm.where(drawn, "").mask(plain, NONE), third=third, amount=amount)

@@ -189,6 +189,7 @@ is called "all" or holds " / "
 drop that group first
 percent is for print
 Read groups, not cells
+mixes {}: select one of its values
 has no training image to copy
 """.strip().splitlines()
 

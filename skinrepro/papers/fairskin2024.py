@@ -1248,10 +1248,12 @@ def settings(
 ) -> pd.DataFrame:  # with arm (or NONE), third and amount ('': of none of them)
     "Which of the paper's settings each number belongs to."
     t = records
-    plain = t.joins.eq("none") & t.sampler.eq("shuffle") & t.draws.eq(0) & t.reweight.eq("none")
-    drawn = t.joins.eq("images") & t.arm.isin(list(ARMS)) & t.sampler.eq("shuffle") & t.draws.eq(0)
-    for column, usual in dict(accept="all", held_out="", words="paper").items():
-        drawn &= t[f"images_{column}"].fillna("").isin([usual, ""])
+    usual = t.sampler.eq("shuffle") & t.steps_as.eq("own") & t.augment.eq("plain")
+    usual &= t.cells.eq("all")
+    plain = t.joins.eq("none") & usual & t.reweight.eq("none")
+    drawn = t.joins.eq("images") & t.arm.isin(list(ARMS)) & usual
+    for column, value in dict(accept="all", held_out="", words="paper").items():
+        drawn &= t[f"images_{column}"].fillna("").isin([value, ""])
     alike = drawn & t.proportions.eq("") & t.reweight.eq("none")
     third = t.proportions.where(drawn & t.reweight.eq("none"), "")
     third = third.mask(drawn & t.reweight.ne("none") & t.proportions.eq(""), REWEIGHTED)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['resize_for', 'train_store_size', 'cache_pair', 'normalisation', 'eval_transform', 'Draw', 'draw_augmentation',
-           'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'weighted_sampler',
-           'batches', 'image_batches']
+           'augment', 'train_transform', 'encode_labels', 'encode_multi', 'class_weights', 'row_sampler',
+           'weighted_sampler', 'shuffled_sampler', 'batches', 'strong_augmentation', 'image_batches']
 
 # %% ../nbs/16_batches.ipynb #1e117ac8
 import queue
@@ -298,6 +298,24 @@ def class_weights(
     count = np.bincount(np.asarray(codes), minlength=n_classes or 0)
     return np.where(count > 0, 1 / np.maximum(count, 1) ** power, 0.0)
 
+# %% ../nbs/16_batches.ipynb #55a3a3c6
+def row_sampler(
+    weights,  # (n,) >= 0, of each training image
+    seed: int,  # of the run
+    epoch: int,  # each has its own draw, so that a resumed run continues with the right one
+    draws: int | None = None,  # how many; None: as many as there are images
+) -> np.ndarray:  # (draws,) positions 0..n-1, drawn with replacement
+    "Epoch's order with a weight for each image. Raises ValueError for what is no weight."
+    w = np.asarray(weights, dtype=float)
+    if w.ndim != 1 or not np.isfinite(w).all() or (w < 0).any():
+        raise ValueError("Weights must be one number for each image, finite and not negative.")
+    if not w.sum() > 0:
+        raise ValueError(
+            f"The weights of {len(w)} images sum to 0: nothing can be drawn. Give a positive weight"
+            " to the images that should train."
+        )
+    return np.random.default_rng([seed, epoch]).choice(len(w), draws or len(w), p=w / w.sum())
+
 # %% ../nbs/16_batches.ipynb #ec7e863d
 def weighted_sampler(
     codes: np.ndarray,  # (n,) class codes of the training images
@@ -314,6 +332,18 @@ def weighted_sampler(
     return np.random.default_rng([seed, epoch]).choice(
         len(codes), draws or len(codes), p=weight / weight.sum()
     )
+
+# %% ../nbs/16_batches.ipynb #d9b7e95b
+def shuffled_sampler(
+    n: int,  # training images
+    seed: int,  # of the run
+    epoch: int,  # each has its own order
+    draws: int | None = None,  # how many; None: n
+) -> np.ndarray:  # (draws,) positions 0..n-1; none comes again before each has come
+    "Epoch's order without weights."
+    draws, rng = n if draws is None else draws, np.random.default_rng([seed, epoch])
+    passes = [rng.permutation(n) for _ in range(max(1, -(-draws // n)))]
+    return np.concatenate(passes)[:draws]
 
 # %% ../nbs/16_batches.ipynb #2e945721
 def batches(
@@ -389,6 +419,31 @@ def _ahead(prepare, n: int, prefetch: int):
     finally:
         stop.set()
         thread.join()
+
+# %% ../nbs/16_batches.ipynb #251c7730
+def strong_augmentation(
+    train,  # epoch -> batches (x, ...), x float32 (B, 3, size, size), normalised
+    mean: tuple,  # per channel, as the transform of these batches was given it
+    std: tuple,  # per channel
+    seed: int,  # of the run
+):  # epoch -> the same batches, x changed
+    "RandAugment of each image, two operations of magnitude 9, as torchvision has them."
+
+    def of(epoch):
+        import torch
+        from torchvision.transforms.v2 import RandAugment
+
+        change = RandAugment()
+        for k, (x, *rest) in enumerate(train(epoch)):
+            at, width = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, std))
+            pixels = ((x * width + at) * 255).round().clamp(0, 255).to(torch.uint8)
+            drawn = int(np.random.default_rng([seed, epoch, k, 1]).integers(2**63))
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(drawn)
+                pixels = torch.stack([change(image) for image in pixels])
+            yield ((pixels.float() / 255 - at) / width, *rest)
+
+    return of
 
 # %% ../nbs/16_batches.ipynb #84f10db4
 def image_batches(

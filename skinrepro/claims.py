@@ -142,6 +142,7 @@ class Rule:
     # pairs has an interval for 1 - (1 - confidence) / k. Support needs every pair anyway
     corrected: bool = True
     train_size: str = "train_size"  # metric with the training images, of draws that overlap; or ''
+    overlap: float = 0.0  # n_test / n_train of such draws, where no metric tells it
     confidence: float = 0.95
 
     def __post_init__(self):
@@ -298,7 +299,7 @@ def _compare(test: _Test, records, claim: Claim) -> dict:
     rule, p = claim.rule, test.pairs
     d = (p.a - p.b).groupby(p[rule.draw]).mean()
     n = len(p) / (1 / p.n.astype(float)).sum() if rule.counted else None
-    overlap = _overlap(records, p, rule.train_size)
+    overlap = max(rule.overlap, _overlap(records, p, rule.train_size))
     k = len(claim.pairs) if rule.corrected else 1
     effect, low, high = effect_interval(d, n, overlap, rule.confidence)
     wide = effect_interval(d, n, overlap, 1 - (1 - rule.confidence) / k)[1:]
@@ -474,7 +475,8 @@ def _effect_words(rule: Rule, metrics: list) -> str:
 
 # %% ../nbs/62_claims.ipynb #96360d18
 def _interval_words(rule: Rule) -> str:
-    wider = ", widened for overlapping draws (Nadeau & Bengio 2003)" if rule.train_size else ""
+    widened = rule.train_size or rule.overlap
+    wider = ", widened for overlapping draws (Nadeau & Bengio 2003)" if widened else ""
     floor = f", with a spread of at least one test image in one {rule.word}" * rule.counted
     return f"Interval: {_share(rule)}, Student t over {rule.word}s{wider}{floor}."
 

@@ -294,8 +294,8 @@ def data_parts(
     tests: tuple = ("test",),  # names of the parts that test, e.g. in and out of distribution
     # (len(m), k) of zeros and ones, e.g. from batches.encode_multi; None: the code of each label
     targets: np.ndarray | None = None,
-    # epoch -> positions among the training rows; None: classes equally often, or, with `targets`,
-    # each row once
+    # epoch -> positions among the training rows, e.g. batches.shuffled_sampler(n, seed, epoch) for
+    # each row once; None: classes equally often, or, with `targets`, each row once
     sampler: Callable | None = None,
     # images of an epoch of the sampler that draws classes equally often; None: as many as train
     draws: int | None = None,

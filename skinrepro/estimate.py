@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
 
-from .core import atomic_path, hash_text, kept_json, paths
+from .core import atomic_path, check_choice, hash_text, kept_json, paths
 from .job import seconds_taken
 
 # %% ../nbs/71_estimate.ipynb #8e0817c5
@@ -256,7 +256,7 @@ def _timing_base(name, precision):
 
 # %% ../nbs/71_estimate.ipynb #7a9a6f1b
 def training_work(
-    what: str,  # 'LoRA' or 'textual inversion'
+    what: str,  # 'LoRA', 'textual inversion' or 'fine-tuning'
     base: str,  # base model, as `latent.BASES` names it
     images: int,  # in a step
     precision: str,
@@ -273,7 +273,7 @@ def training_work(
 
 # %% ../nbs/71_estimate.ipynb #7df3312d
 def training_rate(
-    what: str,  # 'LoRA' or 'textual inversion'
+    what: str,  # 'LoRA', 'textual inversion' or 'fine-tuning'
     base: str,  # base model, as `latent.BASES` names it
     images: int,  # in a step
     precision: str,
@@ -283,19 +283,19 @@ def training_rate(
 
     from skinrepro.latent import Latents
     from skinrepro.loop import Training
-    from skinrepro.personalise import lora, textual_inversion
+    from skinrepro.personalise import fine_tune, lora, textual_inversion
 
     model = _timing_base(base, precision)
     channels, side = model.unet.config.in_channels, model.unet.config.sample_size
     x = torch.randn(images, 1, channels, side, side, generator=torch.Generator().manual_seed(0))
     latents = Latents(x, torch.zeros_like(x), 1.0, "timing")
     few = 9 if base == "miniature" else 3
+    ways = {"LoRA": lora, "textual inversion": textual_inversion, "fine-tuning": fine_tune}
+    train = ways[check_choice("what", what, ways)]
+    word = "timing-class" if train is textual_inversion else "An image of skin"
 
     def run(steps):
         settings = Training(steps, images, lr=5e-6, precision=precision, every=10**6)
-        train, word = (
-            (lora, "An image of skin") if what == "LoRA" else (textual_inversion, "timing-class")
-        )
         train(model.copy(), latents, [word] * images, settings, progress=False)
 
     run(1)  # warms up

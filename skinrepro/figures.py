@@ -377,7 +377,8 @@ def label_grid(
     ]
     pictures = pd.concat(shown, ignore_index=True).dropna(subset="column")
     order = list(columns.values())
-    return gallery(pictures.sort_values("column", key=lambda c: c.map(order.index)), title)
+    by_column = pictures.sort_values("column", key=lambda c: c.map(order.index), kind="stable")
+    return gallery(by_column, title)
 
 # %% ../nbs/61_figures.ipynb #9bd61534
 def canvas(

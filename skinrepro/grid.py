@@ -79,6 +79,11 @@ def _listed(v):
 def _refers(v):
     return isinstance(v, str) and v.startswith("@")
 
+# %% ../nbs/07_grid.ipynb #fa569f1d
+def _referred(v: str) -> tuple:  # section; the parameters in which its run must agree, None: all
+    name, _, keys = v[1:].partition(":")
+    return name, tuple(k.strip() for k in keys.split(",")) if keys else None
+
 # %% ../nbs/07_grid.ipynb #5da2f1ed
 class Typed(str):
     "A value as it was typed, to be read when it is known what the parameter holds."
@@ -202,7 +207,8 @@ def _section(
     if asked is None:
         return None
     check_parameters({k: _listed(v)[0] for k, v in asked.items() if _listed(v)}, defaults, where)
-    refers = [v[1:] for given in asked.values() for v in _listed(given) if _refers(v)]
+    listed = [v for given in asked.values() for v in _listed(given)]
+    refers = [_referred(v)[0] for v in listed if _refers(v)]
     return _Section(
         notebook,
         defaults,
@@ -232,23 +238,33 @@ def _resolve(name: str, sections: dict, out: dict, file: Path, profile: str, abo
     for p in s.combinations:
         p = check_parameters(p, s.defaults, where)
         check_ranges(p, allowed, where)
-        refs = {k: v[1:] for k, v in p.items() if _refers(v)}
-        fits = {other: _agreeing(p, s, out[other], sections[other], refs) for other in s.needs}
+        refs = {k: _referred(v) for k, v in p.items() if _refers(v)}
+        fits = {
+            other: _agreeing(p, s, out[other], sections[other], refs, other) for other in s.needs
+        }
         for other, found in fits.items():
             if not found:
                 raise ParameterError(f"{where}: no run of [{other}] agrees with {p}.")
-        made = {k: _only(fits[other], f'{where}: {k} = "@{other}"') for k, other in refs.items()}
+        made = {
+            k: _only(fits[other], f'{where}: {k} = "@{other}"') for k, (other, _) in refs.items()
+        }
         p |= {k: r.id for k, r in made.items()}
         needs = tuple(dict.fromkeys(r.id for found in fits.values() for r in found))
         runs.append(Run(file.parent.name, name, s.notebook, p, needs, made, s.reads, s.resources))
     out[name] = runs
 
 # %% ../nbs/07_grid.ipynb #108fc2a1
-def _agreeing(p: dict, mine: _Section, theirs: list, their: _Section, refs) -> list:
+def _agreeing(p: dict, mine: _Section, theirs: list, their: _Section, refs, other: str) -> list:
     """Runs of a needed section that have the same value in all that both notebooks declare and
-    either section sweeps.
+    either section sweeps; or in the parameters that the reference names.
     """
+    named = next((keys for section, keys in refs.values() if section == other and keys), None)
+    if strange := [k for k in named or () if k not in p or k not in their.defaults]:
+        raise ParameterError(
+            f"@{other}:{','.join(named)}: {strange[0]!r} is no parameter that both notebooks share."
+        )
     keys = [k for k in mine.swept | their.swept if k in p and k in their.defaults and k not in refs]
+    keys = keys if named is None else named
     return [r for r in theirs if all(r.parameters[k] == p[k] for k in keys if k not in r.made_from)]
 
 # %% ../nbs/07_grid.ipynb #2d30ddaa

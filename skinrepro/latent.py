@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BASES', 'TIMING_ONLY', 'TOY_WORDS', 'BaseModelError', 'BaseModel', 'Base', 'refuse_random', 'dtype_of', 'available',
-           'remedy', 'load_base', 'toy_tokenizer', 'toy_base', 'clip_tokenizer', 'prompt_ids', 'encode_prompts',
-           'Latents', 'toy_latents', 'encode_images', 'module_hash']
+           'remedy', 'load_base', 'toy_tokenizer', 'toy_base', 'clip_tokenizer', 'prompt_ids', 'unknown_words',
+           'encode_prompts', 'Latents', 'toy_latents', 'encode_images', 'module_hash']
 
 # %% ../nbs/24_latent.ipynb #0b602a27
 import copy
@@ -938,25 +938,35 @@ def prompt_ids(
             f"{len(long)} prompt(s) are too long for {base.name}, first {long[0][0]!r}:"
             f" {long[0][1]} tokens with begin and end, of which it takes {limit}. Shorten it."
         )
-    _warn_unknown(tok, prompts, ids)
+    _warn_unknown(base, prompts, ids)
     return torch.tensor([i + [tok.pad_token_id] * (limit - len(i)) for i in ids])
 
 # %% ../nbs/24_latent.ipynb #014af55e
 _warned = set()
 
-# %% ../nbs/24_latent.ipynb #d08fe943
-def _warn_unknown(tok, prompts, ids):
-    "Say, once, which words the model cannot read."
+# %% ../nbs/24_latent.ipynb #5b1c7d0e
+def unknown_words(
+    base: Base,
+    prompts: list,  # of str
+) -> list:  # as they are written, sorted
+    "Words that a model cannot read: none where its tokenizer spells them, as CLIP's does."
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts = {prompts!r} must be a list of texts.")
+    tok = base.tokenizer
     unk = tok.unk_token_id
     if unk is None or unk in (tok.bos_token_id, tok.eos_token_id, tok.pad_token_id):
-        return  # CLIP spells what it does not know
+        return []
     words = set()
-    for p, row in zip(prompts, ids):
-        if unk not in row:
-            continue
-        spans = tok(p, return_offsets_mapping=True, verbose=False).offset_mapping
-        words |= {p[a:b] for i, (a, b) in zip(row, spans) if i == unk}
-    if new := sorted(words - _warned):
+    for p in dict.fromkeys(prompts):
+        read = tok(p, padding=False, return_offsets_mapping=True, verbose=False)
+        words |= {p[a:b] for i, (a, b) in zip(read.input_ids, read.offset_mapping) if i == unk}
+    return sorted(words)
+
+# %% ../nbs/24_latent.ipynb #d08fe943
+def _warn_unknown(base, prompts, ids):
+    "Say, once, which words the model cannot read."
+    lacking = [p for p, row in zip(prompts, ids) if base.tokenizer.unk_token_id in row]
+    if new := [w for w in unknown_words(base, lacking) if w not in _warned]:
         _warned.update(new)
         warnings.warn(
             f"The tokenizer does not know {', '.join(map(repr, new))}: the model reads the same"

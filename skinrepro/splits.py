@@ -6,7 +6,7 @@
 __all__ = ['TOGETHER', 'LINKS', 'TRAIN_TYPES', 'draw', 'first_rows', 'few_of_each', 'proportional', 'clusters', 'draw_clusters',
            'FlexibleSplit', 'flexible_parts', 'flexible_split', 'SplitError', 'leaks', 'assert_disjoint', 'drop_leaks',
            'group_split', 'group_folds', 'holdout', 'subgroup_split', 'listed_parts', 'mark', 'overlap', 'part_sizes',
-           'mix', 'training_set']
+           'mix', 'allocate', 'take', 'training_set']
 
 # %% ../nbs/14_splits.ipynb #019ad7a9
 from collections.abc import Callable, Iterable, Mapping
@@ -586,6 +586,71 @@ def mix(
     joined = pd.concat([kept, made[kept.columns]], ignore_index=True)
     assert_disjoint(*(joined[joined.split == p] for p in ("train", "val", "test")), by=by)
     return manifest.validate(joined)
+
+# %% ../nbs/14_splits.ipynb #5616b0bf
+def allocate(
+    proportions: Mapping,  # group -> its share, all groups of the cells; they sum to 1
+    total: int,  # images
+    cells: Iterable,  # pairs (group, label) that can be had
+) -> pd.Series:  # images of each cell, indexed by group and label; they sum to total
+    """Images of each group and label. Raises ValueError for shares that are none, and for groups
+    without a share or without cells.
+    """
+    cells = pd.MultiIndex.from_tuples(list(dict.fromkeys(cells)), names=["group", "label"])
+    share = pd.Series(dict(proportions), dtype=float)
+    _check_shares(share, cells.unique("group"))
+    if total < 0 or int(total) != total:
+        raise ValueError(f"total = {total} is no number of images.")
+    of_group = pd.Series(_apportioned(share * total, total), share.index)
+    out = pd.Series(0, cells, name="n")
+    for group, n in of_group.items():
+        mine = cells.get_level_values("group") == group
+        out[mine] = _apportioned(np.full(mine.sum(), n / mine.sum()), n)
+    return out
+
+# %% ../nbs/14_splits.ipynb #6baa4a47
+def _check_shares(share: pd.Series, groups):
+    strange, without = set(share.index) - set(groups), set(groups) - set(share.index)
+    if strange:
+        raise ValueError(f"No cell of group {_first(strange)}; there are {_first(groups)}.")
+    if without:
+        raise ValueError(f"No proportion for {_first(without)}: give 0 to leave the group out.")
+    if not (share >= 0).all():
+        raise ValueError(f"A proportion is negative or no number: {share.to_dict()}.")
+    if abs(share.sum() - 1) > 1e-6:
+        raise ValueError(f"The proportions {share.to_dict()} sum to {share.sum():.6g}, not to 1.")
+
+# %% ../nbs/14_splits.ipynb #7c3fdb85
+def _apportioned(quota, total: int) -> np.ndarray:  # whole numbers that sum to total
+    "Hamilton's method: whole parts, then one more for the largest remainders, the first of equals."
+    quota = np.round(np.asarray(quota, dtype=float), 9)  # 0.3 of 7500 is 2250, not a bit less
+    whole = np.floor(quota).astype(int)
+    whole[np.argsort(whole - quota, kind="stable")[: int(total) - whole.sum()]] += 1
+    return whole
+
+# %% ../nbs/14_splits.ipynb #a55f50e1
+def take(
+    made: pd.DataFrame,  # manifest of generated images, with group and label
+    per_cell,  # images of each (group, label), e.g. from `allocate`, or one number for all cells
+) -> pd.DataFrame:  # rows of made, in its order; cells that are not asked for are left out
+    "The first images of each cell. Raises ValueError naming the cells that have too few."
+    by = ["group", "label"]
+    if isinstance(per_cell, int):
+        per_cell = dict.fromkeys(made.groupby(by).groups, per_cell)
+    wanted = pd.Series({tuple(k): int(n) for k, n in dict(per_cell).items()})
+    there = made.groupby(by).size().reindex(wanted.index, fill_value=0)
+    short = there[there < wanted]
+    if len(short):
+        said = "; ".join(
+            f"{' / '.join(map(str, k))} has {n} of {wanted[k]}" for k, n in short.head(5).items()
+        )
+        raise ValueError(
+            f"Too few generated images: {said}{' ...' if len(short) > 5 else ''}. Generate more, or"
+            " ask for fewer."
+        )
+    cell = pd.MultiIndex.from_frame(made[by].astype(object))
+    most = np.array([wanted.get(k, 0) for k in cell])
+    return made[made.groupby(by).cumcount().to_numpy() < most]
 
 # %% ../nbs/14_splits.ipynb #c625e703
 TRAIN_TYPES = ("real", "syn", "real+syn")

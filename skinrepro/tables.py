@@ -830,7 +830,7 @@ ANSWERS = {  # columns that say what was found; the others say where a number be
     *OUT,
     *("printed effect low high differs rival draws pairs repetitions mde mde_low mde_high".split()),
     *("value n average sd n_min n_max n_train n_test classes network gap relative seeds".split()),
-    *("run_id ita caption light dark n_light n_dark profile".split()),
+    *("run_id ita caption light dark n_light n_dark n_real below_floor profile".split()),
 } - {"data"}
 
 

@@ -89,6 +89,7 @@ ONE_PROCESS = {
 LONG = (
     *sorted(ONE_PROCESS),
     "test_wang2024",
+    "test_fairskin2024",
     "test_workflow",
     "test_runs",
     "test_made_up_paper",

@@ -26,6 +26,8 @@ from skinrepro.batches import (
     image_batches,
     normalisation,
     resize_for,
+    shuffled_sampler,
+    strong_augmentation,
     train_store_size,
     train_transform,
     weighted_sampler,
@@ -311,3 +313,47 @@ def test_an_epoch_is_a_permutation_with_mirrors(stores):
         flips = np.concatenate([rng.random(n) < 0.5 for n in (5, 5, 2)])
         assert [torch.equal(plain[w[0]], y) for w, y in zip(which, x)] == (~flips).tolist()
     assert len(seen) == 4
+
+
+def test_strong_augmentation_is_that_of_torchvision_and_of_the_epoch():
+    """Each image of a batch is changed by RandAugment with draws of run, epoch and batch; a
+    training that is resumed sees the same, and the draws of the network are not touched.
+    """
+    from torchvision.transforms.v2 import RandAugment
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    pixels = torch.randint(0, 256, (6, 3, 24, 24), generator=torch.Generator().manual_seed(0))
+    shift, scale = (torch.tensor(v).view(1, 3, 1, 1) for v in (mean, std))
+    plain = (pixels / 255 - shift) / scale
+    codes = torch.arange(6)
+
+    def train(epoch):
+        return iter([(plain[:4], codes[:4], codes[:4]), (plain[4:], codes[4:], codes[4:])])
+
+    strong = strong_augmentation(train, mean, std, seed=3)
+    before = torch.get_rng_state()
+    made = list(strong(2))
+    assert torch.equal(before, torch.get_rng_state())
+    for k, (x, y, rows) in enumerate(made):
+        part = slice(0, 4) if k == 0 else slice(4, 6)
+        assert torch.equal(y, codes[part]) and torch.equal(rows, codes[part])
+        change = RandAugment(num_ops=2, magnitude=9)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(np.random.default_rng([3, 2, k, 1]).integers(2**63)))
+            by_hand = [change(image.to(torch.uint8)) for image in pixels[part]]
+        got = ((x * scale + shift) * 255).round().to(torch.int64)
+        assert torch.equal(got, torch.stack(by_hand).to(torch.int64))
+        assert not torch.equal(got, pixels[part])
+    for (a, *_), (b, *_) in zip(made, strong(2), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(next(strong(3))[0], made[0][0])
+    assert not torch.equal(next(strong_augmentation(train, mean, std, 4)(2))[0], made[0][0])
+
+
+@pytest.mark.parametrize("draws", [3, 10, 11, 35])
+def test_whole_passes_before_an_image_comes_again(draws):
+    n = np.bincount(shuffled_sampler(10, 1, 2, draws), minlength=10)
+    assert n.sum() == draws and n.max() - n.min() <= 1
+    assert np.array_equal(
+        shuffled_sampler(10, 1, 2, draws)[:10], shuffled_sampler(10, 1, 2)[:draws]
+    )

@@ -284,3 +284,14 @@ def test_committed_figures_are_stamped_and_small(table):
         assert PHANTOM_STAMP in svg
     assert len(t) and "path" not in t and not re.search(r"(?<![\w.:/])/(home|root|tmp|Users)/", svg)
     assert all(table.with_suffix(s).stat().st_size < 1_500_000 for s in (".png", ".svg"))
+
+
+def test_rows_of_a_label_grid_keep_their_order():
+    "Many rows: an unstable sort by column once turned some of them around."
+    labels = [f"label {i}" for i in range(7)]
+    black = np.zeros((4, 4, 3), np.uint8)
+    images = pd.DataFrame(dict(label=labels, path=[black] * 7))
+    rows = {f"row {i}": images for i in range(12)}
+    fig = figures.label_grid(rows, labels)
+    named = [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel()]
+    assert [n.replace("\n", " ") for n in named] == list(rows)

@@ -5,6 +5,8 @@ a result): each table has its file, no cell is lost, and no two different things
 import json
 import os
 import re
+import shutil
+import tomllib
 
 import numpy as np
 import pandas as pd
@@ -105,7 +107,161 @@ def of_vae(run, rng):
     return pd.concat(rows, ignore_index=True)
 
 
+# of fairskin2024: what each arm is made to give. One sign turns every effect around
+ARMS = ("vanilla", "CBRS", "SQRS", "CBDM", "FairSkin-S", "FairSkin-C")
+GROUPS = {"African": 30, "Asian": 75, "Caucasian": 152, "all": 257}  # test images
+DISEASES = (
+    "allergic contact dermatitis",
+    "basal cell carcinoma",
+    "lichen planus",
+    "psoriasis",
+    "squamous cell carcinoma",
+)
+CELLS = [f"{g} / {d}" for g in list(GROUPS)[:3] for d in DISEASES]
+VARIANCES = dict(zip(ARMS, (300.0, 200.0, 150.0, 42.0, 23.37, 23.37)))  # differences as printed
+TURNED = ("mini",)  # profiles at which everything is the other way round
+
+
+def sign(p) -> int:
+    return -1 if p["profile"] in TURNED else 1
+
+
+def gain(p) -> float:
+    "Of an arm, in units of a tenth; each arm has its own."
+    arm = p["arm"]
+    return 0.0 if not arm else (0.2, 0.3, 0.4, 0.5, 1.0, 1.2)[ARMS.index(arm)]
+
+
+def amounts(profile) -> list:
+    "Images of each cell that are tried."
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    main = grid["augmented"][profile]["added"]
+    return sorted([main, *grid["sizes"][profile]["added"]])
+
+
+def third(p) -> float:
+    "What number, shares and reweighting add, each its own."
+    numbers = amounts(p["profile"])
+    if p["joins"] == "none":
+        return 0.0
+    if p["reweight"] != "none":
+        return 0.5
+    shares = ("", "0.5:0.3:0.2", "0.3:0.2:0.5", "0.2:0.3:0.5").index(p["proportions"])
+    if shares:
+        return 0.2 + 0.05 * shares
+    middle = numbers[len(numbers) // 2]
+    from_middle = abs(numbers.index(p["added"]) - numbers.index(middle))
+    return -0.05 * from_middle - 0.01 * (p["added"] > middle)
+
+
+def of_answers(p, group) -> dict:
+    "Numbers of a classifier, all different."
+    s, where = sign(p), list(GROUPS).index(group)
+    out = dict(accuracy=0.6 + 0.1 * s * gain(p) + 0.01 * third(p))
+    if group != "all":  # the worst gains, the best loses a little
+        return dict(accuracy=(0.5, 0.6, 0.75)[where] + s * gain(p) * (0.05, 0, -0.03)[where])
+    numbers = amounts(p["profile"])
+    many = p["joins"] == "images" and p["added"] > numbers[len(numbers) // 2]
+    out |= dict(dp_accuracy=0.4 - 0.1 * s * (gain(p) + third(p)) + 0.1 * s * many)
+    out |= dict(dp_classes=0.3 + out["dp_accuracy"], accuracy_worst=out["accuracy"] - 0.1)
+    for reading, at in dict(accuracy=0.5, classes=0.4).items():
+        out[f"essp_{reading}"] = at + 0.1 * s * (gain(p) + third(p))
+        for given in ("", "_given_label"):
+            out[f"dp_{reading}_by_chance{given}"] = 0.1
+    return out
+
+
+def of_joined(run, rng):
+    p, rows = run.parameters, []
+    names = dict(zip(GROUPS, ("dark", "medium", "light", "all")))  # of other photographs
+    for group, n in GROUPS.items():
+        noisy = {k: v + rng.normal(0, 1e-4) for k, v in of_answers(p, group).items()}
+        group = names[group] if p["data"] == "pad_ufes20" else group
+        rows.append(number_rows(noisy, n, group))
+    made = p["joins"] != "none"
+    sizes = dict(n_train=2061, n_test=257, n_classes=5, n_classes_train=5, n_classes_test=5)
+    about = dict(images_accept="all", images_words="paper") if made else {}
+    about = dict(images_accept="", images_words="", images_held_out="") | about
+    return pd.concat(rows).assign(select_on="last", epoch=9, **sizes, **about)
+
+
+def fid_of(p, group) -> float:
+    where = (*CELLS, *GROUPS).index(group)
+    return 60.0 + where - 10 * sign(p) * gain(p)
+
+
+def of_pictures(run, rng):
+    p, s, g, rows = run.parameters, sign(run.parameters), gain(run.parameters), []
+    for reference, more in (("real", 0.0), ("truth", 1000.0)):  # never one number
+        about = dict(reference=reference, described_by=p["features"], d=2048)
+        for group in (*GROUPS, *CELLS):
+            n_real = 12 if group in CELLS else 300
+            found = {"fid": fid_of(p, group) + more, "kid": 0.01 * fid_of(p, group) + more}
+            noisy = {k: v + rng.normal(0, 1e-4) for k, v in found.items()}
+            few = number_rows(noisy, 1000, group, **{k: [v] for k, v in about.items()})
+            rows.append(few.assign(n_real=n_real, below_floor=group in CELLS))
+        variance = VARIANCES[p["arm"]] if s > 0 else 500 - VARIANCES[p["arm"]]
+        kinds = {
+            f"{m}_variance{k}": variance + i + more + 7 * (m == "kid")
+            for m in ("fid", "kid")
+            for i, k in enumerate(("", "_sample", "_cells", "_cells_sample"))
+        }
+        rows.append(
+            number_rows(kinds, 3, **{k: [v] for k, v in about.items()}).assign(below_floor=3)
+        )
+    seen = dict(inception_score=2 + 0.1 * s * g, silhouette_disease=0.1 * s * g)
+    seen |= dict(silhouette_group=0.5 - 0.1 * s * g, judge_agrees=0.5, n_images=15000)
+    rows.append(number_rows({k: v + rng.normal(0, 1e-4) for k, v in seen.items()}, 15000))
+    for i, name in enumerate(dict.fromkeys((p["features"], p["copies_features"]))):
+        near = dict(copy_share=0.1 * (i + 1), copy_share_of_real=0.01 * (i + 1))
+        rows.append(number_rows(near, 15000, described_by=[name]))
+    if p["data"] == "phantom":
+        for group in (*GROUPS, *CELLS):
+            asked = dict(asked_disease=0.6, asked_group=0.7)
+            rows.append(number_rows(asked, 60, group))
+            if group in GROUPS:  # true images are judged by group
+                top = {k: v + 0.25 for k, v in asked.items()}
+                rows.append(number_rows(top, 60, group, reference=["ceiling"]))
+    return pd.concat(rows, ignore_index=True)
+
+
+def pictured(run):
+    "What a run of images.ipynb keeps: images that say of themselves how they were made, and a map."
+    from skinrepro import generate, manifest
+    from skinrepro.papers import fairskin2024 as paper
+
+    class Paint(generate.Drawer):
+        size = 8
+
+        def settings(self):
+            return dict(weights=f"no weights: {run.parameters['arm']}")
+
+        def draw(self, rows):
+            return lambda i: np.full((8, 8, 3), int(rows.seed.iloc[i]) % 256, np.uint8)
+
+    wanted = paper.specs(paper.STUDIES["phantom"], 2, 2.0, 2, run.parameters["seed"])
+    made = generate.generate(wanted, run.folder / "images", Paint(), progress=False)
+    manifest.write(made.assign(split="train"), run.folder / "manifest.parquet")
+    x = np.arange(len(made), dtype=float)
+    made = made.assign(group=wanted.group.to_numpy(), x=x, y=-x)
+    made[["image_id", "group", "label", "x", "y"]].to_csv(run.folder / paper.MAP, index=False)
+
+
+def of_tuning(run, rng):
+    p, rows = run.parameters, []
+    stops = (0, *(int(v) for v in p["points"].split(",") if v), p["steps"])
+    for k, at in enumerate(stops if p["data"] == "phantom" else ()):
+        for group in (*GROUPS, *CELLS):
+            asked = dict(asked_disease=0.2 * (k + 1), asked_group=0.1 * (k + 1))
+            rows.append(number_rows(asked, 4, group, at=[at]))
+    losses = number_rows(dict(loss=0.3), 2061, "last")
+    return pd.concat([*rows, losses, number_rows(dict(n_train=2061), 2061)], ignore_index=True)
+
+
 MADE = dict(
+    finetune=of_tuning,
+    images=of_pictures,
+    classifier=of_joined,
     scenario=of_classifier,
     ablation=of_classifier,
     generator=of_generator,
@@ -115,25 +271,28 @@ MADE = dict(
 )
 
 
-def report(paper, folder, beside=()):
-    """Records of every run of the paper profile, and the report on them; `beside` them those of
-    other runs that the store holds, as (profile, section).
+def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", made=True, kept=None):
+    """Records of every run of a profile (or of none), and the report on them; `beside` them those
+    of other runs that the store holds, as (profile, section), perhaps with other data; `kept`:
+    folder of committed records.
     """
-    places = dict(RUNS="runs", FIGURES="figs", COMMITTED="nothing")
+    places = dict(RUNS="runs", FIGURES="figs", COMMITTED=kept or "nothing")
     places = {f"SKINREPRO_{k}": str(folder / v) for k, v in places.items()}
     before = {k: os.environ.get(k) for k in places}
     os.environ |= places
     try:
         rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
-        asked = dict(data="fitzpatrick17k", profile="paper")
-        found = [("paper", run) for run in read_grid(PAPERS / paper, "paper")]
-        for profile, section in beside:
-            more = read_grid(PAPERS / paper, profile, section, data=asked["data"])
-            found += [(profile, run) for run in more]
-        for profile, run in found:
+        asked = dict(data=data, profile=profile)
+        found = [(profile, run) for run in read_grid(PAPERS / paper, profile)] if made else []
+        for other, section, *photographs in beside:
+            more = read_grid(PAPERS / paper, other, section, data=(photographs or [data])[0])
+            found += [(other, run) for run in more]
+        for of, run in found:
             rows = MADE[run.notebook.stem](run, rng)
-            stamp = provenance(asked["data"], *about, profile, "cpu")
+            stamp = provenance(run.parameters.get("data", data), *about, of, "cpu")
             runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
+            if run.notebook.stem == "images" and of == "mini" and run.parameters["seed"] == 0:
+                pictured(run)
         runs.execute_notebook(PAPERS / paper / "report.ipynb", folder / "report.ipynb", asked)
     finally:
         for k, v in before.items():
@@ -267,3 +426,202 @@ def test_claims_of_lopezperez_have_all_repetitions(lopez):
     assert (t.repetitions == 10).all() and "not run" not in set(t.verdict)
     wanted = {f"{n}.{s}" for n in ("claims", "metrics", "gaps") for s in ("md", "csv", "tex")}
     assert wanted <= {f.name for f in lopez.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def fair(tmp_path_factory):
+    return report("fairskin2024", tmp_path_factory.mktemp("fair"))
+
+
+@pytest.fixture(scope="module")
+def turned(tmp_path_factory):
+    "At mini, on phantoms: every effect is the other way round."
+    base = tmp_path_factory.mktemp("turned")
+    beside = [("mini", "plain", "pad_ufes20")]
+    return report("fairskin2024", base, beside, profile="mini", data="phantom")
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    base = tmp_path_factory.mktemp("bare")
+    return report("fairskin2024", base, profile="mini", data="phantom", made=False)
+
+
+NO_IMAGES = "no generated images"
+OF_TABLE1 = "accuracy dp_accuracy dp_classes essp_accuracy essp_classes".split()
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_every_table_of_fairskin_has_all_its_cells(which, request):
+    at = request.getfixturevalue(which)
+    phantom = which == "turned"
+    references = ["real", "truth"] if phantom else ["real"]
+    t = {f.stem: pd.read_csv(f, keep_default_na=False) for f in at.glob("*.csv")}
+    first = t["table1"].set_index(["arm", "metric"])
+    images = ["fid", "fid_variance", "inception_score"]
+    wanted = {(a, m) for a in (NO_IMAGES, *ARMS) for m in OF_TABLE1}
+    assert set(first.index) == wanted | {(a, m) for a in ARMS for m in images}
+    what = [*GROUPS, *(f"variance{k}" for k in ("", " (sample)", " over cells"))]
+    what = {*what, "variance over cells (sample)"}
+    for r in references:
+        two = t["table2" if r == "real" else "table2_truth"]
+        assert len(two) == 2 * len(ARMS) * len(what) and set(two.what) == what
+        assert set(two.reference) == {r} and set(two.below_floor[two.what == "variance"]) == {True}
+        assert set(two.n_real[two.what == "African"].map(str)) == {"300"}
+    assert ("table2_truth" in t) == phantom == ("asked" in t)
+    assert len(t["cells"]) == len(references) * 2 * len(CELLS) * len(ARMS)
+    assert set(t["cells"].below_floor) == {True} and set(t["cells"].n_real.map(str)) == {"12"}
+    assert len(t["table3"]) == 4 * len(ARMS) and len(t["table4"]) >= len(CELLS)
+    for name in ("table1", "cells", "table3", "settings", "copies"):
+        assert set(t[name].draws) == {3}, name
+        assert set(t[name].profile) == {"mini" if phantom else "paper"}
+        assert ("PHANTOM" in (at / f"{name}.md").read_text(encoding="utf-8")) == phantom
+    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6"}
+    drawn |= {"curves", "table3_maps", "table5"} if phantom else set()  # of images that are there
+    assert {f.stem for f in at.glob("*.svg")} == drawn
+
+
+def test_a_row_of_the_gallery_is_of_one_seed_and_prompt(turned):
+    t = pd.read_csv(turned / "table5.csv")
+    assert len(t) == len(CELLS) * len(ARMS) and set(t.column) == set(ARMS)
+    rows = t.groupby("row").agg(seeds=("seed", "nunique"), prompts=("prompt", "nunique"))
+    assert len(rows) == len(CELLS) and rows.eq(1).all(axis=None) and t.seed.nunique() == len(CELLS)
+    assert t.image_id.str.endswith("-0000").all() and set(t.data) == {"phantom"}
+    assert list(t.column[: len(ARMS)]) == list(ARMS)  # in their order
+    t = pd.read_csv(turned / "table3_maps.csv")
+    assert t.groupby("arm").size().to_dict() == dict.fromkeys(ARMS, 2 * len(CELLS))
+
+
+def test_no_two_settings_of_fairskin_become_one_number(fair):
+    "Numbers of images, shares, reweighting, references and feature spaces stay apart."
+    t = pd.read_csv(fair / "settings.csv", keep_default_na=False)
+    t = t[t.metric == "essp_accuracy"]
+    assert not t.duplicated(["arm", "added", "third"]).any()
+    assert len(t) == 1 + len(ARMS) * 5 + 2 * 3 + 2
+    for r in t.itertuples():
+        p = dict(profile="paper", joins="none" if r.arm == NO_IMAGES else "images", added=r.added)
+        p |= dict(arm="" if r.arm == NO_IMAGES else r.arm, reweight="none", proportions="")
+        p |= dict(reweight="loss") if r.third == "reweighted" else {}
+        p |= dict(proportions=r.third) if ":" in r.third else {}
+        expected = of_answers(p, "all")["essp_accuracy"]
+        assert r.average == pytest.approx(expected, abs=5e-4), r
+    runs_of = [set(s.split()) for s in t.runs]
+    assert sum(map(len, runs_of)) == len(set.union(*runs_of)) == 3 * len(t)
+    for name, n in dict(fig3a=7, fig3b=6 * 5, fig5=2 * 4, fig6=2 * 5).items():
+        f = pd.read_csv(fair / f"{name}.csv", keep_default_na=False)
+        assert (f[f.metric == "accuracy"].shape[0], set(f.draws)) == (n, {3}), name
+    f = pd.read_csv(fair / "fig4.csv").set_index(["arm", "group"])
+    assert len(f) == 7 * len(GROUPS) and f.n_min["vanilla", "African"] == GROUPS["African"]
+    c = pd.read_csv(fair / "copies.csv").set_index(["described_by", "arm", "metric"]).average
+    assert c["inception_v3", "CBRS", "copy_share"] == pytest.approx(0.1)
+    assert c["vgg16", "CBRS", "copy_share"] == pytest.approx(0.2)
+
+
+def test_against_real_and_against_true_images_are_two_tables(turned):
+    p = dict(profile="mini", arm="CBDM")
+    for name, more in dict(table2=0, table2_truth=1000).items():
+        t = pd.read_csv(turned / f"{name}.csv").set_index(["measure", "arm", "what"]).average
+        assert t["fid", "CBDM", "African"] == pytest.approx(fid_of(p, "African") + more, abs=1e-3)
+        variance = 500 - VARIANCES["CBDM"] + more
+        assert t["fid", "CBDM", "variance over cells"] == pytest.approx(variance + 2)
+        assert t["kid", "CBDM", "variance"] == pytest.approx(variance + 7)
+    t = pd.read_csv(turned / "asked.csv").set_index(["metric", "group", "arm"])
+    assert t.average["asked_group", CELLS[0], "true images"] == pytest.approx(0.95)
+    assert t.average["asked_group", CELLS[0], "CBRS"] == pytest.approx(0.7)
+    assert set(t.draws) == {3}  # true images are counted once in a draw
+
+
+def test_the_two_printed_differences_of_fid_variance(fair, turned):
+    t = pd.read_csv(fair / "table1_printed.csv", keep_default_na=False)
+    assert set(t.reported) == {-276.63, -18.63} and set(t.verdict) == {"agrees"}
+    assert len(t) == 4 and set(t.variant) == {"FairSkin-S", "FairSkin-C"}
+    assert t.reproduced.to_numpy() == pytest.approx(t.reported.to_numpy(), abs=1e-3)
+    assert set(t.n_seeds) == {3} and t.runs.str.split().map(len).eq(6).all()
+    t = pd.read_csv(turned / "table1_printed.csv", keep_default_na=False)
+    assert set(t.verdict) == {"not comparable"} and t.reason.str.contains("phantom data").all()
+    assert (t.reproduced > 0).all()
+
+
+def test_claims_of_fairskin_can_be_supported_and_contradicted(fair, turned):
+    from skinrepro.papers.fairskin2024 import CLAIMS
+
+    t = pd.read_csv(fair / "claims.csv", keep_default_na=False)
+    assert list(t.claim[: len(CLAIMS)]) == [c.text for c in CLAIMS]
+    other = t.claim[len(CLAIMS) :].str.extract(r"\((over the cells|reading a)\)$")[0]
+    assert other.value_counts().to_dict() == {"reading a": 7, "over the cells": 2}
+    assert dict(zip(t.claim, t.verdict)) == dict.fromkeys(t.claim, "supported")
+    assert set(t.draws) == {3}
+    t = pd.read_csv(turned / "claims.csv", keep_default_na=False)
+    assert sum("against true images" in c for c in t.claim) == sum(
+        c.where.get("reference") == "real" for c in CLAIMS
+    )
+    assert dict(zip(t.claim, t.verdict)) == dict.fromkeys(t.claim, "contradicted")
+    told = (turned / "claims.md").read_text(encoding="utf-8")
+    assert "neither support nor contradict the paper" in told
+    assert "The smallest group, African, has 30 test images" in told
+
+
+def test_the_summary_of_fairskin_is_of_its_records(fair, turned):
+    told = (fair / "summary.md").read_text(encoding="utf-8")
+    assert "FairSkin minus CBDM: -18.63 over 3 draws, printed -18.63: agrees." in told
+    assert "FID of single cells: 90 of 90 numbers lie below" in told
+    assert "**Data: fitzpatrick17k**" in told and "PHANTOM" not in told
+    told = (turned / "summary.md").read_text(encoding="utf-8")
+    assert re.search(r"asked disease, from 0 to \d+ steps: rarest cell 20 % to 80 % \(4 im", told)
+    assert "peak (ESSP, b) at different shares in 0 of 3 draws" in told
+
+
+def test_a_section_has_its_own_runs_alone(turned):
+    "Not those that it needs, nor those of another section of the same notebook."
+    from skinrepro.records import read_record
+    from skinrepro.report import of_sections, typed
+
+    records = read_record(turned / "records.csv")
+    t = typed(records, PAPERS / "fairskin2024" / "classifier.ipynb")
+    t = t[t.data == "phantom"]
+    plain, sizes = (of_sections(t, "fairskin2024", (name,)) for name in ("plain", "sizes"))
+    assert set(plain.joins) == {"none"} and plain.run_id.nunique() == 3
+    few, main, many = amounts("mini")
+    assert set(sizes.added) == {few, many} and sizes.run_id.nunique() == 4 * 2 * 3
+    both = of_sections(t, "fairskin2024", ("plain", "sizes"))
+    assert set(both.run_id) == set(plain.run_id) | set(sizes.run_id)
+    assert not len(of_sections(t.assign(run_id="classifier-0"), "fairskin2024", ("plain",)))
+
+
+def test_a_reviewer_makes_the_same_of_the_records_alone(turned, tmp_path):
+    at = tmp_path / "committed" / "fairskin2024"
+    at.mkdir(parents=True)
+    for name in ("records.csv", "runs.csv"):
+        shutil.copy(turned / name, at)
+    keep = dict(profile="mini", data="phantom", made=False, kept=tmp_path / "committed")
+    again = report("fairskin2024", tmp_path, **keep)
+    of_images = {"table3_maps.csv", "table5.csv"}  # need what only the runs have
+    tables = {f.name for kind in ("csv", "md") for f in turned.glob(f"*.{kind}")} - of_images
+    assert len(tables) > 30
+    for name in sorted(tables):
+        assert (again / name).read_bytes() == (turned / name).read_bytes(), name
+    assert not of_images & {f.name for f in again.iterdir()}
+
+
+def test_other_photographs_have_a_table_of_their_own(fair, turned):
+    t = pd.read_csv(turned / "pad_ufes20.csv", keep_default_na=False)
+    assert set(t.data) == {"pad_ufes20"} and set(t.draws) == {3} and set(t.joins) == {"none"}
+    told = (turned / "pad_ufes20.md").read_text(encoding="utf-8")
+    assert "PHANTOM" not in told and "The smallest group, dark, has 30 test images" in told
+    assert "pad_ufes20" not in (turned / "settings.csv").read_text(encoding="utf-8")
+    assert not (fair / "pad_ufes20.csv").exists()
+
+
+def test_the_report_of_fairskin_without_any_run(bare):
+    claims = pd.read_csv(bare / "claims.csv", keep_default_na=False)
+    assert set(claims.verdict) == {"not run"}
+    for name in ("table1", "table2", "table2_truth", "table3", "cells", "asked", "copies"):
+        t = pd.read_csv(bare / f"{name}.csv", keep_default_na=False)
+        assert len(t) and set(t.draws) == {0}, name
+        told = (bare / f"{name}.md").read_text(encoding="utf-8")
+        assert "Nothing was run" in told and "not run |" in told, name
+    assert {f.stem for f in bare.glob("*.svg")} == {"fig1", "fig2"}
+    counts = pd.read_csv(bare / "fig1.csv")
+    assert counts.n.iloc[0] == 412 and counts.n.iloc[-1] == 12 and counts.n.sum() == 2575
+    told = (bare / "summary.md").read_text(encoding="utf-8")
+    assert "equal to the printed 12 and 412" in told and "%" not in told

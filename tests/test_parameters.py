@@ -15,6 +15,7 @@ from skinrepro.runs import ParameterError, declared, execute_notebook, ranges
 
 PAPERS = ROOT / "nbs" / "papers"
 WANG, LOPEZ = PAPERS / "wang2024", PAPERS / "lopezperez2025"
+FAIR = PAPERS / "fairskin2024"
 
 
 @pytest.mark.parametrize("command", [["run", "--dry-run"], ["run"], ["todo", "--no-measure"]])
@@ -31,6 +32,8 @@ WANG, LOPEZ = PAPERS / "wang2024", PAPERS / "lopezperez2025"
         ("lopezperez2025", "training_set=D101", "A|B|C|D"),
         ("lopezperez2025", "multipliers=1,x", "whole number from 1"),
         ("lopezperez2025", "repetition=0,-1", "from 0"),
+        ("fairskin2024", "steps_as=real", "'added'"),
+        ("fairskin2024", "ratio=-1", "from 0"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_starts(
@@ -57,12 +60,14 @@ def test_who_executes_a_notebook_is_told_the_same(tmp_path, monkeypatch):
         execute_notebook(WANG / "scenario.ipynb", tmp_path / "out.ipynb", dict(epochs=0))
 
 
-@pytest.mark.parametrize("paper", [WANG, LOPEZ], ids=lambda p: p.name)
+@pytest.mark.parametrize("paper", [WANG, LOPEZ, FAIR], ids=lambda p: p.name)
 def test_every_parameter_but_ids_and_switches_is_declared(paper):
     names = {"index", "protocol", "report"}
     books = [f for f in paper.glob("*.ipynb") if f.stem not in names]
     have = {k: v for f in books for k, v in declared(f).items()}
-    free = {"images", "learned", "feature_weights"} | {k for k, v in have.items() if v is True}
+    free = {"images", "learned", "feature_weights", "tuned", "judge"} | {
+        k for k, v in have.items() if v is True
+    }
     free |= {k for k, v in have.items() if v is False}
     assert set(ranges(paper)) == set(have) - free
     for f in books:  # the smoke values are allowed, too
@@ -70,10 +75,12 @@ def test_every_parameter_but_ids_and_switches_is_declared(paper):
 
 
 def test_the_lists_are_what_the_code_has():
+    from skinrepro.balance import DRAWS
+    from skinrepro.features import NETWORKS
     from skinrepro.fitzpatrick17k import SKIN_TYPE_SOURCES
     from skinrepro.latent import BASES
     from skinrepro.networks import ARCHITECTURES
-    from skinrepro.papers import lopezperez2025, wang2024
+    from skinrepro.papers import fairskin2024, lopezperez2025, wang2024
     from skinrepro.splits import TRAIN_TYPES
     from skinrepro.vae import REDUCTIONS, SCHEDULES
 
@@ -104,6 +111,30 @@ def test_the_lists_are_what_the_code_has():
     )
     lopez = ranges(LOPEZ)
     assert {k: set(lopez[k]) for k in have} == {k: set(v) for k, v in have.items()}
+    have = dict(
+        data=fairskin2024.STUDIES,
+        label_source=SKIN_TYPE_SOURCES,
+        arm=["", fairskin2024.BASE, *fairskin2024.ARMS],
+        base=BASES,
+        words=fairskin2024.WORDS,
+        term=fairskin2024.TERMS,
+        others=DRAWS,
+        drop=fairskin2024.DROPS,
+        use=fairskin2024.USES,
+        cells=fairskin2024.CELLS,
+        accept=fairskin2024.ACCEPT,
+        few=fairskin2024.TOO_FEW,
+        steps_as=fairskin2024.STEPS_AS,
+        joins=fairskin2024.JOINS,
+        sampler=fairskin2024.SAMPLERS,
+        reweight=fairskin2024.REWEIGHT,
+        recipe=fairskin2024.RECIPES,
+        features=NETWORKS,
+        copies_features=NETWORKS,
+    )
+    fair = ranges(FAIR)
+    assert {k: set(fair[k]) for k in have} == {k: set(v) for k, v in have.items()}
+    assert set(fair["arch"]) <= set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize(

@@ -25,13 +25,17 @@ from typer.testing import CliRunner
 
 import skinrepro
 from skinrepro import (
+    balance,
     batches,
     claims,
     classify,
     colour,
+    copies,
     core,
     download,
+    fairness,
     features,
+    fidelity,
     figures,
     first,
     fitzpatrick17k,
@@ -51,6 +55,7 @@ from skinrepro import (
     records,
     rehearse,
     report,
+    reweight,
     runs,
     sources,
     splits,
@@ -61,7 +66,7 @@ from skinrepro import (
 )
 from skinrepro.cli import app
 from skinrepro.core import paths
-from skinrepro.papers import lopezperez2025, wang2024
+from skinrepro.papers import fairskin2024, lopezperez2025, wang2024
 
 CASES = {}  # parts of messages -> how one of them is raised and followed
 SAID = []  # messages that a case has seen
@@ -178,7 +183,14 @@ has blanks around it; remove them
 is paired with itself; delete the row
 Drop them first
 drop them first
+Generate or collect more {} images
+describe that image again, or drop its row
+is called "all" or holds " / "
+drop that group first
 percent is for print
+Read groups, not cells
+mixes {}: select one of its values
+has no training image to copy
 """.strip().splitlines()
 
 
@@ -679,6 +691,29 @@ def probabilities(place, monkeypatch):
     assert uncertainty._strata(y, p, 2, named("stratified", said))[0]
 
 
+@remedy("from 2 to {}, or leave subsets out", "splits of {} images: choose from 1 to {}")
+def subsets_and_splits(place, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    said = refused(fidelity.kid, x, x[:7], subsets=2)
+    size = int(re.search(r"from 2 to (\d+)", said)[1])
+    assert np.isfinite([fidelity.kid(x, x[:7], 2, size), fidelity.kid(x, x[:7])]).all()
+    SAID.append("from 2 to {}, or leave subsets out")  # followed above, with its number
+    said = refused(fidelity.inception_score, np.eye(4), 9)
+    most = int(re.search(r"from 1 to (\d+)", said)[1])
+    assert fidelity.inception_score(np.eye(4), most).splits == most
+    SAID.append("splits of {} images: choose from 1 to {}")
+
+
+@remedy("to keep the row without a number")
+def a_cell_with_one_image(place, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    real = pd.DataFrame(dict(group=["a"] * 9, label=["x"] * 8 + ["y"]))
+    given = x, x + 1, real, real, ("fid",)
+    said = refused(fidelity.fidelity_table, *given)
+    t = fidelity.fidelity_table(*given, missing=named("missing", said)).set_index("group")
+    assert np.isnan(t.value["a / y"]) and t.value["a / x"] > 0 and t.n_real["a / y"] == 1
+
+
 HEADER = "artefact,keys,metric,value,std,unit,source,note\n"
 
 
@@ -938,6 +973,15 @@ def learned_before(place, monkeypatch):
     low_rank(latent.toy_base(), place / "l")
     for ask in read.values():
         ask()
+
+
+@remedy("Leave it out of `classes`")
+def a_class_without_images(place, monkeypatch):
+    cells, classes = ["a", "b"], dict(classes=["a", "b", "c"])
+    said = refused(balance.cell_weights, cells, "cbrs", **classes)
+    left = classes[re.search(r"out of `(\w+)`", said)[1]]
+    left.remove(re.search(r"class '(\w+)'", said)[1])
+    balance.cell_weights(cells, "cbrs", **classes)
 
 
 @remedy("The GPU has too little memory")
@@ -1560,6 +1604,211 @@ def papers_that_are_not_rehearsed(place, monkeypatch):
         name = re.search(r"function `(\w+)`: add one", refused(rehearse.rehearse_paper, full))[1]
         m.setattr(lopezperez2025, name, given, raising=False)
         assert rehearse.rehearse_paper(full, say=lambda line: None) == []
+
+
+# ---- weights, disparities, distances
+
+
+@remedy(
+    "Give a positive weight to the images that should train",
+    "give 0 to leave the group out",
+    "Generate more, or ask for fewer",
+)
+def what_is_drawn_and_joined(place, monkeypatch):
+    refused(batches.row_sampler, [0, 0], 0, 0)
+    assert set(batches.row_sampler([0, 1], 0, 0)) == {1}
+    cells = [("a", "x"), ("b", "x")]
+    said = refused(splits.allocate, dict(a=1.0), 4, cells)
+    share = float(re.search(r"give (\d) to", said)[1])
+    assert splits.allocate(dict(a=1.0, b=share), 4, cells).tolist() == [4, 0]
+    made = table(place, 4, group="a")
+    refused(splits.take, made, {("a", "a"): 3})
+    assert len(splits.take(made, {("a", "a"): 2})) == 2
+    assert len(splits.take(table(place, 6, group="a"), {("a", "a"): 3})) == 3
+
+
+@remedy(
+    "merge the group with another, or leave it out",
+    "give this object's on_epoch to train_classifier, too",
+    "set val_fraction above 0, or name another part",
+    "select those that have one first",
+)
+def groups_that_are_reweighted(place, monkeypatch):
+    train, val = pd.Series(list("aab")), ["a", "a"]
+    refused(reweight.Reweighting, train, val)
+    reweight.Reweighting(train, ["a", "b"])  # one was moved
+    reweight.Reweighting(train.replace("b", "a"), val)
+    reweight.Reweighting(train[train != "b"], val)
+    right = np.eye(2)[[0, 0]], np.zeros(2, int)
+    by_draws = reweight.Reweighting(train, ["a", "b"], by="sampling", part="test")
+    refused(by_draws.sampler, 1)
+    refused(by_draws.on_epoch, 0, dict(val=right))
+    by_draws.part = "val"
+    by_draws.on_epoch(0, dict(val=right))
+    assert len(by_draws.sampler(1)) == 3
+    some = pd.Series(["a", None, "b"])
+    refused(reweight.Reweighting, some, ["a", "b"])
+    reweight.Reweighting(some.dropna(), ["a", "b"])
+
+
+@remedy("correct it, or add it to groups", "leave them out of groups, or test on more")
+def groups_of_a_disparity(place, monkeypatch):
+    y, group = np.array([0, 1, 0, 1]), ["a", "a", "b", "c"]
+    said = refused(fairness.group_counts, y, y, group, 2, ["a", "b"])
+    strange = re.search(r"Group '(\w)'", said)[1]
+    fairness.group_counts(y, y, group, 2, ["a", "b", strange])
+    fairness.group_counts(y, y, ["b" if g == strange else g for g in group], 2, ["a", "b"])
+    refused(fairness.group_counts, y, y, group, 2, [*"abcd"])
+    fairness.group_counts(y, y, group, 2, [*"abc"])
+    fairness.group_counts(np.r_[y, 0], np.r_[y, 0], [*group, "d"], 2, [*"abcd"])
+
+
+@remedy(
+    "An image of one colour has no direction: leave it out",
+    "ask for a larger share below 1, or give more",
+    "pass `kin` (patient, twin cluster or MD5), or drop duplicates",
+)
+def copies_that_are_looked_for(place, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(120, 8))
+    flat = np.vstack([x[:3], np.zeros((1, 8))])
+    refused(copies.cosine_distances, flat, x)
+    assert copies.cosine_distances(flat[:3], x).shape == (3, 120)
+    said = refused(copies.copy_share, x[:20], x)
+    least = int(re.search(r"at least (\d+)", said)[1])
+    assert copies.copy_share(x[:least], x).n_reference == least == 99
+    assert copies.copy_share(x[:20], x, alpha=0.1).n == 120
+    twice = np.vstack([x, x[:9]])
+    refused(copies.copy_share, twice, x)
+    patients = [*range(120), *range(9)]
+    assert copies.copy_share(twice, x, kin=patients).threshold > 0
+    assert copies.copy_share(x, x).threshold > 0
+
+
+@remedy(
+    "Generate or collect more {} images, or leave this part out",
+    "describe that image again, or drop its row",
+    "choose a subset_size from 2 to {}, or leave subsets out",
+    "splits of {} images: choose from 1 to",
+    'holds " / "; call it otherwise',
+    "is NaN or infinite; drop that group first",
+    "Generate more, or pass missing='nan'",
+)
+def distances_of_clouds(place, monkeypatch):
+    x = np.random.default_rng(0).normal(size=(12, 4))
+    said = refused(fidelity.fid, x, x[:1])
+    assert "the covariance of one image is undefined" in said
+    kind = re.search(r"collect more (\w+) images", said)[1]
+    SAID.append(said.replace(kind, "{}"))
+    assert kind == "generated" and fidelity.fid(x, x[:2]) > 0
+    broken = np.vstack([x, np.full(4, np.nan)])
+    row = int(re.search(r"in row (\d+)", refused(fidelity.fid, broken, x))[1])
+    fidelity.fid(np.delete(broken, row, 0), x)
+    said = refused(fidelity.kid, x, x, subsets=2)
+    most = int(re.search(r"from 2 to (\d+)", said)[1])
+    SAID.append(said.replace(f"to {most}", "to {}"))
+    assert np.isfinite([fidelity.kid(x, x, 2, most), fidelity.kid(x, x)]).all()
+    q = np.full((3, 2), 0.5)
+    said = refused(fidelity.inception_score, q, splits=4)
+    SAID.append(said.replace("3 images", "{} images"))
+    assert fidelity.inception_score(q, int(re.search(r"1 to (\d)", said)[1])).splits == 3
+    cells = pd.DataFrame(dict(group="all", label="a"), range(12))
+    refused(fidelity.fidelity_table, x, x, cells, cells)
+    refused(fidelity.variance_of, [1.0, np.nan])
+    assert fidelity.variance_of([1.0]) == 0
+    some = cells.assign(group=["b"] * 11 + ["c"])
+    said = refused(fidelity.fidelity_table, x, x, some, some)
+    t = fidelity.fidelity_table(x, x, some, some, missing=named("missing", said))
+    assert (
+        t.value.isna().any()
+        and fidelity.fidelity_table(x, x, some, some.assign(group="b"), ("kid",), missing="nan")
+        .value.notna()
+        .any()
+    )
+
+
+# ---- fairskin2024
+
+
+def fair_run(notebook, **files):
+    "A finished run of the grid's arm FairSkin-C, as its notebook leaves it, but for its files."
+    wanted = grid.read_grid(paths().papers / "fairskin2024", "mini", "augmented", seed=0)
+    run = next(
+        r
+        for r in wanted
+        if r.notebook.stem == notebook and r.parameters["arm"] in ("", "FairSkin-C")
+    )
+    run.folder.mkdir(parents=True)
+    about = dict(paper="fairskin2024", notebook=notebook, parameters=run.parameters)
+    (run.folder / "run.json").write_text(json.dumps(about))
+    (run.folder / "records.csv").write_text("run_id,classes\nx,a|b\n")
+    return run, wanted
+
+
+@remedy("and it is made again")
+def a_judge_that_is_gone(place, monkeypatch):
+    run, wanted = fair_run("classifier")
+    said = refused(fairskin2024.read_judge, run.id, run.parameters)
+    assert workflow.states(wanted)[wanted.index(run)].status == "done"
+    shutil.rmtree(re.search(r"Delete (\S+), and", said)[1])
+    assert workflow.states(wanted)[wanted.index(run)].status == "missing"
+
+
+def test_images_that_were_deleted_after_their_run_are_drawn_again(place):
+    "The manifest is longer than the folder: the classifier says so, and does as it is told."
+    run, wanted = fair_run("images")
+    made = table(place, 4, source="synthetic")
+    manifest.write(made, run.folder / "manifest.parquet")
+    asked = run.parameters | dict(arm="FairSkin-C")
+    assert len(fairskin2024.images_of(run.id, asked)[0]) == 4
+    Path(made.path[2]).unlink()
+    said = refused(fairskin2024.images_of, run.id, asked)
+    assert "1 of the 4 images" in said and made.path[2] in said
+    assert workflow.states(wanted)[wanted.index(run)].status == "done"
+    shutil.rmtree(re.search(r"Delete (\S+):", said)[1])
+    listed = typed(f"{commands(said)[0]} --section augmented --set seed=0 --dry-run").output
+    assert f"todo  {run.id}" in listed
+
+
+@remedy(
+    "no judge has seen the groups of",
+    "Draw more candidates of each, or train the model for longer",
+    "or pass few='take' to go on with those that there are",
+)
+def images_that_a_judge_accepts(place, monkeypatch):
+    said = refused(fairskin2024.check_accept, "asked_both", "pad_ufes20")
+    fairskin2024.check_accept(named("accept", said.split("Use")[1]), "pad_ufes20")
+    made, seen = table(place, 6, group="g"), pd.DataFrame(dict(asked_both=[0, 0, 1.0, 0, 0, 1]))
+    refused(fairskin2024.accepted, made[:3], seen[:3], "asked_both", 9)
+    kept = fairskin2024.accepted(made, seen, "asked_both", 9)
+    wanted = {("g", "a"): 1, ("g", "b"): 2}
+    said = refused(fairskin2024.in_stock, kept, wanted)
+    assert "g / b has 1 of 2" in said
+    assert fairskin2024.in_stock(kept, wanted, named("few", said)) == {("g", "a"): 1, ("g", "b"): 1}
+    more = fairskin2024.accepted(made, pd.DataFrame(dict(asked_both=np.ones(6))), "asked_both", 9)
+    assert fairskin2024.in_stock(more, wanted) == wanted
+
+
+@remedy(
+    "make at least one image of each cell",
+    "Give the one that the fine-tuning has left out",
+    "that sum to 1, e.g.",
+    "steps (`points`)",
+)
+def what_is_asked_of_fairskin(place, monkeypatch):
+    study = fairskin2024.STUDIES["phantom"]
+    refused(fairskin2024.specs, study, 0, 2.0, 2)
+    assert len(fairskin2024.specs(study, 1, 2.0, 2)) == 15
+    said = refused(fairskin2024.drawn_cells, "held_out", study, None)
+    cell = ast.literal_eval(re.search(r"of (\[.*\])", said)[1])[0]
+    assert fairskin2024.drawn_cells("held_out", study, None, cell) == [cell]
+    said = refused(fairskin2024.shares_of, "0.3:0.3:0.5", study.groups)
+    shares = fairskin2024.shares_of(re.search(r"e\.g\. ([\d.:]+)\.", said)[1], study.groups)
+    assert sum(shares.values()) == pytest.approx(1)
+    for step in (2, 4):
+        (place / "unet" / f"step-{step:05d}").mkdir(parents=True)
+    said = refused(fairskin2024.step_of, place / "unet", 3)
+    have = re.search(r"after ([\d, ]+) steps", said)[1].split(", ")
+    assert [fairskin2024.step_of(place / "unet", int(n)).name[-1] for n in have] == ["2", "4"]
 
 
 def test_the_remedies_of_doctor_hold(place):

@@ -16,6 +16,8 @@ from skinrepro import core
 from skinrepro.claims import evaluate
 from skinrepro.cli import app
 from skinrepro.core import hash_rows, hash_text, history, provenance
+from skinrepro.fairness import fairness
+from skinrepro.fidelity import MEASURES
 from skinrepro.graph import inputs_of
 from skinrepro.manifest import content_hash
 from skinrepro.papers import lopezperez2025
@@ -34,6 +36,7 @@ from skinrepro.runs import Run, finish, inputs_hash, keep_table
 # or changes that were not committed, and neither inputs nor images. Take a paper out when its
 # records have been made anew.
 OLDER = ("wang2024",)
+VARIANCES = ("_variance", "_variance_sample", "_variance_cells", "_variance_cells_sample")
 PAPERS = sorted(f.parent.name for f in (ROOT / "figures").glob("*/runs.csv"))
 
 
@@ -79,7 +82,50 @@ def test_committed_numbers_follow_from_single_images(paper):
         assert len(at) == row.n and np.isclose(at[row.metric].mean(), row.value, rtol=1e-5), row
     rest = set(records.metric[~of_images & ~again.again])
     sites = {"n_images", "n_without_angle", "n_light", "n_dark", "test_patient_id_that_train"}
-    assert rest <= set(" ".join(COUNTED_OTHERWISE).split()) | sites, rest
+    told = set(" ".join(COUNTED_OTHERWISE).split()) | sites | OF_SETS | of_predictions(rest)
+    assert rest <= told, rest - told
+
+
+# of all images together, which are not committed; and what is counted of drawing and copying
+OF_SETS = {f"{m}{v}" for m in MEASURES for v in ("", *VARIANCES)} | set(
+    "inception_score silhouette_disease silhouette_group copy_share copy_share_of_real loss n_drawn"
+    " n_joined smallest_cell seconds_generate seconds_unet".split()
+)
+
+
+def of_predictions(metrics) -> set:  # those that the next test makes again
+    return {m for m in metrics if m.startswith(("dp_", "essp_")) or m == "accuracy_worst"}
+
+
+def test_committed_disparities_follow_from_predictions():
+    home = ROOT / "figures" / "fairskin2024"
+    records = read_record(home / "records.csv")
+    records = records[records.metric.isin(of_predictions(records.metric))]
+    predictions = pd.read_parquet(home / "predictions.parquet")
+    some = sorted(records.run_id.unique())[::6]
+    assert len(some) > 9
+    for run in some:
+        mine = records[records.run_id == run].set_index("metric").value
+        p = predictions[predictions.run_id == run].dropna(subset="p_0")
+        labels = records[records.run_id == run].classes.iloc[0].split("|")
+        y, called = (p[c].map(labels.index).to_numpy() for c in ("label", "called"))
+        t = fairness(y, called, p.group.astype(str).to_numpy(), len(labels))
+        again = t.set_index(["metric", "group"]).value
+        for metric, value in mine.items():
+            assert np.isclose(again[metric, "all"], value, atol=1e-6), (run, metric)
+
+
+def test_committed_variances_are_those_of_the_groups_and_cells():
+    records = read_record(ROOT / "figures" / "fairskin2024" / "records.csv")
+    images = records[(records.notebook == "images") & records.reference.isin(["real", "truth"])]
+    for (_, _), t in images.groupby(["run_id", "reference"]):
+        fid = t[t.metric == "fid"].set_index("group").value.drop("all")
+        of_cell = fid.index.str.contains(" / ")
+        told = t.set_index("metric").value
+        for values, over in ((fid[~of_cell], ""), (fid[of_cell], "_cells")):
+            assert len(values) == (15 if over else 3)
+            assert np.isclose(told[f"fid_variance{over}"], values.var(ddof=0))
+            assert np.isclose(told[f"fid_variance{over}_sample"], values.var(ddof=1))
 
 
 def test_the_list_of_older_papers_is_no_longer_than_it_must_be():

@@ -10,7 +10,7 @@ __all__ = ['COLUMNS', 'REQUIRED', 'SOURCES', 'LISTED', 'ManifestError', 'make', 
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -290,6 +290,11 @@ class Study:
         "Group of each skin type."
         names = {t: name for name, types in self.groups.items() for t in types}
         return pd.Series(skin_types).map(names).astype("string")
+
+    def with_labels_of(self, m: pd.DataFrame) -> "Study":
+        "The same design with the labels that these images have, in its order."
+        there = set(m.label)
+        return replace(self, labels=tuple(label for label in self.labels if label in there))
 
     def grouped(self, m: pd.DataFrame) -> pd.DataFrame:
         "A manifest with the group of each image."

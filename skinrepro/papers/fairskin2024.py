@@ -16,7 +16,7 @@ __all__ = ['DISEASES', 'GROUPS', 'TONES', 'NAMES', 'SEEDS', 'STUDIES', 'SPLIT_BY
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #201640a2
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -227,8 +227,7 @@ def study_of(
     m: pd.DataFrame,  # its images, or a part of them
 ) -> Study:
     "The design with the labels that these images have, in its order."
-    study, there = STUDIES[data], set(m.label)
-    return replace(study, labels=tuple(label for label in study.labels if label in there))
+    return STUDIES[data].with_labels_of(m)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #f0bb34fa
 def cells_of(
@@ -299,7 +298,7 @@ def ready_base(
     study: Study,
     seed: int = WORD_SEED,
     spread: float = SPREAD,  # in standard deviations of the words that the base knows
-) -> "object":  # latent.Base, a copy
+):  # latent.Base, a copy
     "A base model that can read every word of the prompts; equal words get equal vectors."
     from skinrepro.personalise import add_words
 

@@ -174,8 +174,7 @@ def study_of(
     m: pd.DataFrame,  # its images, or a part of them
 ) -> Study:
     "The design with the labels that these images have, in its order."
-    study, there = STUDIES[data], set(m.label)
-    return replace(study, labels=tuple(label for label in study.labels if label in there))
+    return STUDIES[data].with_labels_of(m)
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #fb8082fc
 def selection(

@@ -460,7 +460,7 @@ def _normal_cells(s: Section, g: Ground, where, difficulty: float, nuclei, bodie
     p = s.places((2.55 + 0.9 * small) * s.u(2.05, 2.3), keep, 0.22)
     weight = s.rng.normal(1, 0.08, len(p))
     _stamp(nuclei, *_at(s, "lymphocyte", p, np.full(len(p), small), 0.13), weight)
-    keep = np.maximum(g.fibrous * (1 - g.gaps), np.float32(0.8) * g.fat) * (1 - where)
+    keep = np.maximum(g.fibrous, np.float32(0.8) * g.fat) * np.clip(1 - g.gaps, 0, 1) * (1 - where)
     p = s.places(10.5, np.float32(0.6) * keep)
     turn = np.mod(g.angle + s.rng.normal(0, 0.28, len(p)), np.pi) / np.pi
     _stamp(nuclei, *_at(s, "spindle", p, turn, 0), s.rng.uniform(0.8, 1.1, len(p)))

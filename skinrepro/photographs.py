@@ -446,10 +446,7 @@ def rendered(
     "Phantoms for given counts, drawn unless they are there. Raises as `write_phantoms`."
     m = phantom_manifest(counts, name)
     m = (m if select is None else select(m)).reset_index(drop=True)
-    return drawn_once(
-        write_phantoms, m, folder, jobs, size=size, partitions=partitions, **options
-    )
-
+    return drawn_once(write_phantoms, m, folder, jobs, size=size, partitions=partitions, **options)
 
 # %% ../nbs/17_photographs.ipynb #c853f0a0
 def study_images(

@@ -25,7 +25,14 @@ LABELS = ("normal", "tumor")
 NATIVE = 96  # pixels a side of the drawing
 CENTRE = 32  # pixels a side of the middle that decides the label
 FIELD = 64.0  # micrometres a side
-SIZES = (16, 24, 32, 48, 64, 96)  # divisors of 192: pixels of these sizes cover 1, 1.5, 2, 3, ... pixels
+SIZES = (
+    16,
+    24,
+    32,
+    48,
+    64,
+    96,
+)  # divisors of 192: pixels of these sizes cover 1, 1.5, 2, 3, ... pixels
 
 # %% ../nbs/18_phantom_histology.ipynb #b95f3140
 @cache
@@ -50,11 +57,46 @@ class Hospital(NamedTuple):
 
 # %% ../nbs/18_phantom_histology.ipynb #e2ad859b
 HOSPITALS = {
-    0: Hospital((0.610, 0.720, 0.330), (0.090, 0.930, 0.330), (1.00, 1.00), (0.970, 0.965, 0.970), 0.35, 0.012),
-    1: Hospital((0.563, 0.720, 0.406), (0.216, 0.801, 0.558), (1.10, 1.00), (0.930, 0.910, 0.860), 0.55, 0.016),
-    2: Hospital((0.600, 0.740, 0.310), (0.120, 0.930, 0.340), (0.60, 2.10), (0.900, 0.915, 0.930), 0.50, 0.018),
-    3: Hospital((0.600, 0.740, 0.310), (0.120, 0.930, 0.330), (0.80, 1.50), (0.940, 0.910, 0.920), 0.45, 0.014),
-    4: Hospital((0.700, 0.660, 0.270), (0.060, 0.960, 0.240), (1.25, 0.75), (0.940, 0.950, 0.970), 0.30, 0.010),
+    0: Hospital(
+        (0.610, 0.720, 0.330),
+        (0.090, 0.930, 0.330),
+        (1.00, 1.00),
+        (0.970, 0.965, 0.970),
+        0.35,
+        0.012,
+    ),
+    1: Hospital(
+        (0.563, 0.720, 0.406),
+        (0.216, 0.801, 0.558),
+        (1.10, 1.00),
+        (0.930, 0.910, 0.860),
+        0.55,
+        0.016,
+    ),
+    2: Hospital(
+        (0.600, 0.740, 0.310),
+        (0.120, 0.930, 0.340),
+        (0.60, 2.10),
+        (0.900, 0.915, 0.930),
+        0.50,
+        0.018,
+    ),
+    3: Hospital(
+        (0.600, 0.740, 0.310),
+        (0.120, 0.930, 0.330),
+        (0.80, 1.50),
+        (0.940, 0.910, 0.920),
+        0.45,
+        0.014,
+    ),
+    4: Hospital(
+        (0.700, 0.660, 0.270),
+        (0.060, 0.960, 0.240),
+        (1.25, 0.75),
+        (0.940, 0.950, 0.970),
+        0.30,
+        0.010,
+    ),
 }
 DEPTH = (1.55, 1.25)  # optical density of one unit of each stain
 
@@ -73,7 +115,9 @@ def stain_matrix(
     hospital,  # number or name
     seed: int | None = None,  # the slide; None for the hospital's mean
     spread: float = 1.0,  # how much the slides of a hospital differ
-) -> np.ndarray:  # (2, 3) optical density of one unit of haematoxylin and of eosin in red, green, blue
+) -> (
+    np.ndarray
+):  # (2, 3) optical density of one unit of haematoxylin and of eosin in red, green, blue
     "The stains of a slide: directions vary a little, amounts by some per cent."
     number = hospital_number(hospital)
     h = HOSPITALS[number]
@@ -261,7 +305,9 @@ def _bodies(rng, pitch, n=384):
         return tone * (1 - 0.45 * border + 0.22 * _spots(rng, x, y, 5, 0.3, -1, 1, 0.8))
 
     aspect, angle = np.exp(rng.uniform(0, 0.2, n)), rng.uniform(0, 6.3, n)
-    return _sprites(rng, pitch, Outline(np.sort(rng.uniform(5.5, 10.0, n)), aspect, angle, 0.06), stain)
+    return _sprites(
+        rng, pitch, Outline(np.sort(rng.uniform(5.5, 10.0, n)), aspect, angle, 0.06), stain
+    )
 
 # %% ../nbs/18_phantom_histology.ipynb #ee019eba
 CELLS = {
@@ -388,7 +434,9 @@ def _fat_cells(s: Section, fine) -> np.ndarray:  # 0 in walls, 1 in the empty ce
     n = int(NATIVE / gap) + 3
     i, j = np.divmod(np.arange(n * n), n)
     p = np.stack([j - 1 + 0.5 * (i % 2), (i - 1) * 0.866], 1) * gap
-    p = (p + s.rng.uniform(-0.25, 0.25, p.shape) * gap - s.rng.random(2) * gap / 2).astype(np.float32)
+    p = (p + s.rng.uniform(-0.25, 0.25, p.shape) * gap - s.rng.random(2) * gap / 2).astype(
+        np.float32
+    )
     x = (s.axis + 1) * np.float32(NATIVE / 2)
     dx, dy = (x - p[:, :1])[:, None, :], (x - p[:, 1:])[:, :, None]
     nearest, second = np.partition(np.sqrt(dx * dx + dy * dy), 1, axis=0)[:2]
@@ -420,7 +468,9 @@ def _ground(s: Section, grade, where) -> Ground:
         gaps = np.maximum(gaps, fat * _fat_cells(s, fine))
     if 0.38 <= kind < 0.46:
         a = s.u(0, 2 * np.pi)
-        beyond = np.float32(np.cos(a)) * s.X + np.float32(np.sin(a)) * s.Y - np.float32(s.u(0.3, 0.8))
+        beyond = (
+            np.float32(np.cos(a)) * s.X + np.float32(np.sin(a)) * s.Y - np.float32(s.u(0.3, 0.8))
+        )
         frayed = beyond + np.float32(0.16) * s.noise(5) + np.float32(0.06) * fine
         gaps = np.maximum(gaps, _soft(frayed - np.float32(0.8) * where, 0.07) * 2)
     return Ground(H, E, fibrous, fat, gaps, fine, angle)
@@ -637,7 +687,11 @@ def write_histology(
     parts += [f"{k}{v:g}" for k, v in sorted(options.items())]
     files = [Path(folder).resolve() / "-".join(parts) / f"{i}.png" for i in m.image_id]
     work = [
-        (f, _about(label, domain, i, size, options), partial(render, label, domain, seed_of(i), size, **options))
+        (
+            f,
+            _about(label, domain, i, size, options),
+            partial(render, label, domain, seed_of(i), size, **options),
+        )
         for f, label, domain, i in zip(files, m.label, m.domain, m.image_id)
     ]
     md5 = write_images(work, jobs, progress)

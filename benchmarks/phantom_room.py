@@ -13,8 +13,8 @@ all            1000 each of hospitals 0, 3 and 4: a generator that errs nowhere
 all+jitter     the same, jittered
 
 The images are the same for all seeds; a seed is that of the network and of its batches. Steps and
-images a step are equal for all. Writes figures/phantom_histology/room.{csv,md}; a training that is
-in the csv is not repeated.
+images a step are equal for all. Writes figures/phantom_histology/room.{csv,md} and sheet.png; a training
+that is in the csv is not repeated.
 """
 
 import os
@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from skinrepro.core import atomic_path, paths
-from skinrepro.phantom_histology import LABELS, VERSION, histology_manifest, render, seed_of
+from skinrepro.phantom_histology import LABELS, VERSION, histology_manifest, render, seed_of, sheet
 
 METHODS = ("skewed", "skewed+jitter", "all", "all+jitter")
 HOSPITALS = (0, 3, 4, 1, 2)  # those that train, validation, test
@@ -49,7 +49,7 @@ def images(each: dict, name: str, share: float = 1.0) -> tuple:
     x = np.stack(
         [render(r.label, r.domain, seed_of(r.image_id), SIZE) for r in m.itertuples(index=False)]
     )
-    y = m.label.map({label: k for k, label in enumerate(LABELS)}).to_numpy("int64")
+    y = m.label.map({label: k for k, label in enumerate(LABELS)}).to_numpy("int64").copy()
     return torch.from_numpy(x).permute(0, 3, 1, 2).float() / 127.5 - 1, torch.from_numpy(y)
 
 
@@ -168,3 +168,5 @@ if __name__ == "__main__":
             tmp.write_text(table(t), encoding="utf-8")
 
     run([(m, s) for s in range(SEEDS) for m in METHODS if (m, s) not in have], keep)
+    with atomic_path(target.with_name("sheet.png")) as tmp:
+        sheet().savefig(tmp, dpi=75)

@@ -7,7 +7,7 @@ import pytest
 from skinrepro.fairness import (
     FAIRNESS,
     accuracy_disparity,
-    accuracy_gap,
+    best_to_worst,
     compare_fairness,
     demographic_parity,
     demographic_parity_of,
@@ -271,7 +271,7 @@ def test_remedies_help():
 @pytest.mark.parametrize("seed", range(3))
 def test_the_gap_is_fairlearns_and_its_parts_are_those_of_scipy(seed):
     y, p, z = binary(seed)
-    gap, right = accuracy_gap(y, p, z), y == p
+    gap, right = best_to_worst(y, p, z), y == p
     n = pd.Series(right).groupby(z).agg(["mean", "size"])
     assert np.isclose(gap.value, n["mean"].max() - n["mean"].min())
     assert (gap.best, gap.worst) == (n["mean"].idxmax(), n["mean"].idxmin())
@@ -294,11 +294,11 @@ def test_the_gap_of_even_groups_is_that_of_chance_and_its_interval_holds():
     for _ in range(3000):
         shuffled = rng.permutation(right)
         dealt.append(np.ptp([shuffled[z == g].mean() for g in "abc"]))
-    assert abs(accuracy_gap(y, (~right).astype(int), z).by_chance - np.mean(dealt)) < 0.005
+    assert abs(best_to_worst(y, (~right).astype(int), z).by_chance - np.mean(dealt)) < 0.005
     for true in ((0.8, 0.8, 0.8), (0.9, 0.6, 0.8)):
         of_image, held, called = np.repeat(true, [40, 60, 100]), 0, 0
         for _ in range(100):
-            gap = accuracy_gap(y, (rng.random(200) > of_image).astype(int), z, resamples=199)
+            gap = best_to_worst(y, (rng.random(200) > of_image).astype(int), z, resamples=199)
             held += gap.low <= np.ptp(true) <= gap.high
             called += gap.pvalue <= 0.05
         assert held >= 90, (true, held)
@@ -314,4 +314,4 @@ def test_gaps_in_a_record_are_of_the_hospitals_of_one_part():
     one = performance_gaps(y, p, ["hospital 2"] * len(y), 2)
     assert set(one.metric) == {"accuracy", "precision", "recall", "f1"}
     with pytest.raises(ValueError, match="two groups"):
-        accuracy_gap(y, p, ["hospital 2"] * len(y))
+        best_to_worst(y, p, ["hospital 2"] * len(y))

@@ -13,8 +13,8 @@ all            1000 each of hospitals 0, 3 and 4: a generator that errs nowhere
 all+jitter     the same, jittered
 
 The images are the same for all seeds; a seed is that of the network and of its batches. Steps and
-images a step are equal for all. Writes figures/phantom_histology/room.{csv,md} and sheet.png; a training
-that is in the csv is not repeated.
+images a step are equal for all. Writes figures/phantom_histology/room.{csv,md} and sheet.png; what
+is in the csv is not trained again.
 """
 
 import os

@@ -776,7 +776,7 @@ def learned_mixtures(
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #cb4f58ed
 def helped_classifiers(
-    p: Mapping,  # parameters: panels, labelled, generated, unlabelled, validation, repeats, seed, ...
+    p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D4: accuracy by labelled and generated points, with the three lines beside it."
     labelled, generated = whole_numbers(p["labelled"]), whole_numbers(p["generated"])
@@ -1068,8 +1068,7 @@ def _told_curves(t) -> list[str]:
         f" {100 * n.x.iloc[0]:.0f} to {n.value.iloc[-1]:.3f} at N = {100 * n.x.iloc[-1]:.0f}.",
         f"Over p̂ it is largest, {best.value:.3f}, at p̂ = {best.x:g}.",
         f"Over N, up to {most.value:.3f} of the training sets (N = {100 * most.x:.0f}) have the"
-        " generator's own distribution, where every share is as good; these are"
-        f" {t.undefined.iloc[0] if t.undefined.iloc[0] == 'left out' else 'counted as ' + t.undefined.iloc[0]}.",
+        f" generator's own distribution, where every share is as good ({t.undefined.iloc[0]}).",
     ]
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #e2928bff
@@ -1116,9 +1115,10 @@ def _told_helped(t) -> list[str]:
         told = []
         for n in dict.fromkeys((few, many)):
             g = gain[(gain.x == n) & (gain.series == most)].iloc[0]
-            sure = "" if not g.low <= 0 <= g.high else " (not sure: 0 is in the interval)"
+            sure = "" if g.low > 0 or g.high < 0 else " (not sure: the interval holds 0)"
             told.append(
-                f"{100 * g.value:+.1f} points [{100 * g.low:+.1f}, {100 * g.high:+.1f}] at {n:.0f} labelled points{sure}"
+                f"{100 * g.value:+.1f} points [{100 * g.low:+.1f}, {100 * g.high:+.1f}] at"
+                f" {n:.0f} labelled points{sure}"
             )
         lines = [_one(of, metric="accuracy", x=many, series=s) for s in (most, NAMED, FITTED, TRUE)]
         out.append(

@@ -6,11 +6,12 @@
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
            'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'FOCUS', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS', 'TARGETS',
            'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED', 'CLAIMS',
-           'LOWEST', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of', 'numbers_in', 'network_of',
-           'train_generator', 'generator_of', 'paper_smoke', 'weights_of', 'drawer_of', 'specs', 'images_of',
-           'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of', 'accuracy_rows', 'targets_of',
-           'tests_of', 'pool_of', 'some_of', 'first_of_cells', 'check_accept', 'judged', 'ceiling_of', 'accepted',
-           'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of']
+           'LOWEST', 'SETTINGS', 'PARAMETERS', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of',
+           'numbers_in', 'network_of', 'train_generator', 'generator_of', 'paper_smoke', 'weights_of', 'drawer_of',
+           'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of',
+           'accuracy_rows', 'targets_of', 'tests_of', 'pool_of', 'some_of', 'first_of_cells', 'check_accept', 'judged',
+           'ceiling_of', 'accepted', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of',
+           'beside_printed', 'needed', 'cost', 'rehearsed']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #1733ed67
 import warnings
@@ -23,7 +24,7 @@ import pandas as pd
 
 from ..claims import Claim, Rule
 from ..core import check_choice, hash_text, paths
-from ..manifest import Study
+from ..manifest import UNLABELLED, Study
 from ..runs import ParameterError, handed_on, made_for
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #06ae67f8
@@ -37,14 +38,14 @@ SEEDS = (0, 1, 2, 3, 4)  # initialisations of the classifier (F.1); one generato
 # part -> hospital -> images (Table A1, with the headings of the held-out hospitals as in WILDS)
 TABLE_A1 = {
     "train": {"hospital 0": 53425, "hospital 3": 116959, "hospital 4": 132052},
-    "id": {"hospital 0": 6011, "hospital 3": 12879, "hospital 4": 14670},
+    "id_val": {"hospital 0": 6011, "hospital 3": 12879, "hospital 4": 14670},
     "val": {"hospital 1": 34904},
     "test": {"hospital 2": 85054},
     "unlabelled": {"hospital 0": 599187, "hospital 3": 600030, "hospital 4": 600030},
 }
 PARTS = {  # part, as the column `split` has it -> its name in Table A1
     "train": "Train",
-    "id": "ID (Validation)",
+    "id_val": "ID (Validation)",
     "val": "OOD (Validation)",
     "test": "OOD (Test)",
     "unlabelled": "Train, unlabelled",
@@ -110,10 +111,11 @@ def load(
         return _phantoms(phantom_counts(fraction, unlabelled), size), ""
     from skinrepro.photographs import photographs
 
-    m, inventory = photographs(data, list(LABELS), missing=missing)
-    if data == "pcam":
-        m = _parts_of_pcam(m, seed)
-    return _thinned(m.assign(group=m.domain), fraction, unlabelled), inventory
+    def some(m):
+        return _thinned(_parts_of_pcam(m, seed) if data == "pcam" else m, fraction, unlabelled)
+
+    m, inventory = photographs(data, select=some, missing=missing)
+    return m.assign(group=m.domain), inventory
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #0e1d8b5d
 def _phantoms(counts, size):
@@ -134,10 +136,8 @@ def without_labels(
     rows,  # (n,) bool
 ) -> pd.DataFrame:  # the same images; those rows are unlabelled
     "Take the labels away."
-    return m.assign(
-        label=m.label.mask(rows, pd.NA),
-        split=m.split.mask(rows, "unlabelled"),
-    )
+    label, split = m.label.astype("string"), m.split.astype("string")
+    return m.assign(label=label.mask(rows, pd.NA), split=split.mask(rows, UNLABELLED))
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #0f183819
 def _parts_of_pcam(m, seed):
@@ -180,19 +180,18 @@ def skew(
     from skinrepro.splits import skewed
 
     check_choice("few_of", few_of, FEW_OF)
-    train = m.split == "train"
+    train = (m.split == "train").to_numpy(bool)
     if labelled == ALL:
         return m
     if labelled == NONE:
         return without_labels(m, train)
     if m.domain[train].isna().all():  # no hospitals: so many labels in all
-        rng = np.random.default_rng([seed, 5])
         rows = np.flatnonzero(train)
-        keep = rng.permutation(rows)[: _number(labelled, len(rows))]
+        keep = np.random.default_rng([seed, 5]).permutation(rows)
+        keep = keep[: _number(labelled, len(rows))]
         return without_labels(m, train & ~np.isin(np.arange(len(m)), keep))
     keep = dict.fromkeys(SKEWED, _number(labelled, int(m.domain[train].isin(SKEWED).sum())))
-    made = skewed(m[train], keep, seed=seed, by="domain", of=few_of)
-    return pd.concat([made, m[~train]], ignore_index=True)
+    return skewed(m, keep, seed, reading=few_of)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #068c00d0
 def _number(labelled, most) -> int:
@@ -460,7 +459,7 @@ def train_rows(
     m: pd.DataFrame,  # from `skew`
     p: Mapping,  # parameters of a run of classifier.ipynb
     size: int = 64,  # side in px at which phantoms are drawn
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # manifest: train, val, id, test; records of images
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # manifest: train, val, id_val, test; records of images
     "Training set and the parts that choose and test. Raises ParameterError or ValueError."
     from skinrepro.splits import mix
 
@@ -565,8 +564,8 @@ def method_of(
         out = out.mask(usual & mine & t.augment.eq(method.augment), name)
     return out.mask(usual & t.trains.eq("truth") & t.augment.eq("none"), PERFECT)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a0cdfa1a
-TESTED = {"id": "in distribution", "val": "OOD validation", "test": "OOD test"}
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #69427395
+TESTED = {"id_val": "in distribution", "val": "OOD validation", "test": "OOD test"}
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #29301044
 def accuracy_rows(
@@ -584,7 +583,7 @@ def accuracy_rows(
             keys = dict(part=part, select_on=rule, epoch=epoch)
             rows = mean_rows(table, of_rule.domain.astype(object), **keys)
             found.append(rows)
-            if part == "id" and gaps:
+            if part == "id_val" and gaps:
                 found.append(_gap(rows, gaps, keys))
     return pd.concat(found, ignore_index=True)
 
@@ -620,7 +619,7 @@ CELLS = [f"{label} / {hospital}" for hospital in TRAINED for label in LABELS]
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #ba2a4a3f
 def tests_of(m: pd.DataFrame) -> tuple:  # names of the parts that test, of those that there are
     "In and out of distribution."
-    return tuple(part for part in ("id", "test") if (m.split == part).any())
+    return tuple(part for part in ("id_val", "test") if (m.split == part).any())
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #a9ff7227
 def pool_of(
@@ -637,9 +636,9 @@ def some_of(
     count: int = 4,  # images of each label and part
 ) -> pd.DataFrame:  # as `figures.gallery` takes it
     "A few images of each part and label."
-    t = m[m.split.isin(["train", "id", "val", "test"])].sample(frac=1, random_state=0)
+    t = m[m.split.isin(["train", "id_val", "val", "test"])].sample(frac=1, random_state=0)
     t = t[t.groupby(["split", "label"]).cumcount() < count]
-    order = {part: i for i, part in enumerate(("train", "id", "val", "test"))}
+    order = {part: i for i, part in enumerate(("train", "id_val", "val", "test"))}
     t = t.sort_values(
         ["split", "label"], key=lambda c: c.map(order) if c.name == "split" else c.astype(str)
     )
@@ -714,7 +713,7 @@ def ceiling_of(
     from skinrepro.runs import find
 
     t = pd.read_parquet(find("ktena2023", run_id).folder / "predictions.parquet")
-    t = t[t.part == "id"]
+    t = t[t.part == "id_val"]
     said, true = (t[c].astype(str).str.split(" / ", expand=True) for c in ("called", "label"))
     right = dict(
         asked_label=(said[0] == true[0]).astype(float),
@@ -795,7 +794,7 @@ CLAIMS = [
         SYNTHETIC,
         REAL,
         "less",
-        "id",
+        "id_val",
     ),
     statement(
         "... and more skewed",
@@ -803,7 +802,7 @@ CLAIMS = [
         SYNTHETIC,
         REAL,
         "more",
-        "id",
+        "id_val",
     ),
     statement(
         "... while closing the gap between the hospitals, less skewed",
@@ -811,7 +810,7 @@ CLAIMS = [
         SYNTHETIC,
         REAL,
         "less",
-        "id",
+        "id_val",
         metric="accuracy_gap",
         direction="lower",
     ),
@@ -821,7 +820,7 @@ CLAIMS = [
         SYNTHETIC,
         REAL,
         "more",
-        "id",
+        "id_val",
         metric="accuracy_gap",
         direction="lower",
     ),
@@ -856,7 +855,7 @@ CLAIMS = [
         SYNTHETIC,
         SYNTHETIC,
         "more",
-        "id",
+        "id_val",
         metric="gain",
         against="less",
     ),
@@ -871,7 +870,7 @@ CLAIMS += [
         tuple(m for m in SYNTHETIC if m != "L & P cond + Color augm"),
         REAL,
         LOWEST,
-        "id",
+        "id_val",
     ),
     statement(
         "... and out of distribution",
@@ -887,7 +886,7 @@ CLAIMS += [
         ("L & P cond",),
         ("Baseline",),
         LOWEST,
-        "id",
+        "id_val",
         against="less",
     ),
 ]
@@ -925,3 +924,139 @@ def counts_of(
         [of.rename("value").reset_index(), total.rename("value").reset_index().assign(group="all")]
     )
     return t.rename(columns=dict(split="part")).assign(metric="n_images", n=lambda t: t.value)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #97aee2bf
+SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what it always is here
+    "tableE1a": (
+        "real",
+        {
+            "pretraining dataset": "= None",
+            "resnet depth": "arch",
+            "resnet width": "= 1",
+            "optimizer": "= Adam",
+            "initial learning rate": "lr",
+            "learning schedule": "= constant",
+            "training steps": "steps",
+            "batch size": "batch_size",
+            "weight decay": "= 0.0",
+            "dropout": "= 0.0",
+        },
+    ),
+    "tableE1b": (
+        "generator",
+        {
+            "learned variance": "= No",
+            "channels": "channels",
+            "head channels": "head_channels",
+            "residual blocks": "blocks",
+            "channel multipliers": "multipliers",
+            "attention resolutions": "attention",
+            "diffusion timesteps": "= 1000",
+            "learning rate": "lr",
+            "batch size": "batch_size",
+        },
+    ),
+    "tableE1c": ("", {}),
+}
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f81ba7e8
+def beside_printed(
+    printed: pd.DataFrame,  # metric, modality, printed: rows of one table
+    table: str,  # key of SETTINGS
+) -> pd.DataFrame:  # hyperparameter, a column per modality, and what the paper profile has
+    "A printed table of settings, and ours for histopathology."
+    section, rows = SETTINGS[table]
+    wide = printed.pivot(index="metric", columns="modality", values="printed")
+    wide = wide.loc[list(dict.fromkeys(printed.metric))].fillna("–")
+    names = [m for m in ("histopathology", "radiology", "dermatology") if m in wide]
+    out = wide[names].reset_index().rename(columns=dict(metric="hyperparameter"))
+    out.columns.name = None
+    if section:
+        p = _settings_of(section)
+        ours = [_told(p, rows[name]) for name in out.hyperparameter]
+        out.insert(2, "histopathology, here", ours)
+    return out
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #20fd5fb1
+def _settings_of(section: str) -> dict:  # parameters of the first run of a section
+    from skinrepro.grid import read_grid
+
+    runs = read_grid(paths().papers / "ktena2023", "paper")
+    return next(r.parameters for r in runs if r.section == section)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #16f96005
+def _told(p: dict, which: str) -> str:
+    "A setting as the paper writes it."
+    if which.startswith("= "):
+        return which[2:]
+    value = p[which]
+    if which == "arch":
+        return str(value).removeprefix("resnet")
+    if which in ("multipliers", "attention"):
+        return f"({value})"
+    return f"{value:.0e}".replace("e-0", "e-") if which == "lr" else str(value)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3d161f85
+def needed(
+    p: dict,  # parameters of a run on real images: data, perhaps fraction, unlabelled
+) -> pd.DataFrame:  # manifest with absolute paths
+    "Images that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    from skinrepro.photographs import listed
+
+    m = listed(p["data"])
+    m = _parts_of_pcam(m, 0) if p["data"] == "pcam" else m
+    m = _thinned(m, p.get("fraction", 1.0), p.get("unlabelled", 0))
+    return m.assign(group=m.domain.fillna("unknown"))
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #9156a683
+def cost(
+    run,  # runs.Run of this paper
+) -> tuple:  # list of estimate.Work, bytes on disk
+    "What a run consists of."
+    from skinrepro.estimate import classifier_work, ddpm_work, drawing_work, start_work
+
+    p, kind = run.parameters, run.notebook.stem
+    if kind == "generator":
+        work = ddpm_work(network_of(p), p["batch_size"], p["precision"], p["steps"])
+        return [start_work(), work], 4 * PARAMETERS["large" if p["size"] > 64 else "small"]
+    if kind == "images":
+        size = 96 if p["profile"] == "paper" else 64
+        work = drawing_work(_like(p["profile"]), p["count"] * p["steps"])
+        return [start_work(), work], p["count"] * size**2 * 2.5
+    if kind == "classifier":
+        tested = sum(n for part in ("id_val", "val", "test") for n in TABLE_A1[part].values())
+        seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * tested * p["fraction"]
+        return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
+    return [start_work()], 1e5  # a toy
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #40dde183
+PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
+
+
+def _like(profile: str):  # network of the generators of a profile
+    from skinrepro.grid import read_grid
+
+    runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
+    return network_of(next(r.parameters for r in runs if r.section == "generator"))
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6c9ff608
+def rehearsed(
+    run,  # runs.Run of this paper, at its full size
+    gpu: bool,  # is there one?
+) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
+    "How a run is rehearsed."
+    p, notebook = run.parameters, run.notebook.stem
+    kind = {k: p[k] for k in "trains augment target sampler toy".split() if k in p}
+    if notebook == "generator":
+        kind, short = dict(conditioning=p["conditioning"]), dict(steps=2, labelled="2")
+    elif notebook == "images":
+        kind, short = dict(accept=p["accept"]), dict(count=4, steps=2, accept="all", labelled="2")
+    elif notebook == "classifier":
+        short = dict(steps=2, looks=1, labelled="all" if p["trains"] == "truth" else "2")
+        short |= dict(n_synthetic=12 if p["trains"] == "truth" else 0, accept="", guidance=0.0)
+    else:
+        return kind, {}
+    short |= dict(fraction=0.0005, unlabelled=4)
+    if not gpu:
+        short |= dict(batch_size=2)
+    return kind, {k: v for k, v in short.items() if k in p}

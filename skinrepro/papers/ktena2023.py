@@ -13,8 +13,7 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
            'ceiling_of', 'accepted', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of',
            'beside_printed', 'needed', 'cost', 'rehearsed']
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #1733ed67
-import warnings
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +42,12 @@ TABLE_A1 = {
     "test": {"hospital 2": 85054},
     "unlabelled": {"hospital 0": 599187, "hospital 3": 600030, "hospital 4": 600030},
 }
-PARTS = {  # part, as the column `split` has it -> its name in Table A1
-    "train": "Train",
-    "id_val": "ID (Validation)",
-    "val": "OOD (Validation)",
-    "test": "OOD (Test)",
-    "unlabelled": "Train, unlabelled",
+PARTS = {  # part, as the column `split` has it -> its row in Table A1
+    "train": "train labelled",
+    "id_val": "ID val",
+    "val": "OOD val",
+    "test": "OOD test",
+    "unlabelled": "train unlabelled",
 }
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #b8092cb8
@@ -119,11 +118,11 @@ def load(
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #0e1d8b5d
 def _phantoms(counts, size):
-    from skinrepro.phantom_histology import rendered_histology
+    from skinrepro.phantom_histology import drawn_histology
 
     of = ["domain", "label"]
     total = counts.groupby(of, as_index=False).n.sum()
-    m = rendered_histology(total, "ktena2023", size)
+    m = drawn_histology(total, "ktena2023", size)
     order = counts.sort_values([*of, "split"], kind="stable")
     parts = order.split.repeat(order.n).to_numpy()  # the first images of a cell are one part, ...
     m = m.sort_values([*of, "image_id"], kind="stable").reset_index(drop=True)
@@ -332,7 +331,7 @@ def generator_of(
         needed="Images are drawn by a generator",
         differs="was trained on something else",
     )
-    return handed_on(made, TAUGHT, _taught())["generator"]
+    return handed_on(made, TAUGHT, _taught())["model"]
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #5e3c9e0b
 def _tiny(p) -> Path:  # folder of a generator that has learned nothing
@@ -486,7 +485,7 @@ def truth(
     size: int = 64,  # side in px
 ) -> pd.DataFrame:  # manifest
     "What a perfect generator would draw. Raises ParameterError where nobody knows."
-    from skinrepro.phantom_histology import rendered_histology
+    from skinrepro.phantom_histology import drawn_histology
 
     if p["data"] != "phantom_histology" or not p["n_synthetic"]:
         raise ParameterError(
@@ -496,7 +495,7 @@ def truth(
     cells = [(domain, label) for domain in TRAINED for label in LABELS]
     n = [p["n_synthetic"] // len(cells) + (i < p["n_synthetic"] % len(cells)) for i in range(6)]
     counts = pd.DataFrame(cells, columns=["domain", "label"]).assign(n=n)
-    made = rendered_histology(counts[counts.n > 0], "ktena2023-truth", size)
+    made = drawn_histology(counts[counts.n > 0], "ktena2023-truth", size)
     return made.sample(frac=1, random_state=0).reset_index(drop=True)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #98a80ed8

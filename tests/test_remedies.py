@@ -566,7 +566,7 @@ def unlabelled_rows(place, monkeypatch):
 
 
 @remedy(
-    'pass without_centres="keep"',
+    "a parquet copy without centres",
     "Fetch it anew",
     'pass unlabelled="none"',
     "must be exported first",

@@ -622,10 +622,10 @@ def samples_list(
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #f0dc81d8
 def single_run(
-    p: Mapping,  # parameters: n, p, p_hat
+    p: Mapping,  # parameters: training_points, p, p_hat
 ) -> Found:
     "Figure D1a: the training set that the printed share of 0.1 implies, before and after mixing."
-    d = share_distribution(p["n"], p["p"], p["p_hat"])
+    d = share_distribution(p["training_points"], p["p"], p["p_hat"])
     # the training set just below p, on the side away from the generator: 1 of 6 for the paper's
     away = d.t < p["p"] if p["p_hat"] > p["p"] else d.t > p["p"]
     chosen = d[away & d.share_generated.notna()]
@@ -779,8 +779,8 @@ def helped_classifiers(
     p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D4: accuracy by labelled and generated points, with the three lines beside it."
-    labelled, generated = whole_numbers(p["labelled"]), whole_numbers(p["generated"])
-    sizes = Sizes(p["unlabelled"], labelled, generated, p["validation"])
+    generated = tuple(sorted({0, *whole_numbers(p["generated"])}))  # what a gain is compared with
+    sizes = Sizes(p["unlabelled"], whole_numbers(p["labelled"]), generated, p["validation"])
     raw, drawn = [], {}
     for panel in p["panels"].split(","):
         for repeat in range(p["repeats"]):
@@ -792,8 +792,7 @@ def helped_classifiers(
             gain = trial.accuracy - trial.x.map(none)
             raw.append(trial.assign(panel=panel, repeat=repeat, gain=gain))
     raw = pd.concat(raw, ignore_index=True)
-    compared = raw[(raw.series != "0") & raw.gain.notna()]
-    rows = over_repeats(raw, "accuracy") + over_repeats(compared, "gain")
+    rows = over_repeats(raw, "accuracy") + over_repeats(raw[raw.series != "0"], "gain")
     return Found(pd.DataFrame(rows), raw, drawn)
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #b0d473ab
@@ -900,7 +899,7 @@ def draw_hidden_attribute(
 
     t = records[records.metric == "kl"]
     with style():
-        fig, ax = plt.subplots(figsize=(5.4, 3.2))
+        fig, ax = plt.subplots(figsize=(6.6, 3.0))
         for series, colour in ((WITHOUT, BLUE), (WITH, ORANGE)):
             finite = t[(t.series == series) & np.isfinite(t.value)]
             some = t[t.series == f"{series}, finite repeats"]
@@ -914,7 +913,7 @@ def draw_hidden_attribute(
             _line(ax, t[t.series == f"{series}, limit"], colour, "limit of large N", ":")
         ax.set(xscale="log", yscale="log", xlabel="N, real points", ylabel="KL(p‖p′), nats")
         _mark_infinite(ax, records)
-        ax.legend(loc="lower left", fontsize=6.5)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6.5)
     return fig, records[records.metric.isin(["kl", "infinite"])][DRAWN]
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #e4296824
@@ -999,12 +998,17 @@ def draw_helped_classifiers(
         fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
         for ax, panel in zip(axes[0], panels):
             of = t[t.panel == panel]
-            for series, colour in zip(generated, colours):
-                _line(ax, of[of.series == series], colour, f"{int(series):,} generated", "o-")
+            for i, (series, colour) in enumerate(zip(generated, colours)):
+                line = of[of.series == series]
+                beside = line.assign(x=line.x * 1.03 ** (i - (len(generated) - 1) / 2))
+                _line(ax, beside, colour, f"{int(series):,} generated", "o-")
             for series, look in ((NAMED, "--"), (FITTED, "-."), (TRUE, ":")):
                 _line(ax, of[of.series == series].assign(low=np.nan), GREY, series, look)
             k, d = shape(panel)
             ax.set(xscale="log", xlabel="labelled points", title=f"{k} components, {d} dimensions")
+            ax.set_xticks(sorted(set(of.x)), [f"{n:.0f}" for n in sorted(set(of.x))])
+            ax.minorticks_off()
+            ax.set_ylim(max(0, ax.get_ylim()[0]), 1.02)
         axes[0][0].set_ylabel("accuracy")
         handles, labels = axes[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'UNDEFINED', 'SINGLE', 'AXES', 'P', 'P_HAT', 'ROWS', 'SCALES', 'COVARIANCES', 'NAMINGS', 'CLASSIFIERS',
-           'TRUE', 'FITTED', 'NAMED', 'DATA', 'WITH', 'WITHOUT', 'TOYS', 'DRAWN', 'CLASS_COLOURS', 'Shares',
-           'mixing_shares', 'kl', 'best_share', 'share_distribution', 'ShareSummary', 'summarised', 'exact_share',
-           'resampled_share', 'curve_settings', 'disagreement', 'oriented', 'given_label', 'sources', 'Mix', 'best_mix',
-           'mix_in_closed_form', 'infinite_probability', 'expected_divergence', 'large_sample_limit', 'Mixture',
-           'true_mixture', 'draw_points', 'log_densities', 'fit_mixture', 'mixture_divergence', 'name_modes',
+           'TRUE', 'FITTED', 'NAMED', 'DATA', 'WITH', 'WITHOUT', 'TOYS', 'PANELS', 'LIMITS', 'DRAWN', 'CLASS_COLOURS',
+           'Shares', 'mixing_shares', 'kl', 'best_share', 'share_distribution', 'ShareSummary', 'summarised',
+           'exact_share', 'resampled_share', 'curve_settings', 'disagreement', 'oriented', 'given_label', 'sources',
+           'Mix', 'best_mix', 'mix_in_closed_form', 'infinite_probability', 'expected_divergence', 'large_sample_limit',
+           'Mixture', 'true_mixture', 'draw_points', 'log_densities', 'fit_mixture', 'mixture_divergence', 'name_modes',
            'build_classifier', 'classifier_accuracy', 'Sizes', 'mixture_trial', 'Found', 'number', 'over_repeats',
            'samples_list', 'single_run', 'share_curves', 'whole_numbers', 'hidden_attribute', 'readings', 'shape',
            'learned_mixtures', 'helped_classifiers', 'of_toy', 'draw_single_run', 'draw_share_curves',
-           'draw_hidden_attribute', 'draw_learned_mixtures', 'draw_helped_classifiers', 'draw', 'sentences']
+           'draw_hidden_attribute', 'draw_learned_mixtures', 'draw_helped_classifiers', 'kept_points', 'draw',
+           'sentences']
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #16542ceb
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import check_choice, hash_text
+from ..core import check_choice, hash_text, paths, read_kept
 from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, style
 from ..uncertainty import t_interval
 
@@ -747,11 +748,11 @@ def _point_rows(x, of, names, panel: str) -> pd.DataFrame:
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #4bab1d54
 def learned_mixtures(
-    p: Mapping,  # parameters: fits, labelled, repeats, seed, and what `readings` takes
+    p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D3: mixtures fitted to few and many unlabelled points, beside the true one."
     components, dimensions = shape(p["world"])
-    sizes, named = whole_numbers(p["fits"]), whole_numbers(p["labelled"])[0]
+    sizes, named = whole_numbers(p["fits"]), whole_numbers(p["labelled_points"])[0]
     rows, raw, points, drawn = [], [], [], {}
     for repeat in range(p["repeats"]):
         rng = np.random.default_rng([20230417, 3, p["seed"], repeat])
@@ -779,8 +780,12 @@ def helped_classifiers(
     p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D4: accuracy by labelled and generated points, with the three lines beside it."
-    generated = tuple(sorted({0, *whole_numbers(p["generated"])}))  # what a gain is compared with
-    sizes = Sizes(p["unlabelled"], whole_numbers(p["labelled"]), generated, p["validation"])
+    generated = tuple(
+        sorted({0, *whole_numbers(p["generated_points"])})
+    )  # what a gain is compared with
+    sizes = Sizes(
+        p["unlabelled_points"], whole_numbers(p["labelled_points"]), generated, p["validation"]
+    )
     raw, drawn = [], {}
     for panel in p["panels"].split(","):
         for repeat in range(p["repeats"]):
@@ -803,6 +808,10 @@ TOYS = {
     "D3": learned_mixtures,
     "D4": helped_classifiers,
 }  # parameter `toy` -> what it does
+
+# %% ../../nbs/papers/ktena2023/toys.ipynb #9a59a794
+PANELS = "5x2,5x5,10x10"  # components x dimensions of Figure D4
+LIMITS = "3x2,20x2"  # the two limits at the end of Appendix D.3
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #327624f9
 def of_toy(
@@ -1013,6 +1022,18 @@ def draw_helped_classifiers(
         handles, labels = axes[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)
     return fig, records[records.metric.isin(["accuracy", "gain"])][DRAWN]
+
+# %% ../../nbs/papers/ktena2023/toys.ipynb #7bea8cd5
+def kept_points(
+    run_id: str,  # of toy D3
+) -> pd.DataFrame | None:  # its points, None where they are gone
+    "What a run has kept, in the store or beside the committed records."
+    home = paths().runs / "ktena2023" / run_id
+    for folder in (home, paths().figures / "ktena2023"):
+        kept = read_kept(folder / "predictions.parquet", pd.read_parquet)
+        if kept is not None and (kept.run_id == run_id).any():
+            return kept[kept.run_id == run_id]
+    return None
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #cccd421d
 def draw(

@@ -172,12 +172,14 @@ def disagreement(
     drawn: ShareSummary,
     resamples: int,
 ) -> float:  # in standard errors of what was drawn
-    "How far resampling is from the closed form: the larger of mean and probability undefined."
+    """How far resampling is from the closed form: the larger of mean and probability undefined
+    (where at least ten are expected; the count of fewer is not normal).
+    """
     left = resamples * (1 - drawn.undefined)
     errors = [0.0]
     if left and exact.sd > 1e-12:
         errors.append(abs(drawn.mean - exact.mean) / (exact.sd / left**0.5))
-    if 0 < exact.undefined < 1:
+    if 10 <= exact.undefined * resamples < resamples:
         se = (exact.undefined * (1 - exact.undefined) / resamples) ** 0.5
         errors.append(abs(drawn.undefined - exact.undefined) / se)
     return max(errors)
@@ -773,6 +775,8 @@ def learned_mixtures(
                 rows += _parameter_rows(fitted, name_modes(fitted, x, y, p["naming"]), str(n))
     raw = pd.DataFrame(raw, columns=["panel", "x", "series", "repeat", "kl"])
     kept = pd.concat([raw, *points], ignore_index=True)
+    for n, worst in raw.groupby("x").kl.max().items():
+        rows.append(number("kl of the worst world", worst, str(n), n, n=p["repeats"]))
     return Found(pd.DataFrame(over_repeats(raw, "kl") + rows), kept, drawn)
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #cb4f58ed
@@ -780,9 +784,8 @@ def helped_classifiers(
     p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D4: accuracy by labelled and generated points, with the three lines beside it."
-    generated = tuple(
-        sorted({0, *whole_numbers(p["generated_points"])})
-    )  # what a gain is compared with
+    # a gain is compared with none
+    generated = tuple(sorted({0, *whole_numbers(p["generated_points"])}))
     sizes = Sizes(
         p["unlabelled_points"], whole_numbers(p["labelled_points"]), generated, p["validation"]
     )
@@ -921,6 +924,7 @@ def draw_hidden_attribute(
             _line(ax, exact, colour, "exact mean" + " where finite" * (series == WITHOUT))
             _line(ax, t[t.series == f"{series}, limit"], colour, "limit of large N", ":")
         ax.set(xscale="log", yscale="log", xlabel="N, real points", ylabel="KL(p‖p′), nats")
+        ax.set_ylim(t.value[t.value > 1e-9].min() / 3, None)  # intervals may reach below 0
         _mark_infinite(ax, records)
         ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6.5)
     return fig, records[records.metric.isin(["kl", "infinite"])][DRAWN]
@@ -931,9 +935,8 @@ def _mark_infinite(ax, records: pd.DataFrame):
     t = records[(records.metric == "infinite") & (records.series == WITHOUT)]
     where = ax.get_xaxis_transform()
     for r in t.itertuples():
-        ax.text(
-            r.x, 1.02, f"∞ {r.value * r.n:.0f}/{r.n:.0f}", transform=where, ha="center", size=6.5
-        )
+        told = f"∞ {r.value * r.n:.0f}/{r.n:.0f}"
+        ax.text(r.x, 1.02, told, transform=where, ha="center", size=6.5, rotation=90)
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #effbbc67
 CLASS_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY)
@@ -1125,9 +1128,12 @@ def _told_hidden(t) -> list[str]:
 def _told_learned(t) -> list[str]:
     far = t[t.metric == "kl"].sort_values("x")
     text = ", ".join(f"{r.value:.3f} nats after {r.x:.0f}" for r in far.itertuples())
-    n = far.n.iloc[0]
+    n, most = far.n.iloc[0], far.x.max()
+    worst = _one(t, metric="kl of the worst world", x=most)
     return [
         f"KL(true‖fitted), mean over {n:.0f} worlds, by the number of unlabelled points: {text}."
+        f" In the worst world it is {worst:.3f} nats after {most:.0f} points: where the fit has"
+        " ended in another optimum, more points do not mend it."
     ]
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #d8dfa4bd

@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'UNDEFINED', 'SINGLE', 'AXES', 'P', 'P_HAT', 'ROWS', 'SCALES', 'COVARIANCES', 'NAMINGS', 'CLASSIFIERS',
-           'TRUE', 'FITTED', 'NAMED', 'DATA', 'WITH', 'WITHOUT', 'TOYS', 'DRAWN', 'CLASS_COLOURS', 'Shares',
-           'mixing_shares', 'kl', 'best_share', 'share_distribution', 'ShareSummary', 'summarised', 'exact_share',
-           'resampled_share', 'curve_settings', 'disagreement', 'oriented', 'given_label', 'sources', 'Mix', 'best_mix',
-           'mix_in_closed_form', 'infinite_probability', 'expected_divergence', 'large_sample_limit', 'Mixture',
-           'true_mixture', 'draw_points', 'log_densities', 'fit_mixture', 'mixture_divergence', 'name_modes',
+           'TRUE', 'FITTED', 'NAMED', 'DATA', 'WITH', 'WITHOUT', 'TOYS', 'PANELS', 'LIMITS', 'DRAWN', 'CLASS_COLOURS',
+           'Shares', 'mixing_shares', 'kl', 'best_share', 'share_distribution', 'ShareSummary', 'summarised',
+           'exact_share', 'resampled_share', 'curve_settings', 'disagreement', 'oriented', 'given_label', 'sources',
+           'Mix', 'best_mix', 'mix_in_closed_form', 'infinite_probability', 'expected_divergence', 'large_sample_limit',
+           'Mixture', 'true_mixture', 'draw_points', 'log_densities', 'fit_mixture', 'mixture_divergence', 'name_modes',
            'build_classifier', 'classifier_accuracy', 'Sizes', 'mixture_trial', 'Found', 'number', 'over_repeats',
            'samples_list', 'single_run', 'share_curves', 'whole_numbers', 'hidden_attribute', 'readings', 'shape',
            'learned_mixtures', 'helped_classifiers', 'of_toy', 'draw_single_run', 'draw_share_curves',
-           'draw_hidden_attribute', 'draw_learned_mixtures', 'draw_helped_classifiers', 'draw', 'sentences']
+           'draw_hidden_attribute', 'draw_learned_mixtures', 'draw_helped_classifiers', 'kept_points', 'draw',
+           'sentences']
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #16542ceb
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from ..core import check_choice, hash_text
+from ..core import check_choice, hash_text, paths, read_kept
 from ..figures import BLUE, GREEN, GREY, ORANGE, PURPLE, VERMILION, style
 from ..uncertainty import t_interval
 
@@ -171,12 +172,14 @@ def disagreement(
     drawn: ShareSummary,
     resamples: int,
 ) -> float:  # in standard errors of what was drawn
-    "How far resampling is from the closed form: the larger of mean and probability undefined."
+    """How far resampling is from the closed form: the larger of mean and probability undefined
+    (where at least ten are expected; the count of fewer is not normal).
+    """
     left = resamples * (1 - drawn.undefined)
     errors = [0.0]
     if left and exact.sd > 1e-12:
         errors.append(abs(drawn.mean - exact.mean) / (exact.sd / left**0.5))
-    if 0 < exact.undefined < 1:
+    if 10 <= exact.undefined * resamples < resamples:
         se = (exact.undefined * (1 - exact.undefined) / resamples) ** 0.5
         errors.append(abs(drawn.undefined - exact.undefined) / se)
     return max(errors)
@@ -622,10 +625,10 @@ def samples_list(
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #f0dc81d8
 def single_run(
-    p: Mapping,  # parameters: n, p, p_hat
+    p: Mapping,  # parameters: training_points, p, p_hat
 ) -> Found:
     "Figure D1a: the training set that the printed share of 0.1 implies, before and after mixing."
-    d = share_distribution(p["n"], p["p"], p["p_hat"])
+    d = share_distribution(p["training_points"], p["p"], p["p_hat"])
     # the training set just below p, on the side away from the generator: 1 of 6 for the paper's
     away = d.t < p["p"] if p["p_hat"] > p["p"] else d.t > p["p"]
     chosen = d[away & d.share_generated.notna()]
@@ -747,11 +750,11 @@ def _point_rows(x, of, names, panel: str) -> pd.DataFrame:
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #4bab1d54
 def learned_mixtures(
-    p: Mapping,  # parameters: fits, labelled, repeats, seed, and what `readings` takes
+    p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D3: mixtures fitted to few and many unlabelled points, beside the true one."
     components, dimensions = shape(p["world"])
-    sizes, named = whole_numbers(p["fits"]), whole_numbers(p["labelled"])[0]
+    sizes, named = whole_numbers(p["fits"]), whole_numbers(p["labelled_points"])[0]
     rows, raw, points, drawn = [], [], [], {}
     for repeat in range(p["repeats"]):
         rng = np.random.default_rng([20230417, 3, p["seed"], repeat])
@@ -772,6 +775,8 @@ def learned_mixtures(
                 rows += _parameter_rows(fitted, name_modes(fitted, x, y, p["naming"]), str(n))
     raw = pd.DataFrame(raw, columns=["panel", "x", "series", "repeat", "kl"])
     kept = pd.concat([raw, *points], ignore_index=True)
+    for n, worst in raw.groupby("x").kl.max().items():
+        rows.append(number("kl of the worst world", worst, str(n), n, n=p["repeats"]))
     return Found(pd.DataFrame(over_repeats(raw, "kl") + rows), kept, drawn)
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #cb4f58ed
@@ -779,8 +784,11 @@ def helped_classifiers(
     p: Mapping,  # all parameters of the experiment
 ) -> Found:
     "Figure D4: accuracy by labelled and generated points, with the three lines beside it."
-    labelled, generated = whole_numbers(p["labelled"]), whole_numbers(p["generated"])
-    sizes = Sizes(p["unlabelled"], labelled, generated, p["validation"])
+    # a gain is compared with none
+    generated = tuple(sorted({0, *whole_numbers(p["generated_points"])}))
+    sizes = Sizes(
+        p["unlabelled_points"], whole_numbers(p["labelled_points"]), generated, p["validation"]
+    )
     raw, drawn = [], {}
     for panel in p["panels"].split(","):
         for repeat in range(p["repeats"]):
@@ -792,8 +800,7 @@ def helped_classifiers(
             gain = trial.accuracy - trial.x.map(none)
             raw.append(trial.assign(panel=panel, repeat=repeat, gain=gain))
     raw = pd.concat(raw, ignore_index=True)
-    compared = raw[(raw.series != "0") & raw.gain.notna()]
-    rows = over_repeats(raw, "accuracy") + over_repeats(compared, "gain")
+    rows = over_repeats(raw, "accuracy") + over_repeats(raw[raw.series != "0"], "gain")
     return Found(pd.DataFrame(rows), raw, drawn)
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #b0d473ab
@@ -804,6 +811,10 @@ TOYS = {
     "D3": learned_mixtures,
     "D4": helped_classifiers,
 }  # parameter `toy` -> what it does
+
+# %% ../../nbs/papers/ktena2023/toys.ipynb #9a59a794
+PANELS = "5x2,5x5,10x10"  # components x dimensions of Figure D4
+LIMITS = "3x2,20x2"  # the two limits at the end of Appendix D.3
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #327624f9
 def of_toy(
@@ -900,7 +911,7 @@ def draw_hidden_attribute(
 
     t = records[records.metric == "kl"]
     with style():
-        fig, ax = plt.subplots(figsize=(5.4, 3.2))
+        fig, ax = plt.subplots(figsize=(6.6, 3.0))
         for series, colour in ((WITHOUT, BLUE), (WITH, ORANGE)):
             finite = t[(t.series == series) & np.isfinite(t.value)]
             some = t[t.series == f"{series}, finite repeats"]
@@ -913,8 +924,9 @@ def draw_hidden_attribute(
             _line(ax, exact, colour, "exact mean" + " where finite" * (series == WITHOUT))
             _line(ax, t[t.series == f"{series}, limit"], colour, "limit of large N", ":")
         ax.set(xscale="log", yscale="log", xlabel="N, real points", ylabel="KL(p‖p′), nats")
+        ax.set_ylim(t.value[t.value > 1e-9].min() / 3, None)  # intervals may reach below 0
         _mark_infinite(ax, records)
-        ax.legend(loc="lower left", fontsize=6.5)
+        ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=6.5)
     return fig, records[records.metric.isin(["kl", "infinite"])][DRAWN]
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #e4296824
@@ -923,9 +935,8 @@ def _mark_infinite(ax, records: pd.DataFrame):
     t = records[(records.metric == "infinite") & (records.series == WITHOUT)]
     where = ax.get_xaxis_transform()
     for r in t.itertuples():
-        ax.text(
-            r.x, 1.02, f"∞ {r.value * r.n:.0f}/{r.n:.0f}", transform=where, ha="center", size=6.5
-        )
+        told = f"∞ {r.value * r.n:.0f}/{r.n:.0f}"
+        ax.text(r.x, 1.02, told, transform=where, ha="center", size=6.5, rotation=90)
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #effbbc67
 CLASS_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, VERMILION, GREY)
@@ -999,16 +1010,33 @@ def draw_helped_classifiers(
         fig, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False)
         for ax, panel in zip(axes[0], panels):
             of = t[t.panel == panel]
-            for series, colour in zip(generated, colours):
-                _line(ax, of[of.series == series], colour, f"{int(series):,} generated", "o-")
+            for i, (series, colour) in enumerate(zip(generated, colours)):
+                line = of[of.series == series]
+                beside = line.assign(x=line.x * 1.03 ** (i - (len(generated) - 1) / 2))
+                _line(ax, beside, colour, f"{int(series):,} generated", "o-")
             for series, look in ((NAMED, "--"), (FITTED, "-."), (TRUE, ":")):
                 _line(ax, of[of.series == series].assign(low=np.nan), GREY, series, look)
             k, d = shape(panel)
             ax.set(xscale="log", xlabel="labelled points", title=f"{k} components, {d} dimensions")
+            ax.set_xticks(sorted(set(of.x)), [f"{n:.0f}" for n in sorted(set(of.x))])
+            ax.minorticks_off()
+            ax.set_ylim(max(0, ax.get_ylim()[0]), 1.02)
         axes[0][0].set_ylabel("accuracy")
         handles, labels = axes[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=6.5)
     return fig, records[records.metric.isin(["accuracy", "gain"])][DRAWN]
+
+# %% ../../nbs/papers/ktena2023/toys.ipynb #7bea8cd5
+def kept_points(
+    run_id: str,  # of toy D3
+) -> pd.DataFrame | None:  # its points, None where they are gone
+    "What a run has kept, in the store or beside the committed records."
+    home = paths().runs / "ktena2023" / run_id
+    for folder in (home, paths().figures / "ktena2023"):
+        kept = read_kept(folder / "predictions.parquet", pd.read_parquet)
+        if kept is not None and (kept.run_id == run_id).any():
+            return kept[kept.run_id == run_id]
+    return None
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #cccd421d
 def draw(
@@ -1100,9 +1128,12 @@ def _told_hidden(t) -> list[str]:
 def _told_learned(t) -> list[str]:
     far = t[t.metric == "kl"].sort_values("x")
     text = ", ".join(f"{r.value:.3f} nats after {r.x:.0f}" for r in far.itertuples())
-    n = far.n.iloc[0]
+    n, most = far.n.iloc[0], far.x.max()
+    worst = _one(t, metric="kl of the worst world", x=most)
     return [
         f"KL(true‖fitted), mean over {n:.0f} worlds, by the number of unlabelled points: {text}."
+        f" In the worst world it is {worst:.3f} nats after {most:.0f} points: where the fit has"
+        " ended in another optimum, more points do not mend it."
     ]
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #d8dfa4bd

@@ -126,10 +126,26 @@ def sign(p) -> int:
     return -1 if p["profile"] in TURNED else 1
 
 
+RATIOS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+UNSEEN = "African / psoriasis"
+
+
+def beyond(p) -> float:
+    "What a setting of a classifier that the paper does not have gains, each its own."
+    if p["cells"] == "rarest":
+        more = 0.55 * (p["joins"] == "copies" and p["ratio"] > 0) + 0.01 * p["guidance"]
+        return 0.4 * RATIOS.index(p["ratio"]) + more
+    copied = 1.6 * (p["joins"] == "copies") + 0.15 * (p["arm"] == "base")
+    if p["joins"] == "images":
+        return copied + 0.3 * (p["steps_as"] == "added") + 0.25 * (p["few"] == "take")
+    longer, cells, strong = p["steps_as"] == "added", p["sampler"] == "cells", "strong"
+    return copied + 0.04 * longer + 0.03 * cells + 0.05 * (p["augment"] == strong)
+
+
 def gain(p) -> float:
     "Of an arm, in units of a tenth; each arm has its own."
-    arm = p["arm"]
-    return 0.0 if not arm else (0.2, 0.3, 0.4, 0.5, 1.0, 1.2)[ARMS.index(arm)]
+    arm, more = p["arm"], beyond(p) if "joins" in p else 0.0
+    return more + ((0.2, 0.3, 0.4, 0.5, 1.0, 1.2)[ARMS.index(arm)] if arm in ARMS else 0.0)
 
 
 def amounts(profile) -> list:
@@ -141,9 +157,11 @@ def amounts(profile) -> list:
 
 def third(p) -> float:
     "What number, shares and reweighting add, each its own."
-    numbers = amounts(p["profile"])
-    if p["joins"] == "none":
+    if p["joins"] != "images" or p["cells"] == "rarest" or p["profile"] == "rehearsal":
         return 0.0
+    numbers = amounts(p["profile"])
+    if p["added"] not in numbers:  # of other photographs
+        return 0.5 * (p["reweight"] != "none")
     if p["reweight"] != "none":
         return 0.5
     shares = ("", "0.5:0.3:0.2", "0.3:0.2:0.5", "0.2:0.3:0.5").index(p["proportions"])
@@ -160,7 +178,7 @@ def of_answers(p, group) -> dict:
     out = dict(accuracy=0.6 + 0.1 * s * gain(p) + 0.01 * third(p))
     if group != "all":  # the worst gains, the best loses a little
         return dict(accuracy=(0.5, 0.6, 0.75)[where] + s * gain(p) * (0.05, 0, -0.03)[where])
-    numbers = amounts(p["profile"])
+    numbers = amounts(p["profile"]) if p["profile"] != "rehearsal" else [p["added"]]
     many = p["joins"] == "images" and p["added"] > numbers[len(numbers) // 2]
     out |= dict(dp_accuracy=0.4 - 0.1 * s * (gain(p) + third(p)) + 0.1 * s * many)
     out |= dict(dp_classes=0.3 + out["dp_accuracy"], accuracy_worst=out["accuracy"] - 0.1)
@@ -171,36 +189,81 @@ def of_answers(p, group) -> dict:
     return out
 
 
+def named(p, group) -> str:
+    "A group in the words of other photographs, of which there are two; '' for the third."
+    other = dict(African="dark", Asian="", Caucasian="light", all="all")
+    return other[group] if p["data"] == "pad_ufes20" else group
+
+
+FEW = {"African / basal cell carcinoma": 6, "African / lichen planus": 0}  # accepted, of 60
+
+
+def joining(p) -> dict:  # group or cell -> images that join
+    if p["joins"] == "none" or (p["cells"] == "rarest" and not p["ratio"]):
+        return {}
+    if p["cells"] == "rarest":
+        return dict(African=round(240 * p["ratio"]))
+    of_cell = dict.fromkeys(CELLS, p["added"])
+    if p["few"] == "take" and p["profile"] == "mini":
+        of_cell |= FEW
+    if p["data"] == "pad_ufes20":
+        return dict.fromkeys(("dark", "light"), 6 * p["added"])
+    out = {g: sum(n for c, n in of_cell.items() if c.startswith(g)) for g in list(GROUPS)[:3]}
+    return out | {c: n for c, n in of_cell.items() if n}
+
+
 def of_joined(run, rng):
     p, rows = run.parameters, []
-    names = dict(zip(GROUPS, ("dark", "medium", "light", "all")))  # of other photographs
     for group, n in GROUPS.items():
-        noisy = {k: v + rng.normal(0, 1e-4) for k, v in of_answers(p, group).items()}
-        group = names[group] if p["data"] == "pad_ufes20" else group
-        rows.append(number_rows(noisy, n, group))
-    made = p["joins"] != "none"
+        if name := named(p, group):
+            noisy = {k: v + rng.normal(0, 1e-4) for k, v in of_answers(p, group).items()}
+            rows.append(number_rows(noisy, n, name))
+    joined = joining(p)
+    for name, n in joined.items():
+        rows.append(number_rows(dict(n_joined=n), n, name))
+    made = p["joins"] == "images"
+    n_train = 2061 + sum(joined.get(g, 0) for g in (*GROUPS, "dark", "light"))
+    drawn = n_train if p["steps_as"] == "own" else 2061 + 15 * p["added"]
+    of_training = dict(train_size=n_train, train_steps=p["epochs"] * -(-drawn // p["batch_size"]))
+    rows.append(number_rows(of_training, n_train))
     sizes = dict(n_train=2061, n_test=257, n_classes=5, n_classes_train=5, n_classes_test=5)
-    about = dict(images_accept="all", images_words="paper") if made else {}
+    judged = "asked_both" if p["few"] == "take" and p["profile"] == "mini" else "all"
+    about = dict(images_accept=judged, images_words="paper") if made else {}
     about = dict(images_accept="", images_words="", images_held_out="") | about
     return pd.concat(rows).assign(select_on="last", epoch=9, **sizes, **about)
 
 
 def fid_of(p, group) -> float:
     where = (*CELLS, *GROUPS).index(group)
-    return 60.0 + where - 10 * sign(p) * gain(p)
+    far = 20 * sign(p) * bool(p.get("held_out"))
+    return 60.0 + where - 10 * sign(p) * gain(p) + far
+
+
+def accepted_of(p, group) -> dict:
+    "Share that a judge accepts: of two cells few or none, of the rarest group the most."
+    if p["accept"] == "all":
+        return {}
+    where = 0.1 * ("African", "Asian", "Caucasian", "all").index(group.split(" / ")[0])
+    return dict(asked_both=FEW[group] / 60 if group in FEW else 0.9 - 0.5 * where)
 
 
 def of_pictures(run, rng):
     p, s, g, rows = run.parameters, sign(run.parameters), gain(run.parameters), []
+    every = dict(all=CELLS, rarest=CELLS[:5], held_out=[UNSEEN])[p["cells"]]
+    there = {*every, *(c.split(" / ")[0] for c in every), "all"}
     for reference, more in (("real", 0.0), ("truth", 1000.0)):  # never one number
         about = dict(reference=reference, described_by=p["features"], d=2048)
-        for group in (*GROUPS, *CELLS):
+        for group in (g for g in (*GROUPS, *CELLS) if g in there):
             n_real = 12 if group in CELLS else 300
             found = {"fid": fid_of(p, group) + more, "kid": 0.01 * fid_of(p, group) + more}
             noisy = {k: v + rng.normal(0, 1e-4) for k, v in found.items()}
-            few = number_rows(noisy, 1000, group, **{k: [v] for k, v in about.items()})
-            rows.append(few.assign(n_real=n_real, below_floor=group in CELLS))
-        variance = VARIANCES[p["arm"]] if s > 0 else 500 - VARIANCES[p["arm"]]
+            few = number_rows(noisy, 1000, named(p, group) if group in GROUPS else group, **{k: [v] for k, v in about.items()})
+            few = few.assign(n_real=n_real, below_floor=group in CELLS)
+            rows.append(few[few.group.ne("")])
+        if p["cells"] != "all":
+            continue
+        variance = VARIANCES.get(p["arm"], 250.0)
+        variance = variance if s > 0 else 500 - variance
         kinds = {
             f"{m}_variance{k}": variance + i + more + 7 * (m == "kid")
             for m in ("fid", "kid")
@@ -216,11 +279,13 @@ def of_pictures(run, rng):
         near = dict(copy_share=0.1 * (i + 1), copy_share_of_real=0.01 * (i + 1))
         rows.append(number_rows(near, 15000, described_by=[name]))
     if p["data"] == "phantom":
-        for group in (*GROUPS, *CELLS):
-            asked = dict(asked_disease=0.6, asked_group=0.7)
-            rows.append(number_rows(asked, 60, group))
+        for group in (g for g in (*GROUPS, *CELLS) if g in there):
+            usual = dict(asked_disease=0.6, asked_group=0.7, asked_both=0.5)
+            off = 0.1 * s * ((p["held_out"] != "") * -1 + 0.2 * g * (p["held_out"] != ""))
+            asked = {k: v + off for k, v in usual.items()}
+            rows.append(number_rows(asked | accepted_of(p, group), 60, group))
             if group in GROUPS:  # true images are judged by group
-                top = {k: v + 0.25 for k, v in asked.items()}
+                top = {k: v + 0.25 for k, v in usual.items()}
                 rows.append(number_rows(top, 60, group, reference=["ceiling"]))
     return pd.concat(rows, ignore_index=True)
 
@@ -271,10 +336,22 @@ MADE = dict(
 )
 
 
-def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", made=True, kept=None):
-    """Records of every run of a profile (or of none), and the report on them; `beside` them those
-    of other runs that the store holds, as (profile, section), perhaps with other data; `kept`:
-    folder of committed records.
+GRID_DATA = dict(pad="pad_ufes20")  # first word of sections that have data of their own
+
+
+def report(
+    paper,
+    folder,
+    beside=(),
+    profile="paper",
+    data="fitzpatrick17k",
+    made=True,
+    kept=None,
+    extra=(),
+):
+    """Records of every run of a profile (or of none), and the report on them; `extra`: sections of
+    it that run by name; `beside` them those of other runs that the store holds, as (profile,
+    section), perhaps with other data; `kept`: folder of committed records.
     """
     places = dict(RUNS="runs", FIGURES="figs", COMMITTED=kept or "nothing")
     places = {f"SKINREPRO_{k}": str(folder / v) for k, v in places.items()}
@@ -284,14 +361,18 @@ def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", mad
         rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
         asked = dict(data=data, profile=profile)
         found = [(profile, run) for run in read_grid(PAPERS / paper, profile)] if made else []
+        for name in extra:  # sections of the same profile that run by name
+            photographs = GRID_DATA.get(name.partition("_")[0], data)
+            more = read_grid(PAPERS / paper, profile, name, data=photographs)
+            found += [(profile, run) for run in more]
         for other, section, *photographs in beside:
             more = read_grid(PAPERS / paper, other, section, data=(photographs or [data])[0])
             found += [(other, run) for run in more]
-        for of, run in found:
+        for of, run in {run.id: (of, run) for of, run in found}.values():
             rows = MADE[run.notebook.stem](run, rng)
             stamp = provenance(run.parameters.get("data", data), *about, of, "cpu")
             runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
-            if run.notebook.stem == "images" and of == "mini" and run.parameters["seed"] == 0:
+            if run.section == "images" and of == "mini" and run.parameters["seed"] == 0:
                 pictured(run)
         runs.execute_notebook(PAPERS / paper / "report.ipynb", folder / "report.ipynb", asked)
     finally:
@@ -428,17 +509,24 @@ def test_claims_of_lopezperez_have_all_repetitions(lopez):
     assert wanted <= {f.name for f in lopez.iterdir()}
 
 
+def sections(profile):
+    "What goes beyond the paper at a profile; nobody judges photographs."
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    extra = [name for name, body in grid.items() if body.get("extra")]
+    return [n for n in extra if profile == "mini" or not n.startswith("accepted")]
+
+
 @pytest.fixture(scope="module")
 def fair(tmp_path_factory):
-    return report("fairskin2024", tmp_path_factory.mktemp("fair"))
+    return report("fairskin2024", tmp_path_factory.mktemp("fair"), extra=sections("paper"))
 
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory):
     "At mini, on phantoms: every effect is the other way round."
     base = tmp_path_factory.mktemp("turned")
-    beside = [("mini", "plain", "pad_ufes20")]
-    return report("fairskin2024", base, beside, profile="mini", data="phantom")
+    more = dict(profile="mini", data="phantom", extra=sections("mini"))
+    return report("fairskin2024", base, [("mini", "plain", "pad_ufes20")], **more)
 
 
 @pytest.fixture(scope="module")

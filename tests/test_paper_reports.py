@@ -257,7 +257,12 @@ def of_pictures(run, rng):
             n_real = 12 if group in CELLS else 300
             found = {"fid": fid_of(p, group) + more, "kid": 0.01 * fid_of(p, group) + more}
             noisy = {k: v + rng.normal(0, 1e-4) for k, v in found.items()}
-            few = number_rows(noisy, 1000, named(p, group) if group in GROUPS else group, **{k: [v] for k, v in about.items()})
+            few = number_rows(
+                noisy,
+                1000,
+                named(p, group) if group in GROUPS else group,
+                **{k: [v] for k, v in about.items()},
+            )
             few = few.assign(n_real=n_real, below_floor=group in CELLS)
             rows.append(few[few.group.ne("")])
         if p["cells"] != "all":
@@ -536,6 +541,8 @@ def bare(tmp_path_factory):
 
 
 NO_IMAGES = "no generated images"
+BEYOND_FIGURES = "equal_compute_effects exchange_curves exchange_guidance_curves".split()
+BEYOND_FIGURES += "unseen_measures rejection_rates pad_ufes20_groups".split()
 OF_TABLE1 = "accuracy dp_accuracy dp_classes essp_accuracy essp_classes".split()
 
 
@@ -564,7 +571,8 @@ def test_every_table_of_fairskin_has_all_its_cells(which, request):
         assert set(t[name].draws) == {3}, name
         assert set(t[name].profile) == {"mini" if phantom else "paper"}
         assert ("PHANTOM" in (at / f"{name}.md").read_text(encoding="utf-8")) == phantom
-    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6"}
+    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6", *BEYOND_FIGURES}
+    drawn -= set() if phantom else {"rejection_rates"}  # nobody judges photographs
     drawn |= {"curves", "table3_maps", "table5"} if phantom else set()  # of images that are there
     assert {f.stem for f in at.glob("*.svg")} == drawn
 
@@ -691,13 +699,188 @@ def test_a_reviewer_makes_the_same_of_the_records_alone(turned, tmp_path):
     assert not of_images & {f.name for f in again.iterdir()}
 
 
-def test_other_photographs_have_a_table_of_their_own(fair, turned):
-    t = pd.read_csv(turned / "pad_ufes20.csv", keep_default_na=False)
-    assert set(t.data) == {"pad_ufes20"} and set(t.draws) == {3} and set(t.joins) == {"none"}
-    told = (turned / "pad_ufes20.md").read_text(encoding="utf-8")
+# ---- beyond the paper
+
+
+def table(at, name, *keys):
+    t = pd.read_csv(at / f"{name}.csv", keep_default_na=False)
+    t[["average", "effect", "low", "high"]] = t.reindex(
+        columns=["average", "effect", "low", "high"]
+    ).apply(pd.to_numeric)
+    return t.set_index(list(keys)) if keys else t
+
+
+def asked_like(at, section, **more):
+    "Parameters of a run of a section, at the profile of a report."
+    profile = "mini" if at.parents[1].name.startswith("turned") else "paper"
+    found = read_grid(PAPERS / "fairskin2024", profile, section)
+    own = [r.parameters for r in found if r.section == section]
+    return next(p for p in own if more.items() <= p.items())
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_baselines_stand_beside_arms_with_their_steps(which, request):
+    from skinrepro.papers import fairskin2024 as paper
+
+    at = request.getfixturevalue(which)
+    t = table(at, "equal_compute", "training", "what")
+    rows = dict(shuffled=paper.LONGER, oversampled=paper.OVERSAMPLED, strong=paper.STRONG)
+    rows |= dict(plain=NO_IMAGES, copied=paper.COPIED, untouched=paper.UNTOUCHED)
+    assert set(t.index.get_level_values("training")) == {*rows.values(), *ARMS}
+    assert len(t) == 12 * 4 and set(t.draws) == {3}
+    own, steps = dict(), t.training_steps.xs("accuracy", level="what")
+    for section, name in rows.items():
+        p = asked_like(at, section)
+        own[name] = of_answers(p, "all")["accuracy"]
+        assert t.average[name, "accuracy"] == pytest.approx(own[name], abs=5e-4), name
+        joins = 15 * p["added"] if section in ("copied", "untouched") else 0
+        assert int(t.joining[name, "accuracy"]) == joins
+    assert len(set(steps.drop(NO_IMAGES))) == 1  # equal compute
+    assert int(steps[NO_IMAGES]) < int(steps[paper.LONGER])
+    effect = own[paper.COPIED] - own[paper.LONGER]
+    assert t.effect[paper.COPIED, "accuracy"] == pytest.approx(effect, abs=5e-4)
+    assert t.low[paper.COPIED, "accuracy"] < effect < t.high[paper.COPIED, "accuracy"]
+    behind = [set(s.split()) for s in t.runs.xs("accuracy", level="what")]
+    assert sum(map(len, behind)) == len(set.union(*behind)) == 3 * 12
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_an_exchange_rate_has_every_ratio_beside_copies(which, request):
+    at = request.getfixturevalue(which)
+    t = table(at, "exchange", "source", "ratio", "what")
+    own = dict(joins="images", arm="FairSkin-C", guidance=0.0)
+    for source, section in dict(generated="exchange", copies="exchange_copied").items():
+        for ratio in RATIOS[1:]:
+            p = asked_like(at, section, ratio=ratio)
+            r = t.loc[(source, ratio, "African")]
+            expected = of_answers(p, "African")["accuracy"]
+            assert r.average == pytest.approx(expected, abs=5e-4) and r.draws == 3
+            assert int(r.joining) == 240 * ratio and r.n_min == GROUPS["African"]
+    assert set(t.index.get_level_values("ratio")) == set(RATIOS)
+    start = t.average["nothing", 0.0, "African"]
+    gained = t.average["generated", 8.0, "African"] - start
+    assert t.effect["generated", 8.0, "African"] == pytest.approx(gained, abs=1e-5)
+    g = table(at, "exchange_guidance", "guidance", "what")
+    assert (g.omega == g.index.get_level_values("guidance") - 1).all()
+    for scale in (1.0, 2.0, 4.0, 8.0):
+        p = asked_like(at, "guided", guidance=scale) | own | dict(guidance=scale)
+        expected = of_answers(p, "African")["accuracy"]
+        assert g.average[scale, "African"] == pytest.approx(expected, abs=5e-4)
+        assert g.draws[scale, "kid real"] == 3
+    told = (at / "exchange_guidance.md").read_text(encoding="utf-8")
+    assert "| guidance scale (diffusers) | omega |" in told and "\n| 8.0 | 7 |" in told
+    assert ("kid truth" in g.index.get_level_values("what")) == (which == "turned")
+
+
+def test_a_cell_that_was_never_seen_stands_beside_itself(fair, turned):
+    t = table(turned, "unseen", "arm", "seen", "what")
+    seen = [(a, s) for a in ("vanilla", "FairSkin-C") for s in ("never seen", "seen")]
+    assert set(t.index.droplevel("what")) == {
+        *seen,
+        ("base", "not fine-tuned"),
+        ("true images", ""),
+    }
+    assert set(t.draws) == {3}
+    for arm in ("vanilla", "FairSkin-C"):
+        p = dict(profile="mini", arm=arm)
+        never, ever = (fid_of(p | dict(held_out=h), UNSEEN) for h in (UNSEEN, ""))
+        assert t.average[arm, "never seen", "fid truth"] == pytest.approx(never + 1000, abs=1e-3)
+        assert t.average[arm, "seen", "fid real"] == pytest.approx(ever, abs=1e-3)
+        assert t.effect[arm, "never seen", "fid real"] == pytest.approx(never - ever, abs=1e-3)
+    assert t.average["vanilla", "seen", "asked_disease"] == pytest.approx(0.6)
+    assert t.average["true images", "", "asked_disease"] == pytest.approx(0.85)
+    assert ("true images", "", "fid truth") not in t.index
+    assert "Images of the cell" not in (turned / "unseen.md").read_text(encoding="utf-8")
+    t = table(fair, "unseen", "arm", "seen", "what")  # photographs: no judge, no truth
+    assert set(t.index.get_level_values("what")) == {"fid real", "kid real"}
+    assert "true images" not in t.index.get_level_values("arm")
+
+
+def test_cells_of_which_few_are_accepted_are_shown(fair, turned):
+    t = table(turned, "rejection", "group", "arm", "metric")
+    for cell, n in FEW.items():
+        assert t.average[cell, "vanilla", "accepted"] == pytest.approx(n / 60)
+        assert t.average[cell, "vanilla", "kept"] == n and t.n_min[cell, "vanilla", "kept"] == 60
+    plenty = "Caucasian / psoriasis"
+    assert t.average[plenty, "vanilla", "accepted"] == pytest.approx(0.8)
+    assert t.average[plenty, "vanilla", "kept"] == 15  # no more than were asked for
+    of_group = [n / 60 for n in FEW.values()] + [0.9] * 3
+    assert t.average["African", "FairSkin-C", "accepted"] == pytest.approx(np.mean(of_group))
+    assert t.average["all", "FairSkin-C", "kept"] == 13 * 15 + sum(FEW.values())
+    told = (turned / "rejection.md").read_text(encoding="utf-8")
+    assert "African / lichen planus (vanilla: 0.0 on average)" in told
+    assert "psoriasis (vanilla:" not in told
+    t = table(turned, "rejection_classifiers", "arm", "images_are", "what")
+    assert set(t.draws) == {3} and set(t.training_steps.map(int)) == {int(t.training_steps.iloc[0])}
+    for arm in ("vanilla", "FairSkin-C"):
+        after, before = (
+            of_answers(asked_like(turned, s, arm=arm, added=15), "all")["accuracy"]
+            for s in ("accepted", "sizes")
+        )
+        r = t.loc[(arm, "accepted by a judge", "accuracy")]
+        assert r.effect == pytest.approx(after - before, abs=5e-4)
+        assert int(r.joining) == 13 * 15 + sum(FEW.values())
+        assert int(t.joining[arm, "none rejected", "accuracy"]) == 15 * 15
+    told = (fair / "rejection.md").read_text(encoding="utf-8")
+    assert "Nobody judges photographs" in told and "--section" not in told
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_other_photographs_have_a_table_of_their_own(which, request):
+    at = request.getfixturevalue(which)
+    t = table(at, "pad_ufes20")
+    assert set(t.data) == {"pad_ufes20"} and set(t.draws) == {3}
+    kinds = {NO_IMAGES, "copies of real images", "vanilla", "FairSkin-C"}
+    assert set(t.training) == kinds | {"FairSkin-C, weights 1 / accuracy (loss)"}
+    nets = {"efficientnet_lite0", "resnet_small"} if which == "turned" else {"vit_b_16"}
+    assert set(t.arch) == nets and (t.joining[t.training == NO_IMAGES].map(int) == 0).all()
+    n = t.set_index("what").n_min
+    assert set(n["dark"]) == {30} and set(n["light"]) == {152}
+    told = (at / "pad_ufes20.md").read_text(encoding="utf-8")
     assert "PHANTOM" not in told and "The smallest group, dark, has 30 test images" in told
-    assert "pad_ufes20" not in (turned / "settings.csv").read_text(encoding="utf-8")
-    assert not (fair / "pad_ufes20.csv").exists()
+    assert "accuracy of dark, types 3-6 (30 test images)" in told
+    assert "pad_ufes20" not in (at / "settings.csv").read_text(encoding="utf-8")
+    t = table(at, "pad_ufes20_images", "what", "arm", "group")
+    assert set(t.index.get_level_values("group")) == {"dark", "light", "all"}
+
+
+def test_claims_beyond_the_paper_can_come_out_either_way(fair, turned):
+    "All that was run; what is the same in both is said."
+    from skinrepro.papers.fairskin2024 import BEYOND
+
+    either = dict(supported="contradicted", contradicted="supported")
+    for name, claims in BEYOND.items():
+        one, other = (table(at, f"{name}_claims").set_index("claim") for at in (fair, turned))
+        assert list(other.index) == [c.text for c in claims]
+        assert set(other.verdict) <= set(either) and set(other.draws) == {3}, name
+        ran = one[one.verdict != "not run"]
+        for claim, r in ran.iterrows():
+            assert r.verdict in either and other.verdict[claim] in either, claim
+        if name == "equal_compute":
+            assert set(one.verdict) == {"supported"} and set(other.verdict) == {"contradicted"}
+        if name == "exchange":
+            alike = one.index.str.startswith("Copies")
+            assert set(one.verdict[~alike]) == {"supported"} != set(other.verdict[~alike])
+        if name == "rejection":
+            assert not len(ran)
+        told = (turned / "summary.md").read_text(encoding="utf-8")
+        assert all(claim in told for claim in other.index)
+
+
+def test_what_was_not_run_says_how_to_run_it(bare):
+    from skinrepro.papers.fairskin2024 import BEYOND, EXTRA
+
+    for name in BEYOND:
+        t = table(bare, name)
+        assert len(t) and set(t.draws) == {0}, name
+        told = (bare / f"{name}.md").read_text(encoding="utf-8")
+        assert f"`skinrepro run fairskin2024 --section {EXTRA[name]}`" in told
+        assert "Nothing was run" in told and "not run |" in told
+        assert set(table(bare, f"{name}_claims").verdict) == {"not run"}
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    for name, asked in EXTRA.items():  # the commands run all that is listed for an artefact
+        ran = {r.section for r in read_grid(PAPERS / "fairskin2024", "mini", asked)}
+        assert {s for s, body in grid.items() if name in body["rebuilds"]} <= ran
 
 
 def test_the_report_of_fairskin_without_any_run(bare):

@@ -1390,16 +1390,22 @@ _ALONE, _ONE, _EIGHT = (
 )
 BEYOND["exchange"] = [
     *ours(
-        "One generated image for each real one of the rarest group helps it",
+        "One generated image for each real one of the rarest group helps the group",
         OF_RAREST,
         settings_pairs(_ONE, _ALONE),
         guidance=0.0,
     ),
     *ours(
-        "Eight for each real one help it", OF_RAREST, settings_pairs(_EIGHT, _ALONE), guidance=0.0
+        "Eight generated images for each real one help the group",
+        OF_RAREST,
+        settings_pairs(_EIGHT, _ALONE),
+        guidance=0.0,
     ),
     *ours(
-        "Eight help it more than one", OF_RAREST, settings_pairs(_EIGHT, _ONE), guidance=0.0
+        "Eight generated images for each real one help more than one",
+        OF_RAREST,
+        settings_pairs(_EIGHT, _ONE),
+        guidance=0.0,
     ),
     *ours(
         "Copies of its real images do as well as generated ones, at every ratio",
@@ -1416,7 +1422,7 @@ BEYOND["exchange"] = [
         guidance=0.0,
     ),
     *ours(
-        "Images drawn with guidance (omega above 0) help it more than those without",
+        "Images drawn with guidance (omega above 0) help the group more than those without",
         OF_RAREST,
         settings_pairs([dict(guidance=g) for g in (2.0, 4.0, 8.0)], [dict(guidance=1.0)]),
         source=GENERATED,

@@ -867,6 +867,34 @@ def test_claims_beyond_the_paper_can_come_out_either_way(fair, turned):
         assert all(claim in told for claim in other.index)
 
 
+def test_the_whole_paper_profile_of_fairskin_is_rehearsed(tmp_path, monkeypatch):
+    "One run of each kind in one store: where two of a kind met, a table would refuse them."
+    from skinrepro.papers import fairskin2024 as paper
+    from skinrepro.rehearse import rehearsal_runs, rehearsal_store, rehearse_report
+
+    for name in ("RUNS", "FIGURES", "COMMITTED"):
+        monkeypatch.setenv(f"SKINREPRO_{name}", str(tmp_path / name.lower()))
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    usual = [name for name, body in grid.items() if not body.get("extra")]
+    full = read_grid(PAPERS / "fairskin2024", "paper", ",".join([*usual, *sections("paper")]))
+    rehearsed = rehearsal_runs(full, paper.rehearsed, True, "phantom")
+    rng, about = np.random.default_rng(0), ("0" * 16, "random", "")
+    with rehearsal_store() as store:
+        for r in rehearsed:
+            rows = MADE[r.run.notebook.stem](r.run, rng)
+            stamp = provenance("phantom", *about, "rehearsal", "cpu")
+            runs.finish(r.run, rows.assign(inventory_hash="0" * 16), stamp)
+        assert rehearse_report("fairskin2024", "phantom") == ""
+    made = store / "figures" / "fairskin2024"
+    for name in ("table1", "fig3a", *paper.EXTRA):
+        if (made / f"{name}.md").is_file():
+            assert "**REHEARSAL" in (made / f"{name}.md").read_text(encoding="utf-8"), name
+        t = table(made, name)
+        assert name in ("rejection", "pad_ufes20") or set(t.profile) >= {"rehearsal"}, name
+    t = table(made, "exchange", "source", "ratio", "what")
+    assert t.draws["generated", 0.5, "African"] == 1  # a ratio at which something joins
+
+
 def test_what_was_not_run_says_how_to_run_it(bare):
     from skinrepro.papers.fairskin2024 import BEYOND, EXTRA
 

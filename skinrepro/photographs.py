@@ -25,18 +25,19 @@ from skinrepro.core import (
     md5_file,
     paths,
     read_kept,
-    rehearsing,
 )
 from .download import fetch_many, inspect_image, mark_copies
 from .images import ImageError, decoder_version, describe, known_md5s
 from .manifest import Study, validate
-from .phantom import phantom_manifest, write_phantoms
+from .phantom import drawn_once, phantom_manifest, write_phantoms
 from skinrepro.sources import (
     SOURCES,
     MissingImages,
     first_of_copies,
+    read_camelyon17,
     read_ham10000,
     read_pad_ufes20,
+    read_pcam,
     source_folder,
     where_to_get,
 )
@@ -279,6 +280,8 @@ READERS = {
     "fitzpatrick17k": fitzpatrick17k.read_fitzpatrick17k,
     "pad_ufes20": lambda folder, label_source: read_pad_ufes20(folder, "keep", md5=False),
     "ham10000": lambda folder, label_source: read_ham10000(folder, "keep", md5=False),
+    "camelyon17": lambda folder, label_source: read_camelyon17(folder, "keep", md5=False),
+    "pcam": lambda folder, label_source: read_pcam(folder, "keep", md5=False),
 }
 
 # %% ../nbs/17_photographs.ipynb #11c7d06d
@@ -299,7 +302,7 @@ def listed(
     if unknown := [label for label in labels if not m.label.eq(label).any()]:
         raise ValueError(
             f"No image of {data} has the label {unknown[0]!r}; it has"
-            f" {', '.join(map(repr, sorted(m.label.unique())))}."
+            f" {', '.join(map(repr, sorted(m.label.dropna().unique())))}."
         )
     return m[m.label.isin(labels)].reset_index(drop=True)
 
@@ -445,16 +448,9 @@ def rendered(
     **options,  # of render
 ) -> pd.DataFrame:  # manifest with absolute paths and md5, and the group that `select` gave
     "Phantoms for given counts, drawn unless they are there. Raises as `write_phantoms`."
-    from filelock import FileLock
-
     m = phantom_manifest(counts, name)
     m = (m if select is None else select(m)).reset_index(drop=True)
-    folder = paths().data if folder is None else Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if rehearsing():  # nothing else runs meanwhile, and a GPU waits
-        jobs = max(jobs, os.cpu_count() or 1)
-    with FileLock(folder / ".lock"):
-        return write_phantoms(m, folder, size, partitions, jobs, **options)
+    return drawn_once(write_phantoms, m, folder, jobs, size=size, partitions=partitions, **options)
 
 # %% ../nbs/17_photographs.ipynb #c853f0a0
 def study_images(

@@ -133,7 +133,7 @@ UNSEEN = "African / psoriasis"
 def beyond(p) -> float:
     "What a setting of a classifier that the paper does not have gains, each its own."
     if p["cells"] == "rarest":
-        more = 0.55 * (p["joins"] == "copies" and p["ratio"] > 0) + 0.01 * p["guidance"]
+        more = 0.55 * (p["joins"] == "copies" and p["ratio"] > 0) + 0.1 * p["guidance"]
         return 0.4 * RATIOS.index(p["ratio"]) + more
     copied = 1.6 * (p["joins"] == "copies") + 0.15 * (p["arm"] == "base")
     if p["joins"] == "images":

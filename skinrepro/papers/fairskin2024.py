@@ -1336,7 +1336,7 @@ def ours(
     sides = tuple(sides)
     return [Claim(f"{text}: {name}", "ours", sides, metric=m, **how) for m, name in metrics.items()]
 
-
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0012
 def settings_pairs(
     firsts,  # settings, column -> value
     seconds,  # their rivals
@@ -1344,19 +1344,19 @@ def settings_pairs(
     "Each of some settings with each of others."
     return [(first, second) for first in firsts for second in seconds]
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0007
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0013
 def _trained(*names) -> list:
     return [dict(training=name) for name in names]
 
-
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0014
 def _joined(source: str, *ratios, group: str = "all") -> list:
     return [dict(source=source, ratio=float(r), group=group) for r in ratios]
 
-
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0015
 def _alike(ratios, group: str) -> list:  # copies and generated images, at each ratio
     return [(*_joined(AGAIN, r, group=group), *_joined(GENERATED, r, group=group)) for r in ratios]
 
-
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0007
 RIVALS = {
     LONGER: "than as long a training on real images",
     OVERSAMPLED: "than real images of which each cell is drawn as often",
@@ -1431,13 +1431,13 @@ BEYOND["exchange"] = [
     ),
 ]
 
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0016
+def _seen(how: str, *arms) -> list:
+    return [dict(arm=a, seen=how) for a in arms]
+
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0009
 NEVER, SEEN = "never seen", "seen"  # by the fine-tuning
 KIND = dict(kid="KID")
-
-
-def _seen(how: str, *arms) -> list:
-    return [dict(arm=a, seen=how) for a in arms]
 
 
 _NEVER_BESIDE_SEEN = [(*_seen(NEVER, a), *_seen(SEEN, a)) for a in TESTED]

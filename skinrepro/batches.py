@@ -705,7 +705,7 @@ class Augmentation:
 
     name: str
     changes: tuple  # functions: x (b, 3, s, s) float tensor in [0, 1], generator -> the same
-    # whether a change draws from torch's own generator, which a training in another thread uses, too
+    # whether a change draws from torch's own generator, which a training in another thread uses
     torch_draws: bool = False
 
     def __call__(self, x, generator: np.random.Generator):  # as x

@@ -1438,8 +1438,6 @@ def _seen(how: str, *arms) -> list:
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0009
 NEVER, SEEN = "never seen", "seen"  # by the fine-tuning
 KIND = dict(kid="KID")
-
-
 _NEVER_BESIDE_SEEN = [(*_seen(NEVER, a), *_seen(SEEN, a)) for a in TESTED]
 _BETTER = settings_pairs(_seen(NEVER, "FairSkin-C"), _seen(NEVER, "vanilla"))
 BEYOND["unseen"] = [

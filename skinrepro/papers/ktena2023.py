@@ -87,7 +87,9 @@ def phantom_counts(
         for domain, printed in hospitals.items():
             n = unlabelled if part == "unlabelled" else max(4, round(fraction * printed))
             for i, label in enumerate(LABELS):
-                rows.append(dict(split=part, domain=domain, label=label, n=n // 2 + (i < n % 2)))
+                rows.append(
+                    dict(split=part, domain=domain, label=label, n=n // 2 + (i < n % 2))
+                )
     t = pd.DataFrame(rows)
     return t[t.n > 0].reset_index(drop=True)
 
@@ -109,12 +111,23 @@ def load(
     from skinrepro.photographs import photographs
 
     def some(m):
-        return _thinned(_parts_of_pcam(m, seed) if data == "pcam" else m, fraction, unlabelled)
+        return _thinned(_parts_of_pcam(m, seed) if data == "pcam" else m, fraction, 0)
 
     m, inventory = photographs(data, select=some, missing=missing)
+    if data == "camelyon17" and unlabelled:
+        m = pd.concat([m, _bare_patches(unlabelled, missing)], ignore_index=True)
     return m.assign(group=m.domain), inventory
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #0e1d8b5d
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e4119f64
+def _bare_patches(unlabelled: int, missing: str) -> pd.DataFrame:  # manifest
+    "Patches of the training hospitals that never had a label, at most so many of each."
+    from skinrepro.sources import read_camelyon17
+
+    m = read_camelyon17(missing=missing, md5=False, unlabelled="train")
+    bare = m[m.split.eq(UNLABELLED)]
+    return bare[bare.groupby("domain").cumcount() < unlabelled]
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #57177000
 def _phantoms(counts, size):
     from skinrepro.phantom_histology import drawn_histology
 
@@ -127,7 +140,7 @@ def _phantoms(counts, size):
     m = m.assign(split=pd.array(parts, "string"), group=m.domain)
     return without_labels(m, m.split == "unlabelled")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #d9bacbfd
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #9d4ab6d9
 def without_labels(
     m: pd.DataFrame,  # manifest
     rows,  # (n,) bool
@@ -136,7 +149,7 @@ def without_labels(
     label, split = m.label.astype("string"), m.split.astype("string")
     return m.assign(label=label.mask(rows, pd.NA), split=split.mask(rows, UNLABELLED))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #0f183819
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0348bbde
 def _parts_of_pcam(m, seed):
     "8:1:1 within each label: train, choose, test."
     from skinrepro.splits import mark, subgroup_split
@@ -144,7 +157,7 @@ def _parts_of_pcam(m, seed):
     train, val, test = subgroup_split(m, seed, ("label",))
     return mark(train=train, val=val, test=test)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #abc68a72
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #171414e2
 def _thinned(m, fraction, unlabelled):
     "The first rows of each part, hospital and label; at most so many unlabelled of a hospital."
     from skinrepro.splits import first_rows
@@ -157,7 +170,7 @@ def _thinned(m, fraction, unlabelled):
     first = cells[bare].groupby("domain").cumcount() < unlabelled
     return m.loc[kept.index.append(first.index[first])].sort_index().reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #0947db50
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #7687177f
 ALL, NONE = "all", "none"  # values of `labelled` beside numbers
 FEW_OF = ("each", "together")
 SKEWS = {  # profile -> setting of Figure 3 -> N, as the grid writes it
@@ -166,7 +179,7 @@ SKEWS = {  # profile -> setting of Figure 3 -> N, as the grid writes it
     "paper": dict(less="1000", more="100"),
 }
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #72619081
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #66bd14c5
 def skew(
     m: pd.DataFrame,  # from `load`
     labelled: str = ALL,  # N; ALL; NONE: no label at all, of no hospital
@@ -190,7 +203,7 @@ def skew(
     keep = dict.fromkeys(SKEWED, _number(labelled, int(m.domain[train].isin(SKEWED).sum())))
     return skewed(m, keep, seed, reading=few_of)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #068c00d0
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6aec2dcd
 def _number(labelled, most) -> int:
     n = int(labelled) if str(labelled).isdigit() else 0
     if not 1 <= n <= most:
@@ -199,13 +212,13 @@ def _number(labelled, most) -> int:
         )
     return n
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5409ce78
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #fb006184
 CONDITIONING = {  # parameter -> what the paper calls it in its legends
     "label": "Label conditioning",
     "label_property": "Label & property conditioning",
 }
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #6d33d706
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0857609e
 def conditions_of(
     conditioning: str,  # key of CONDITIONING
     data: str,  # key of STUDIES
@@ -223,7 +236,7 @@ def conditions_of(
         )
     return Conditions(dict(label=LABELS, domain=TRAINED))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #234ae71d
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f043caea
 TAUGHT = "generator.json"  # in the folder of a run of generator.ipynb: where its model is
 
 
@@ -231,12 +244,12 @@ def _taught() -> Path:
     "Where generators lie, made once for all runs that ask the same."
     return paths().runs / "ktena2023" / "weights"
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #f7317e79
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ef30d39d
 def numbers_in(text: str) -> tuple:  # '1,2' -> (1, 2); '' -> ()
     "Whole numbers with commas between."
     return tuple(int(v) for v in str(text).split(",") if v)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #9ff9ae3c
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #95e82a2e
 def network_of(
     p: Mapping,  # parameters of a run of generator.ipynb
 ):  # ddpm.Network
@@ -259,7 +272,7 @@ def network_of(
         wiener=p["wiener"],
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4d4f3aa8
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #cfbf0fb4
 def train_generator(
     m: pd.DataFrame,  # images that it learns from: train and unlabelled, from `skew`
     p: Mapping,  # parameters of a run of generator.ipynb
@@ -306,10 +319,10 @@ def train_generator(
         progress=progress,
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #b6205bc0
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #76215654
 FOCUS = (0.2, 1.1)  # mean and spread of logit(t / T): few steps are spent where little is learned
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #85c1f1c3
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #783105c0
 def generator_of(
     run_id: str,  # of a run of generator.ipynb
     parameters: Mapping,  # of the run that uses it
@@ -331,7 +344,7 @@ def generator_of(
     )
     return handed_on(made, TAUGHT, _taught())["model"]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5e3c9e0b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c2b5d874
 def _tiny(p) -> Path:  # folder of a generator that has learned nothing
     asked = {**paper_smoke(), **{k: p[k] for k in ("conditioning", *SPLIT_BY)}, "start": ""}
     m, _ = load(p["data"], 64, p["fraction"], p["unlabelled"], p["missing"])
@@ -339,14 +352,14 @@ def _tiny(p) -> Path:  # folder of a generator that has learned nothing
     m = m[m.split.isin(["train", "unlabelled"])].reset_index(drop=True)
     return train_generator(m, asked, progress=False)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #02df0310
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d530f668
 def paper_smoke() -> dict:
     "What generator.ipynb declares: the smallest settings."
     from skinrepro.runs import declared
 
     return dict(declared(paths().papers / "ktena2023" / "generator.ipynb"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #bd40355b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d80d440c
 def weights_of(
     folder,  # from `train_generator`
 ) -> tuple[str, str]:  # what it is, hash of its weights
@@ -356,7 +369,7 @@ def weights_of(
     about = kept_json(Path(folder) / "ddpm.json")
     return f"DDPM of {about['network']['size']} px, {folder.name}", about["weights_hash"]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a5ce555b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #8e317e65
 def drawer_of(
     folder,  # from `train_generator`
     sampler: str = "ddim",  # key of SAMPLERS
@@ -372,13 +385,13 @@ def drawer_of(
     method = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
     return pixel_drawer(folder, Sampling(method, steps, away_from=("label",)), device=device)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #053bd339
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #99b41bcb
 SAMPLERS = {"ddpm": "ancestral", "ddim": "ddim", "dpm": "dpm"}
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4390c65f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b1388fa0
 SPECS = "image_id seed label domain guidance".split()
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ab280edc
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #8854e1bb
 def specs(
     conditioning: str,  # key of CONDITIONING
     data: str,  # key of STUDIES
@@ -404,7 +417,7 @@ def specs(
         )
     )[SPECS]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #0ac823c5
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #867db5df
 def _turns(tumor) -> np.ndarray:  # hospital of each image: within each label they take turns
     names, domain = np.array(TRAINED, object), np.empty(len(tumor), object)
     for side in (False, True):
@@ -412,7 +425,7 @@ def _turns(tumor) -> np.ndarray:  # hospital of each image: within each label th
         domain[rows] = names[np.arange(len(rows)) % len(names)]
     return domain
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #096da310
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ecf595cc
 def images_of(
     run_id: str,  # of a run of images.ipynb
     parameters: Mapping,  # of the run that uses its images
@@ -443,22 +456,20 @@ def images_of(
         )
     return m, read_record(made.folder / "records.csv")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #8d83a22f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3346a663
 # parameters that decide which images train, choose and test, and which have labels
 SPLIT_BY = "data labelled few_of fraction unlabelled missing".split()
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #10bec005
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #bac565fd
 TRAINS = ("real", "synthetic", "mixed", "pretrain", "truth")
 TARGETS = ("label", "cell")  # what is learned: the label; or label and hospital, as a judge
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #9f242bdb
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #63e8e24f
 def train_rows(
     m: pd.DataFrame,  # from `skew`
     p: Mapping,  # parameters of a run of classifier.ipynb
     size: int = 64,  # side in px at which phantoms are drawn
-) -> tuple[
-    pd.DataFrame, pd.DataFrame | None
-]:  # manifest: train, val, id_val, test; records of images
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # manifest: train, val, id_val, test; records of images
     "Training set and the parts that choose and test. Raises ParameterError or ValueError."
     from skinrepro.splits import mix
 
@@ -479,7 +490,7 @@ def train_rows(
     made = made.iloc[:wanted].assign(split="train", group=made.domain[:wanted])
     return mix(real, made, both=trains in ("mixed", "pretrain")), record
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #68bee297
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f20fb860
 def truth(
     p: Mapping,  # parameters of a run of classifier.ipynb, on phantoms
     size: int = 64,  # side in px
@@ -498,7 +509,7 @@ def truth(
     made = drawn_histology(counts[counts.n > 0], "ktena2023-truth", size)
     return made.sample(frac=1, random_state=0).reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #98a80ed8
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #24a69542
 def sampler_of(
     train: pd.DataFrame,  # training rows
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -513,7 +524,7 @@ def sampler_of(
         plan = [(1.0, share if p["trains"] == "mixed" else float(real.all()))]
     return planned_sampler(real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"])
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #65a314f4
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6c9526db
 def augmentation_of(
     every: pd.DataFrame,  # from `load`
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -530,7 +541,7 @@ def augmentation_of(
     bare = every[every.split.isin(["train", "unlabelled"])]
     return augmentation("transfer", pixels(bare.path.iloc[:: max(1, len(bare) // 600)], size))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #63d78be3
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b9f400de
 @dataclass(frozen=True)
 class Method:
     "A way to train the classifier."
@@ -550,7 +561,7 @@ METHODS = {  # as the paper's legends have them
 }
 PERFECT = "perfect generator"  # trains = 'truth'
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5f1d56af
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e648ee3c
 def method_of(
     records: pd.DataFrame,  # of classifier.ipynb
 ) -> pd.Series:  # key of METHODS, PERFECT, or '' for what the paper does not have
@@ -563,10 +574,10 @@ def method_of(
         out = out.mask(usual & mine & t.augment.eq(method.augment), name)
     return out.mask(usual & t.trains.eq("truth") & t.augment.eq("none"), PERFECT)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #69427395
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5f336a2c
 TESTED = {"id_val": "in distribution", "val": "OOD validation", "test": "OOD test"}
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #29301044
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ae3f72cc
 def accuracy_rows(
     parts: Mapping,  # part, key of TESTED -> predictions of its images: label, domain, called, ...
     gaps: tuple = TRAINED,  # hospitals that the gap is over; () for none
@@ -586,7 +597,7 @@ def accuracy_rows(
                 found.append(_gap(rows, gaps, keys))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #310b858b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #cb5a0b09
 def _gap(rows, hospitals, keys):
     of = rows[rows.group.isin(hospitals)].set_index("group")
     lacking = [h for h in hospitals if h not in of.index]
@@ -600,7 +611,7 @@ def _gap(rows, hospitals, keys):
         [dict(metric="accuracy_gap", group="all", value=gap, n=int(of.n.min()), **keys)]
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ed9b6f69
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #8161f0cd
 def targets_of(
     m: pd.DataFrame,  # from `train_rows`
     target: str = "label",  # one of TARGETS
@@ -612,15 +623,15 @@ def targets_of(
     cells = known.label.astype(str) + " / " + known.domain.astype(str)
     return known.assign(label=cells.astype("string")), CELLS
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5f455885
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5b3d569f
 CELLS = [f"{label} / {hospital}" for hospital in TRAINED for label in LABELS]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ba2a4a3f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3d3d2824
 def tests_of(m: pd.DataFrame) -> tuple:  # names of the parts that test, of those that there are
     "In and out of distribution."
     return tuple(part for part in ("id_val", "test") if (m.split == part).any())
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a9ff7227
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a24ef387
 def pool_of(
     every: pd.DataFrame,  # from `load`
     m: pd.DataFrame,  # from `train_rows`, perhaps other labels
@@ -628,7 +639,7 @@ def pool_of(
     "Images of a run, for `classify.data_parts`."
     return pd.concat([every, m[~m.image_id.isin(every.image_id)]], ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #e6e1a93c
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #fef4f5a0
 def some_of(
     m: pd.DataFrame,  # manifest with split
     labels,  # its labels
@@ -645,7 +656,7 @@ def some_of(
     short = t.label.astype(str).str.replace(" / hospital ", " ")
     return t.assign(row=t.split, column=short + "\n" + number)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #553d03da
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e7064be9
 def first_of_cells(
     m: pd.DataFrame,  # manifest of generated images
     count: int,  # of each label and hospital
@@ -656,7 +667,7 @@ def first_of_cells(
     t = t[t.groupby("row").cumcount() < count]
     return t.assign(column=(t.groupby("row").cumcount() + 1).astype(str)).sort_values("row")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5532e109
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #421eb645
 ACCEPT = ("all", "asked_label", "asked_both")
 
 
@@ -671,7 +682,7 @@ def check_accept(
             " target = 'cell', or use accept='all'."
         )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #7bb18c51
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #48dc8faf
 def _judge_run(run_id: str, p: Mapping):
     return made_for(
         "ktena2023",
@@ -684,7 +695,7 @@ def _judge_run(run_id: str, p: Mapping):
         differs="was trained for something else",
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #821a88d2
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #2f19aa92
 def judged(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
     made: pd.DataFrame,  # manifest of generated images
@@ -703,7 +714,7 @@ def judged(
         dict(asked_label=label, asked_hospital=hospital, asked_both=label * hospital)
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #840c84bf
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d7c6bb4a
 def ceiling_of(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
 ) -> pd.DataFrame:  # metric asked_label, asked_hospital, asked_both; reference 'ceiling'
@@ -721,7 +732,7 @@ def ceiling_of(
     )
     return mean_rows(pd.DataFrame(right), reference="ceiling")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #b83ace47
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d3d57e73
 def accepted(
     made: pd.DataFrame,  # manifest of all that was drawn
     seen: pd.DataFrame | None,  # from `judged`, the same rows
@@ -738,7 +749,7 @@ def accepted(
         )
     return kept
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #2b892db7
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ebe5f651
 def mean_colours(
     made: pd.DataFrame,  # manifest of generated images
     real: pd.DataFrame,  # of real training images
@@ -757,13 +768,13 @@ def mean_colours(
             rows.append(dict(metric=name, group=label, value=float(value), n=len(a)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #534681ff
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f5715a9e
 RULE = Rule(unit="points", counted=True, detectable=False, together=True, train_size="")
 SYNTHETIC = tuple(name for name, m in METHODS.items() if m.trains == "synthetic")
 REAL = tuple(name for name, m in METHODS.items() if m.trains == "real")
 COLOURED = tuple(name for name in SYNTHETIC if METHODS[name].augment == "colour")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #795fa95b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ce6ce406
 def statement(
     text: str,
     source: str,  # section or figure
@@ -785,7 +796,7 @@ def statement(
     where = dict(part=part, group="all")
     return Claim(text, source, sides, metric=metric, direction=direction, where=where, rule=RULE)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #577fb032
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e1a5c7b2
 CLAIMS = [
     statement(
         "Synthetic data outperform both baselines in distribution, less skewed",
@@ -860,7 +871,7 @@ CLAIMS = [
     ),
 ]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #22120eba
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #bc9d68d0
 LOWEST = "1"  # N of the low-data regime
 CLAIMS += [
     statement(
@@ -890,7 +901,7 @@ CLAIMS += [
     ),
 ]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #52fc6cc5
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #7ef5cc94
 def with_settings(
     records: pd.DataFrame,  # of classifier.ipynb, one data set
     profile: str,
@@ -901,7 +912,7 @@ def with_settings(
     again = [t[t.labelled.astype(str) == n].assign(setting=name) for name, n in names.items()]
     return pd.concat([t, *again], ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4ab2ab40
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a62013c8
 def with_gain(
     records: pd.DataFrame,  # from `with_settings`
 ) -> pd.DataFrame:  # and rows with metric 'gain'
@@ -912,7 +923,7 @@ def with_gain(
     gain = t.value - base.reindex(pd.MultiIndex.from_frame(t[key])).to_numpy()
     return pd.concat([records, t.assign(metric="gain", value=gain).dropna(subset="value")])
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #56837a59
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d5d58fc9
 def counts_of(
     m: pd.DataFrame,  # from `load`
 ) -> pd.DataFrame:  # metric n_images, part, group (hospital, or all), value, n
@@ -924,7 +935,7 @@ def counts_of(
     )
     return t.rename(columns=dict(split="part")).assign(metric="n_images", n=lambda t: t.value)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #97aee2bf
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #4c15c919
 SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what it always is here
     "tableE1a": (
         "real",
@@ -958,7 +969,7 @@ SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what 
     "tableE1c": ("", {}),
 }
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #f81ba7e8
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #74121c0b
 def beside_printed(
     printed: pd.DataFrame,  # metric, modality, printed: rows of one table
     table: str,  # key of SETTINGS
@@ -976,14 +987,14 @@ def beside_printed(
         out.insert(2, "histopathology, here", ours)
     return out
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #20fd5fb1
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #29229fde
 def _settings_of(section: str) -> dict:  # parameters of the first run of a section
     from skinrepro.grid import read_grid
 
     runs = read_grid(paths().papers / "ktena2023", "paper")
     return next(r.parameters for r in runs if r.section == section)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #16f96005
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #fc57596b
 def _told(p: dict, which: str) -> str:
     "A setting as the paper writes it."
     if which.startswith("= "):
@@ -995,7 +1006,7 @@ def _told(p: dict, which: str) -> str:
         return f"({value})"
     return f"{value:.0e}".replace("e-0", "e-") if which == "lr" else str(value)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #3d161f85
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #78a77e8c
 def needed(
     p: dict,  # parameters of a run on real images: data, perhaps fraction, unlabelled
 ) -> pd.DataFrame:  # manifest with absolute paths
@@ -1007,7 +1018,7 @@ def needed(
     m = _thinned(m, p.get("fraction", 1.0), p.get("unlabelled", 0))
     return m.assign(group=m.domain.fillna("unknown"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #9156a683
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ec9abd61
 def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
@@ -1028,7 +1039,7 @@ def cost(
         return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
     return [start_work()], 1e5  # a toy
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #40dde183
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #65ae60a6
 PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 
 
@@ -1038,7 +1049,7 @@ def _like(profile: str):  # network of the generators of a profile
     runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
     return network_of(next(r.parameters for r in runs if r.section == "generator"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #6c9ff608
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #564c1a8e
 def rehearsed(
     run,  # runs.Run of this paper, at its full size
     gpu: bool,  # is there one?

@@ -1,4 +1,6 @@
-"ktena2023: hospitals, skewed sets, what is drawn, what trains, methods, claims, and the report on made-up records."
+"""ktena2023: hospitals, skewed sets, what is drawn, what trains, methods, claims, and the report on
+made-up records.
+"""
 
 import numpy as np
 import pandas as pd

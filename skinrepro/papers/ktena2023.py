@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
            'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'FOCUS', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS', 'TARGETS',
-           'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED', 'CLAIMS',
-           'LOWEST', 'SETTINGS', 'PARAMETERS', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of',
-           'numbers_in', 'network_of', 'train_generator', 'generator_of', 'paper_smoke', 'weights_of', 'drawer_of',
-           'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of',
-           'accuracy_rows', 'targets_of', 'tests_of', 'pool_of', 'some_of', 'first_of_cells', 'check_accept', 'judged',
-           'ceiling_of', 'accepted', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of',
-           'beside_printed', 'needed', 'cost', 'rehearsed']
+           'HOW_MADE', 'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED',
+           'CLAIMS', 'LOWEST', 'SETTINGS', 'PARAMETERS', 'phantom_counts', 'load', 'without_labels', 'skew',
+           'conditions_of', 'numbers_in', 'network_of', 'train_generator', 'generator_of', 'paper_smoke', 'weights_of',
+           'drawer_of', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method',
+           'method_of', 'accuracy_rows', 'targets_of', 'tests_of', 'pool_of', 'some_of', 'first_of_cells',
+           'check_accept', 'judged', 'ceiling_of', 'accepted', 'mean_colours', 'statement', 'with_settings',
+           'with_gain', 'counts_of', 'beside_printed', 'needed', 'cost', 'rehearsed']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 from collections.abc import Callable, Mapping
@@ -509,7 +509,11 @@ def truth(
     made = drawn_histology(counts[counts.n > 0], "ktena2023-truth", size)
     return made.sample(frac=1, random_state=0).reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #24a69542
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #03c05301
+# what the record of a classifier says of the images that it was trained on
+HOW_MADE = "sampler guidance accept steps weights weights_hash images_hash".split()
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #51f3d753
 def sampler_of(
     train: pd.DataFrame,  # training rows
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -524,7 +528,7 @@ def sampler_of(
         plan = [(1.0, share if p["trains"] == "mixed" else float(real.all()))]
     return planned_sampler(real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"])
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #6c9526db
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #4c6f8b42
 def augmentation_of(
     every: pd.DataFrame,  # from `load`
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -541,7 +545,7 @@ def augmentation_of(
     bare = every[every.split.isin(["train", "unlabelled"])]
     return augmentation("transfer", pixels(bare.path.iloc[:: max(1, len(bare) // 600)], size))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #b9f400de
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0f722e6a
 @dataclass(frozen=True)
 class Method:
     "A way to train the classifier."
@@ -561,7 +565,7 @@ METHODS = {  # as the paper's legends have them
 }
 PERFECT = "perfect generator"  # trains = 'truth'
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #e648ee3c
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3bf7dc10
 def method_of(
     records: pd.DataFrame,  # of classifier.ipynb
 ) -> pd.Series:  # key of METHODS, PERFECT, or '' for what the paper does not have
@@ -574,10 +578,10 @@ def method_of(
         out = out.mask(usual & mine & t.augment.eq(method.augment), name)
     return out.mask(usual & t.trains.eq("truth") & t.augment.eq("none"), PERFECT)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5f336a2c
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #50f5696f
 TESTED = {"id_val": "in distribution", "val": "OOD validation", "test": "OOD test"}
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ae3f72cc
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c2bc33eb
 def accuracy_rows(
     parts: Mapping,  # part, key of TESTED -> predictions of its images: label, domain, called, ...
     gaps: tuple = TRAINED,  # hospitals that the gap is over; () for none
@@ -597,7 +601,7 @@ def accuracy_rows(
                 found.append(_gap(rows, gaps, keys))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #cb5a0b09
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c14d286f
 def _gap(rows, hospitals, keys):
     of = rows[rows.group.isin(hospitals)].set_index("group")
     lacking = [h for h in hospitals if h not in of.index]
@@ -611,7 +615,7 @@ def _gap(rows, hospitals, keys):
         [dict(metric="accuracy_gap", group="all", value=gap, n=int(of.n.min()), **keys)]
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #8161f0cd
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #807ea561
 def targets_of(
     m: pd.DataFrame,  # from `train_rows`
     target: str = "label",  # one of TARGETS
@@ -623,15 +627,15 @@ def targets_of(
     cells = known.label.astype(str) + " / " + known.domain.astype(str)
     return known.assign(label=cells.astype("string")), CELLS
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5b3d569f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c0d62f74
 CELLS = [f"{label} / {hospital}" for hospital in TRAINED for label in LABELS]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #3d3d2824
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6c646925
 def tests_of(m: pd.DataFrame) -> tuple:  # names of the parts that test, of those that there are
     "In and out of distribution."
     return tuple(part for part in ("id_val", "test") if (m.split == part).any())
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a24ef387
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a3d40f51
 def pool_of(
     every: pd.DataFrame,  # from `load`
     m: pd.DataFrame,  # from `train_rows`, perhaps other labels
@@ -639,7 +643,7 @@ def pool_of(
     "Images of a run, for `classify.data_parts`."
     return pd.concat([every, m[~m.image_id.isin(every.image_id)]], ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #fef4f5a0
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #fe801bcd
 def some_of(
     m: pd.DataFrame,  # manifest with split
     labels,  # its labels
@@ -656,7 +660,7 @@ def some_of(
     short = t.label.astype(str).str.replace(" / hospital ", " ")
     return t.assign(row=t.split, column=short + "\n" + number)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #e7064be9
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #fd22977a
 def first_of_cells(
     m: pd.DataFrame,  # manifest of generated images
     count: int,  # of each label and hospital
@@ -667,7 +671,7 @@ def first_of_cells(
     t = t[t.groupby("row").cumcount() < count]
     return t.assign(column=(t.groupby("row").cumcount() + 1).astype(str)).sort_values("row")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #421eb645
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5eba8542
 ACCEPT = ("all", "asked_label", "asked_both")
 
 
@@ -682,7 +686,7 @@ def check_accept(
             " target = 'cell', or use accept='all'."
         )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #48dc8faf
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #71c09a77
 def _judge_run(run_id: str, p: Mapping):
     return made_for(
         "ktena2023",
@@ -695,7 +699,7 @@ def _judge_run(run_id: str, p: Mapping):
         differs="was trained for something else",
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #2f19aa92
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3f3a7d2b
 def judged(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
     made: pd.DataFrame,  # manifest of generated images
@@ -714,7 +718,7 @@ def judged(
         dict(asked_label=label, asked_hospital=hospital, asked_both=label * hospital)
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #d7c6bb4a
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #4375930b
 def ceiling_of(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
 ) -> pd.DataFrame:  # metric asked_label, asked_hospital, asked_both; reference 'ceiling'
@@ -732,7 +736,7 @@ def ceiling_of(
     )
     return mean_rows(pd.DataFrame(right), reference="ceiling")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #d3d57e73
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #835746c5
 def accepted(
     made: pd.DataFrame,  # manifest of all that was drawn
     seen: pd.DataFrame | None,  # from `judged`, the same rows
@@ -749,7 +753,7 @@ def accepted(
         )
     return kept
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ebe5f651
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e72c64f9
 def mean_colours(
     made: pd.DataFrame,  # manifest of generated images
     real: pd.DataFrame,  # of real training images
@@ -768,13 +772,13 @@ def mean_colours(
             rows.append(dict(metric=name, group=label, value=float(value), n=len(a)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #f5715a9e
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0abe8c46
 RULE = Rule(unit="points", counted=True, detectable=False, together=True, train_size="")
 SYNTHETIC = tuple(name for name, m in METHODS.items() if m.trains == "synthetic")
 REAL = tuple(name for name, m in METHODS.items() if m.trains == "real")
 COLOURED = tuple(name for name in SYNTHETIC if METHODS[name].augment == "colour")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ce6ce406
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b17446cf
 def statement(
     text: str,
     source: str,  # section or figure
@@ -796,7 +800,7 @@ def statement(
     where = dict(part=part, group="all")
     return Claim(text, source, sides, metric=metric, direction=direction, where=where, rule=RULE)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #e1a5c7b2
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c08d2e75
 CLAIMS = [
     statement(
         "Synthetic data outperform both baselines in distribution, less skewed",
@@ -871,7 +875,7 @@ CLAIMS = [
     ),
 ]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #bc9d68d0
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #4815e027
 LOWEST = "1"  # N of the low-data regime
 CLAIMS += [
     statement(
@@ -901,7 +905,7 @@ CLAIMS += [
     ),
 ]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #7ef5cc94
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #92b942ac
 def with_settings(
     records: pd.DataFrame,  # of classifier.ipynb, one data set
     profile: str,
@@ -912,7 +916,7 @@ def with_settings(
     again = [t[t.labelled.astype(str) == n].assign(setting=name) for name, n in names.items()]
     return pd.concat([t, *again], ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a62013c8
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #08f8055e
 def with_gain(
     records: pd.DataFrame,  # from `with_settings`
 ) -> pd.DataFrame:  # and rows with metric 'gain'
@@ -923,7 +927,7 @@ def with_gain(
     gain = t.value - base.reindex(pd.MultiIndex.from_frame(t[key])).to_numpy()
     return pd.concat([records, t.assign(metric="gain", value=gain).dropna(subset="value")])
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #d5d58fc9
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5e462d31
 def counts_of(
     m: pd.DataFrame,  # from `load`
 ) -> pd.DataFrame:  # metric n_images, part, group (hospital, or all), value, n
@@ -935,7 +939,7 @@ def counts_of(
     )
     return t.rename(columns=dict(split="part")).assign(metric="n_images", n=lambda t: t.value)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4c15c919
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #563d56a3
 SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what it always is here
     "tableE1a": (
         "real",
@@ -969,7 +973,7 @@ SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what 
     "tableE1c": ("", {}),
 }
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #74121c0b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f6c150b7
 def beside_printed(
     printed: pd.DataFrame,  # metric, modality, printed: rows of one table
     table: str,  # key of SETTINGS
@@ -987,14 +991,14 @@ def beside_printed(
         out.insert(2, "histopathology, here", ours)
     return out
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #29229fde
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c5a80da7
 def _settings_of(section: str) -> dict:  # parameters of the first run of a section
     from skinrepro.grid import read_grid
 
     runs = read_grid(paths().papers / "ktena2023", "paper")
     return next(r.parameters for r in runs if r.section == section)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #fc57596b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e5276aff
 def _told(p: dict, which: str) -> str:
     "A setting as the paper writes it."
     if which.startswith("= "):
@@ -1006,7 +1010,7 @@ def _told(p: dict, which: str) -> str:
         return f"({value})"
     return f"{value:.0e}".replace("e-0", "e-") if which == "lr" else str(value)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #78a77e8c
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #95dd5193
 def needed(
     p: dict,  # parameters of a run on real images: data, perhaps fraction, unlabelled
 ) -> pd.DataFrame:  # manifest with absolute paths
@@ -1018,7 +1022,7 @@ def needed(
     m = _thinned(m, p.get("fraction", 1.0), p.get("unlabelled", 0))
     return m.assign(group=m.domain.fillna("unknown"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ec9abd61
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a6975672
 def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
@@ -1039,7 +1043,7 @@ def cost(
         return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
     return [start_work()], 1e5  # a toy
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #65ae60a6
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a53a469f
 PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 
 
@@ -1049,7 +1053,7 @@ def _like(profile: str):  # network of the generators of a profile
     runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
     return network_of(next(r.parameters for r in runs if r.section == "generator"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #564c1a8e
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #59627158
 def rehearsed(
     run,  # runs.Run of this paper, at its full size
     gpu: bool,  # is there one?

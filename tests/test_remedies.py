@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 import zipfile
 from dataclasses import replace
@@ -540,6 +541,70 @@ def values_of_manifests(place, monkeypatch):
     manifest.validate(other.assign(label="c"))
 
 
+@remedy(
+    "clear it, or name another split",
+    "codes need labels: select m[m.label.notna()] first",
+    "codes need labels: select those with label.notna() first",
+    "ask for fewer",
+)
+def unlabelled_rows(place, monkeypatch):
+    rows = table(place, 4)
+    bad = rows.assign(split="unlabelled")
+    refused(manifest.validate, bad)
+    m = manifest.validate(bad.assign(label=pd.array([pd.NA] * 4, "string")))
+    manifest.validate(bad.assign(split="train"))
+    m = pd.concat([m, rows.assign(image_id=rows.image_id + "x")], ignore_index=True)
+    classes = sorted(set(rows.label))
+    said = refused(manifest.label_codes, m, classes)
+    mask = re.search(r"select (m\[m\.label\.notna\(\)\]) first", said)[1]
+    assert len(manifest.label_codes(eval(mask, dict(m=m)), classes)) == 4
+    refused(batches.encode_labels, m.label, classes)
+    assert len(batches.encode_labels(m.label[m.label.notna()], classes)) == 4
+    two = rows.assign(domain=["a", "b"] * 2)
+    said = refused(splits.skewed, two, dict(b=3), part="train")
+    splits.skewed(two, dict(b=int(re.search(r"there are (\d)", said)[1])), part="train")
+
+
+@remedy(
+    "a parquet copy without centres",
+    "Fetch it anew",
+    'pass unlabelled="none"',
+    "must be exported first",
+    "Export them once",
+)
+def histology(place, monkeypatch):
+    home = place / "camelyon17"
+    patch = Path(picture(place / "patch.png")).read_bytes()
+    image = [dict(bytes=patch, path=None)]
+    shard = home / "ood_val-00000-of-00001.parquet"
+    home.mkdir()
+    pd.DataFrame(dict(image=image, label=[1])).to_parquet(shard)
+    said = refused(sources.read_camelyon17, home)
+    choice = named("without_centres", said)
+    assert len(sources.read_camelyon17(home, without_centres=choice)) == 1
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    assert sources.CAMELYON17.how in refused(sources.read_camelyon17, home)
+    (home / "metadata.csv").write_text(
+        ",patient,node,x_coord,y_coord,tumor,slide,center,split\n0,004,1,2,3,1,0,0,0\n"
+    )
+    said = refused(sources.read_camelyon17, home, "keep", unlabelled="all")
+    choice = named("unlabelled", said)
+    assert len(sources.read_camelyon17(home, "keep", unlabelled=choice)) == 1
+    pcam = place / "pcam"
+    pcam.mkdir()
+    for kind, array in dict(x=np.zeros((1, 8, 8, 3), "uint8"), y=np.ones((1, 1, 1, 1))).items():
+        with open(pcam / f"camelyonpatch_level_2_split_test_{kind}.h5", "wb") as f:
+            np.savez(f, **{kind: array})
+    said = refused(sources.read_pcam, pcam)
+    code = re.search(r"`python -c '(.*)'`", said)[1]
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert "`pip install h5py`" in refused(exec, code, {})
+    monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=lambda f, mode: np.load(f)))
+    exec(code, {})
+    assert sources.read_pcam(pcam).label.tolist() == ["tumor"]
+
+
 @remedy("Use store.take(rows)", "or store.parts", "Build them alike", "See cache_pair")
 def stores(place, monkeypatch):
     m = table(place)
@@ -558,6 +623,20 @@ def stores(place, monkeypatch):
     assert len(eval(re.search(r"store\.parts", said)[0], dict(store=joined))) == 2
     refused(images.join_stores, a, images.cache_images(m[6:], 16, progress=False))
     images.join_stores(a, images.cache_images(m[6:], a.size, a.fit, progress=False))
+
+
+@remedy("Add some, or set share_real to", "give `references`, e.g. images.pixels(files, size)")
+def kinds_of_images(place, monkeypatch):
+    for real, share in ((np.ones(3, bool), 0.5), (np.zeros(3, bool), 0.5)):
+        told = refused(batches.mixture_weights, real, share)
+        alone = int(re.search(r"share_real to (\d)", told)[1])
+        assert np.allclose(batches.mixture_weights(real, alone), 1 / 3)
+        batches.mixture_weights(np.append(real, ~real[0]), share)  # or some are added
+    told = refused(batches.augmentation, "transfer")
+    call = re.search(r"images\.pixels\(files, size\)", told)[0]
+    given = eval(call, dict(images=images, files=list(table(place, 4).path), size=8))
+    change = batches.augmentation("transfer", references=given)
+    assert change(torch.rand(2, 3, 8, 8), np.random.default_rng(0)).shape == (2, 3, 8, 8)
 
 
 @remedy("Save it with 8 or 16 bits")

@@ -87,6 +87,12 @@ def by_fractions(p, t, p_hat):
     return min(Fraction(1), max(Fraction(0), (p - t) / (p_hat - t)))
 
 
+def test_what_is_called_impossible_is_infinitely_far():
+    with np.errstate(all="raise"):  # and is seen, not computed
+        assert toys.kl([0.5, 0.5], [1, 0]) == np.inf
+        assert toys.kl([1, 0], [0.5, 0.5]) == pytest.approx(np.log(2))
+
+
 def test_the_printed_share_is_exact_and_only_one_training_set_gives_it():
     p, p_hat = Fraction(1, 5), Fraction(1, 2)
     found = {k: by_fractions(p, Fraction(k, 6), p_hat) for k in range(7)}

@@ -23,7 +23,7 @@ SMALL = dict(
     points=9,
     resamples=300,
     undefined="left out",
-    sizes="5,60",
+    sizes="10,60",
     order="forward",
     rows="y",
     repeats=3,
@@ -85,6 +85,12 @@ def by_fractions(p, t, p_hat):
     if t == p_hat:
         return None
     return min(Fraction(1), max(Fraction(0), (p - t) / (p_hat - t)))
+
+
+def test_what_is_called_impossible_is_infinitely_far():
+    with np.errstate(all="raise"):  # and is seen, not computed
+        assert toys.kl([0.5, 0.5], [1, 0]) == np.inf
+        assert toys.kl([1, 0], [0.5, 0.5]) == pytest.approx(np.log(2))
 
 
 def test_the_printed_share_is_exact_and_only_one_training_set_gives_it():
@@ -436,8 +442,10 @@ def test_a_figure_draws_its_records(records, toy, tmp_path):
     }.get(toy, 3)
     if toy == "D2":
         texts = [x.get_text() for x in fig.axes[0].texts]
-        n_infinite = np.isinf(kept[toy][(kept[toy].x == 5) & (kept[toy].series == toys.WITHOUT)].kl)
-        assert f"∞ {n_infinite.sum()}/3" in texts
+        n_infinite = np.isinf(
+            kept[toy][(kept[toy].x == 10) & (kept[toy].series == toys.WITHOUT)].kl
+        )
+        assert 0 < n_infinite.sum() < 3 and f"∞ {n_infinite.sum()}/3" in texts
     files = save_figure(fig, tmp_path / f"fig{toy}", shown)
     assert "toy distributions" in files[1].read_text() and len(pd.read_csv(files[2])) == len(shown)
     plt.close(fig)

@@ -1132,8 +1132,7 @@ def _told_learned(t) -> list[str]:
     worst = _one(t, metric="kl of the worst world", x=most)
     return [
         f"KL(true‖fitted), mean over {n:.0f} worlds, by the number of unlabelled points: {text}."
-        f" In the worst world it is {worst:.3f} nats after {most:.0f} points: where the fit has"
-        " ended in another optimum, more points do not mend it."
+        f" In the worst world it is {worst:.3f} nats after {most:.0f} points."
     ]
 
 # %% ../../nbs/papers/ktena2023/toys.ipynb #d8dfa4bd

@@ -5,7 +5,7 @@ starts; what is typed after --set arrives as it was meant.
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, experiments
 from typer.testing import CliRunner
 
 from skinrepro import runs
@@ -62,8 +62,7 @@ def test_who_executes_a_notebook_is_told_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("paper", [WANG, LOPEZ, FAIR], ids=lambda p: p.name)
 def test_every_parameter_but_ids_and_switches_is_declared(paper):
-    names = {"index", "protocol", "report"}
-    books = [f for f in paper.glob("*.ipynb") if f.stem not in names]
+    books = experiments(paper)
     have = {k: v for f in books for k, v in declared(f).items()}
     free = {"images", "learned", "feature_weights", "tuned", "judge"} | {
         k for k, v in have.items() if v is True

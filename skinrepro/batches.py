@@ -250,11 +250,18 @@ def encode_labels(
     labels,  # n label names
     classes: list,  # the protocol's list; its order gives the codes
 ) -> np.ndarray:  # (n,) int64
-    "Names to codes. Raises ValueError naming a label that is not in the list."
+    """Names to codes. Raises ValueError naming a label that is not in the list, or the row that has
+    none.
+    """
     code = {c: i for i, c in enumerate(classes)}
     if len(code) < len(classes):
         raise ValueError(f"The list of classes names one twice: {list(classes)}.")
     unknown = [label for label in labels if label not in code]
+    if n := sum(map(pd.isna, unknown)):
+        raise ValueError(
+            f"{n} of {len(labels)} rows are unlabelled, and codes need labels: select those with"
+            " label.notna() first."
+        )
     if unknown:
         raise ValueError(
             f"Label {unknown[0]!r} is not one of the classes {list(classes)}. Correct the manifest,"

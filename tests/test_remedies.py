@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 import zipfile
 from dataclasses import replace
@@ -538,6 +539,70 @@ def values_of_manifests(place, monkeypatch):
     refused(manifest.validate, other)
     manifest.validate(other.assign(labels=rows.label + "|c"))
     manifest.validate(other.assign(label="c"))
+
+
+@remedy(
+    "clear it, or name another split",
+    "codes need labels: select m[m.label.notna()] first",
+    "codes need labels: select those with label.notna() first",
+    "ask for fewer",
+)
+def unlabelled_rows(place, monkeypatch):
+    rows = table(place, 4)
+    bad = rows.assign(split="unlabelled")
+    refused(manifest.validate, bad)
+    m = manifest.validate(bad.assign(label=pd.array([pd.NA] * 4, "string")))
+    manifest.validate(bad.assign(split="train"))
+    m = pd.concat([m, rows.assign(image_id=rows.image_id + "x")], ignore_index=True)
+    classes = sorted(set(rows.label))
+    said = refused(manifest.label_codes, m, classes)
+    mask = re.search(r"select (m\[m\.label\.notna\(\)\]) first", said)[1]
+    assert len(manifest.label_codes(eval(mask, dict(m=m)), classes)) == 4
+    refused(batches.encode_labels, m.label, classes)
+    assert len(batches.encode_labels(m.label[m.label.notna()], classes)) == 4
+    two = rows.assign(domain=["a", "b"] * 2)
+    said = refused(splits.skewed, two, dict(b=3), part="train")
+    splits.skewed(two, dict(b=int(re.search(r"there are (\d)", said)[1])), part="train")
+
+
+@remedy(
+    "a parquet copy without centres",
+    "Fetch it anew",
+    'pass unlabelled="none"',
+    "must be exported first",
+    "Export them once",
+)
+def histology(place, monkeypatch):
+    home = place / "camelyon17"
+    patch = Path(picture(place / "patch.png")).read_bytes()
+    image = [dict(bytes=patch, path=None)]
+    shard = home / "ood_val-00000-of-00001.parquet"
+    home.mkdir()
+    pd.DataFrame(dict(image=image, label=[1])).to_parquet(shard)
+    said = refused(sources.read_camelyon17, home)
+    choice = named("without_centres", said)
+    assert len(sources.read_camelyon17(home, without_centres=choice)) == 1
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    assert sources.CAMELYON17.how in refused(sources.read_camelyon17, home)
+    (home / "metadata.csv").write_text(
+        ",patient,node,x_coord,y_coord,tumor,slide,center,split\n0,004,1,2,3,1,0,0,0\n"
+    )
+    said = refused(sources.read_camelyon17, home, "keep", unlabelled="all")
+    choice = named("unlabelled", said)
+    assert len(sources.read_camelyon17(home, "keep", unlabelled=choice)) == 1
+    pcam = place / "pcam"
+    pcam.mkdir()
+    for kind, array in dict(x=np.zeros((1, 8, 8, 3), "uint8"), y=np.ones((1, 1, 1, 1))).items():
+        with open(pcam / f"camelyonpatch_level_2_split_test_{kind}.h5", "wb") as f:
+            np.savez(f, **{kind: array})
+    said = refused(sources.read_pcam, pcam)
+    code = re.search(r"`python -c '(.*)'`", said)[1]
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert "`pip install h5py`" in refused(exec, code, {})
+    monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=lambda f, mode: np.load(f)))
+    exec(code, {})
+    assert sources.read_pcam(pcam).label.tolist() == ["tumor"]
 
 
 @remedy("Use store.take(rows)", "or store.parts", "Build them alike", "See cache_pair")

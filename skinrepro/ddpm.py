@@ -842,7 +842,9 @@ def _told_of(model: Denoiser, told, n: int) -> np.ndarray:
 def colour_drift(
     made: np.ndarray,  # (n, H, W, C) uint8, drawn
     real: np.ndarray,  # (m, H, W, C) uint8, of the same mixture of conditions
-) -> pd.DataFrame:  # a row a channel: drift in grey levels, its standard error, the ratio of spreads
+) -> (
+    pd.DataFrame
+):  # a row a channel: drift in grey levels, its standard error, the ratio of spreads
     "Mean colour of drawn images less that of real ones."
     a, b = (np.asarray(x, float).mean((1, 2)) for x in (made, real))  # colours of each image
     error = np.sqrt(a.var(0, ddof=1) / len(a) + b.var(0, ddof=1) / len(b))

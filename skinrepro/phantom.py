@@ -7,11 +7,14 @@ __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DE
            'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene',
            'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis', 'nematode_infection',
            'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion',
-           'generic', 'recipe', 'render', 'sheet', 'paired_phantoms', 'seed_of', 'phantom_manifest', 'write_phantoms']
+           'generic', 'recipe', 'render', 'sheet', 'paired_phantoms', 'seed_of', 'phantom_manifest', 'counted',
+           'write_phantoms', 'write_images', 'drawn_once']
 
 # %% ../nbs/12_phantom.ipynb #df43bc8c
 import io
-from functools import cache, lru_cache
+import os
+from collections.abc import Callable
+from functools import cache, lru_cache, partial
 from math import cos, sin
 from pathlib import Path
 
@@ -19,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from .colour import ita
-from .core import atomic_path, hash_text
+from .core import atomic_path, hash_text, paths, rehearsing
 from .manifest import make, validate
 
 # %% ../nbs/12_phantom.ipynb #0f9226be
@@ -1028,7 +1031,7 @@ def phantom_manifest(
         )
     t = _drawable(table.reset_index(drop=True))
     if not annotated:
-        t = _named_rows(t, name)
+        t = counted(t.assign(fst="fst" + t.skin_type.astype(str)), ["label", "fst"], name)
     ids = t.image_id.astype(str)
     if (bad := ~ids.str.fullmatch(r"[\w][\w.@=+-]*")).any():
         raise ValueError(
@@ -1052,23 +1055,32 @@ def _drawable(t: pd.DataFrame) -> pd.DataFrame:
     return t.assign(skin_type=types.astype(int))
 
 # %% ../nbs/12_phantom.ipynb #1bb92d55
-def _named_rows(t: pd.DataFrame, name: str) -> pd.DataFrame:
-    "Counts to one row for each image, with an id that says what it is."
-    n = pd.to_numeric(t.n, errors="coerce")
+def counted(
+    table: pd.DataFrame,  # columns of `by`, and n
+    by: list,  # columns that are counted, e.g. label and domain
+    name: str,  # start of the image ids
+) -> pd.DataFrame:  # one row for each image, columns of `table` and image_id
+    """Counts to one row for each image, with an id that says what it is. Raises ValueError naming
+    row and column.
+    """
+    if missing := [c for c in [*by, "n"] if c not in table.columns]:
+        raise ValueError(f"Missing column(s) {missing}: give counts ({', '.join(by)}, n).")
+    table = table.reset_index(drop=True)
+    n = pd.to_numeric(table.n, errors="coerce")
     if (bad := ~(n.ge(0) & (n % 1 == 0))).any():
         raise ValueError(
-            f"Row {bad.idxmax()}: n is {t.n[bad.idxmax()]!r}, not a whole number >= 0."
+            f"Row {bad.idxmax()}: n is {table.n[bad.idxmax()]!r}, not a whole number >= 0."
         )
-    if (bad := t.duplicated(["label", "skin_type"])).any():
+    if (bad := table.duplicated(by)).any():
         raise ValueError(
-            f"Row {bad.idxmax()}: this label and skin_type are counted twice; add the two up."
+            f"Row {bad.idxmax()}: this {' and '.join(by)} are counted twice; add the two up."
         )
-    t = t.loc[t.index.repeat(n.astype(int))]
+    t = table.loc[table.index.repeat(n.astype(int))]
     if t.empty:
         raise ValueError("The counts add up to no rows: every n is 0.")
     number = t.groupby(level=0).cumcount().map("{:05d}".format)
-    label = t.label.str.replace(r"\W+", "_", regex=True)
-    return t.assign(image_id=f"{name}-" + label + "-fst" + t.skin_type.astype(str) + "-" + number)
+    words = [t[c].astype(str).str.replace(r"\W+", "_", regex=True) for c in by]
+    return t.assign(image_id=f"{name}-" + words[0].str.cat([*words[1:], number], sep="-"))
 
 # %% ../nbs/12_phantom.ipynb #519af220
 def _stamp(label, skin_type, image_id, size, options) -> dict:
@@ -1101,7 +1113,7 @@ def _trusted(path: Path, stamp: dict) -> str | None:
     return hashlib.md5(data).hexdigest() if sound else None
 
 # %% ../nbs/12_phantom.ipynb #ef3a4271
-def _write(path: Path, stamp: dict, partition, options) -> str:
+def _write(path: Path, stamp: dict, draw) -> str:
     "Render one file unless it is there; its MD5."
     import hashlib
 
@@ -1109,14 +1121,7 @@ def _write(path: Path, stamp: dict, partition, options) -> str:
 
     if md5 := _trusted(path, stamp):
         return md5
-    image = render(
-        stamp["condition"],
-        int(stamp["skin_type"]),
-        int(stamp["seed"]),
-        int(stamp["size"]),
-        partition,
-        **options,
-    )
+    image = draw()
     info = PngImagePlugin.PngInfo()
     for key, value in {
         **stamp,
@@ -1162,21 +1167,31 @@ def write_phantoms(
     )
     files = [folder / f"{i}.png" for i in m.image_id]
     work = [
-        (path, _stamp(label, t, i, size, options), partitions.get(label), options)
+        (
+            path,
+            _stamp(label, t, i, size, options),
+            partial(render, label, int(t), seed_of(i), size, partitions.get(label), **options),
+        )
         for path, label, t, i in zip(files, m.label, m.skin_type, m.image_id)
     ]
     return m.assign(
         path=pd.array([str(f) for f in files], "string"),
-        md5=pd.array(_each(work, jobs, progress), "string"),
+        md5=pd.array(write_images(work, jobs, progress), "string"),
     )
 
 # %% ../nbs/12_phantom.ipynb #1f5ba4c8
 _DEFAULTS = dict(difficulty=1.0, gap=0.4, clutter=1.0)
 
 # %% ../nbs/12_phantom.ipynb #fb4797f5
-def _each(work, jobs, progress) -> list:
-    """The MD5 of each file; those that are not there are written, here or in processes, which are
-    started for nothing else. Small matrices are fastest on one BLAS thread.
+def write_images(
+    # (file, what its metadata say: text -> text, function without arguments -> uint8 (h, w, 3)
+    # that can be sent to a process)
+    work: list,
+    jobs: int = 1,  # processes
+    progress: bool = False,  # show a progress bar
+) -> list:  # MD5 of each file
+    """Draw the files that are missing, damaged or say something else. Processes are started for
+    nothing else. Small matrices are fastest on one BLAS thread.
     """
     from joblib import Parallel, delayed
     from threadpoolctl import threadpool_limits
@@ -1192,3 +1207,21 @@ def _each(work, jobs, progress) -> list:
             )
         written = iter(list(tqdm(done, total=len(left), desc="phantoms", disable=not progress)))
     return [md5 or next(written) for md5 in found]
+
+# %% ../nbs/12_phantom.ipynb #d159369f
+def drawn_once(
+    write: Callable,  # (manifest, folder, jobs=, **options) -> manifest with paths
+    m: pd.DataFrame,  # manifest of phantoms
+    folder=None,  # where the files are kept; None for paths().data
+    jobs: int = 2,  # processes
+    **options,  # of `write`
+) -> pd.DataFrame:  # manifest with absolute path and md5
+    "Phantoms of a manifest, drawn unless they are there, by one run at a time."
+    from filelock import FileLock
+
+    folder = paths().data if folder is None else Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if rehearsing():  # nothing else runs meanwhile, and a GPU waits
+        jobs = max(jobs, os.cpu_count() or 1)
+    with FileLock(folder / ".lock"):
+        return write(m, folder, jobs=jobs, **options)

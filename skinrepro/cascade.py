@@ -319,6 +319,17 @@ class Upsampler:
     def preprocessing(self) -> Preprocessing:
         return Preprocessing(**self.model.about["upsampler"]["preprocessing"])
 
+    def check(self, base: Denoiser):
+        "Raises ValueError for a base model that draws, or is told, something else."
+        theirs, own = upsampler_conditions(base.conditions), self.model.conditions
+        same = theirs == own and list(theirs.slices) == list(own.slices)
+        if base.network.size != self.low or not same:
+            raise ValueError(
+                f"The upsampler was taught with small images of {self.low} px and"
+                f" {list(own.parts)}; the base model draws {base.network.size} px and is told"
+                f" {list(base.conditions.parts)}, or other values of these."
+            )
+
     def settings(self) -> dict:
         "Plain values on which its images depend."
         how = asdict(self.how) | dict(omega=None, scale=self.how.guidance)

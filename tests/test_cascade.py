@@ -488,6 +488,9 @@ def test_a_drawer_draws_with_it(tmp_path, model):
     rows = generate(table, tmp_path / "images", drawer, progress=False)
     pixels = np.stack([np.asarray(Image.open(p)) for p in rows.path])
     assert pixels.shape == (2, 32, 32, 3)
+    for other in (Denoiser(replace(tiny, size=8), BASE), Denoiser(tiny)):
+        with pytest.raises(ValueError, match="small images of 16 px"):
+            PixelDrawer(other, Sampling("ddim", 2), u)
     told = BASE.encode(table)
     small = draw_images(base, told, [1, 2], Sampling("ddim", 2))
     assert np.abs(u(small, told, [1, 2]).astype(int) - pixels).max() <= 1

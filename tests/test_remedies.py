@@ -28,6 +28,7 @@ import skinrepro
 from skinrepro import (
     balance,
     batches,
+    cascade,
     claims,
     classify,
     colour,
@@ -1118,6 +1119,30 @@ def samplings(place, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ddpm.Sampling("ddim", int(re.search(r"Take (\d+)", SAID[-1])[1])).scheduler(network)
+
+
+@remedy(
+    "bins hold no image: use at least",
+    "is no probability: use 0..1",
+    "but the network has context",
+    "Give both, or neither",
+)
+def what_an_upsampler_is_shown(place, monkeypatch):
+    said = refused(cascade.Preprocessing, bins=1)
+    cascade.Preprocessing(bins=int(re.search(r"at least (\d+)", said)[1]))
+    said = refused(cascade.Preprocessing, noise=1.5)
+    for end in re.search(r"use (\d)\.\.(\d)", said).groups():
+        cascade.Preprocessing(noise=float(end))
+    alone = ddpm.Network(**TINY)
+    said = refused(cascade.spoiling, alone, 4)
+    network = replace(alone, context=named("context", said))
+    cascade.spoiling(network, 4)
+    images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
+    how = dict(settings=FAST, progress=False)
+    refused(ddpm.train_ddpm, ddpm.Denoiser(network), images, None, **how)
+    second = dict(context=lambda x, told, generator: (x, told))
+    ddpm.train_ddpm(ddpm.Denoiser(network), images, None, **how, **second)
+    ddpm.train_ddpm(ddpm.Denoiser(alone), images, None, **how)
 
 
 @remedy("The GPU has too little memory")

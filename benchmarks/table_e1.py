@@ -90,20 +90,24 @@ def counted(name):
     with torch.device("meta"):
         model = model_of(name)
         net = model.network
-        x = torch.zeros(1, 3, net.size, net.size)
-        second = x if net.context else None
-        vector, t = torch.zeros(1, model.conditions.size), torch.zeros(1, dtype=torch.long)
-        weights, kept = {id(p) for p in model.parameters()}, {}
+        unet = model.unet
+        x = torch.zeros(1, unet.config.in_channels, net.side, net.side)
+        t = torch.zeros(1, dtype=torch.long)
+        weights, kept = {p.untyped_storage()._cdata for p in model.parameters()}, {}
 
         def keep(tensor):
-            if id(tensor) not in weights:
-                kept[tensor.untyped_storage()._cdata] = tensor
+            place = tensor.untyped_storage()._cdata
+            if place not in weights:
+                kept[place] = tensor  # held, so that no other tensor gets its place
             return tensor
 
+        def run():
+            unet(x, t, model.condition(torch.zeros(1, model.conditions.size)))
+
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda v: v):
-            model(x, t, vector, second)
+            run()
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            model(x, t, vector, second)
+            run()
     activations = sum(v.untyped_storage().nbytes() for v in kept.values())
     n = model.parameter_count()
     return dict(

@@ -31,8 +31,8 @@ class PixelDrawer(Drawer):
 
     model: Denoiser
     how: Sampling
-    # (images (b, h, w, 3) uint8, told (b, D), seeds) -> (b, size, size, 3) uint8; it has `size`,
-    # and `settings()`: plain values on which its images depend
+    # e.g. a cascade.Upsampler: (images (b, h, w, 3) uint8, told (b, D), seeds) -> (b, size, size,
+    # 3) uint8; it has `size`, and `settings()`: plain values on which its images depend
     upsampler: Callable | None = None
     unknown: tuple = ()  # parts that are not told, whatever the table says
     out_of_memory: ClassVar = (torch.OutOfMemoryError, MemoryError)
@@ -40,6 +40,8 @@ class PixelDrawer(Drawer):
     def __post_init__(self):
         self.model.conditions.hidden(np.zeros((1, self.model.conditions.size)), self.unknown)
         self.how.scheduler(self.model.network)  # raises, or warns, now and not after an hour
+        if hasattr(self.upsampler, "check"):
+            self.upsampler.check(self.model)
 
     @property
     def size(self) -> int:

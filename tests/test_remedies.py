@@ -28,11 +28,13 @@ import skinrepro
 from skinrepro import (
     balance,
     batches,
+    cascade,
     claims,
     classify,
     colour,
     copies,
     core,
+    ddpm,
     download,
     fairness,
     features,
@@ -1061,6 +1063,100 @@ def a_class_without_images(place, monkeypatch):
     left = classes[re.search(r"out of `(\w+)`", said)[1]]
     left.remove(re.search(r"class '(\w+)'", said)[1])
     balance.cell_weights(cells, "cbrs", **classes)
+
+
+TINY = dict(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(), head_channels=None)
+
+
+@remedy(
+    "Ask for one of these, or train",
+    "which is needed here. Give it",
+    "Leave it out, or take images with another value",
+    "and a number, too; choose one",
+)
+def what_a_ddpm_is_told(place, monkeypatch):
+    rows = pd.DataFrame(dict(label=["a", "b", None], site=["x"] * 3))
+    said = refused(ddpm.conditions_of, rows, ["label", "site"])
+    told = ddpm.conditions_of(rows, [c for c in rows if f"{c!r} has only" not in said])
+    ddpm.conditions_of(rows.assign(site=["x", "y", "x"]), ["label", "site"])
+    said = refused(told.encode, dict(label=["a", "c"]))
+    told.encode(dict(label=["a", re.search(r"knows '(\w+)'", said)[1]]))
+    said = refused(told.encode, rows, needed=["label"])
+    told.encode(rows.drop(index=int(re.match(r"Row (\d+)", said)[1])), needed=["label"])
+    told.encode(rows.fillna(re.search(r"one of (\w+)", said)[1]), needed=["label"])
+    parts = dict(age=("old", "young"))
+    refused(ddpm.Conditions, parts, numbers=("age",))
+    ddpm.Conditions(parts), ddpm.Conditions(numbers=("age",))
+
+
+@remedy("take a multiple of", "`nearest_levels` does")
+def sizes_of_a_unet(place, monkeypatch):
+    said = refused(ddpm.ddpm_unet, 36, 8, (1, 1, 2, 2), 1, (), None)
+    multiple = int(re.search(r"a multiple of (\d+) px", said)[1])
+    ddpm.ddpm_unet(multiple * (36 // multiple), 8, (1, 1, 2, 2), 1, (), None)
+    ddpm.ddpm_unet(36, 8, (1, 1, 2), 1, (), None)  # fewer multipliers
+    said = refused(ddpm.ddpm_unet, 24, 8, (1, 2), 1, (16,), None)
+    own = getattr(ddpm, re.search(r"`(\w+)` does", said)[1])(24, 2, (16,))
+    ddpm.ddpm_unet(24, 8, (1, 2), 1, own, None)
+
+
+@remedy("or train without conditions", "`data` must name", "copy both files again")
+def a_ddpm_that_is_taught(place, monkeypatch):
+    told = ddpm.Conditions(dict(label=("a", "b")))
+    images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
+    how = dict(settings=FAST, home=place, progress=False)
+    none, some = np.zeros((4, 2)), told.encode(dict(label=["a", None, "b", None]))
+    network = ddpm.Network(**TINY)
+    refused(ddpm.teach_ddpm, images, none, network, told, **how)
+    ddpm.teach_ddpm(images, None, network, None, **how)
+    folder = ddpm.teach_ddpm(images, some, network, told, **how)
+    refused(ddpm.teach_ddpm, lambda: images, some, network, told, **how)
+    ddpm.teach_ddpm(lambda: images, some, network, told, data="noise", **how)
+    copied = shutil.copytree(folder, place / "copied")
+    with open(copied / "model.safetensors", "ab") as f:
+        f.write(b"0")
+    refused(ddpm.load_ddpm, copied)
+    for file in ("model.safetensors", "ddpm.json"):
+        shutil.copy(folder / file, copied)
+    ddpm.load_ddpm(copied)
+
+
+@remedy("scale is omega + 1, give one", "the time steps are spaced unevenly. Take")
+def samplings(place, monkeypatch):
+    refused(ddpm.Sampling, omega=0.5, scale=1.5)
+    assert ddpm.Sampling(omega=0.5).guidance == ddpm.Sampling(scale=1.5).guidance
+    network = ddpm.Network(**TINY)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        ddpm.Sampling("ddim", 60).scheduler(network)
+    SAID.append(str(seen[0].message))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ddpm.Sampling("ddim", int(re.search(r"Take (\d+)", SAID[-1])[1])).scheduler(network)
+
+
+@remedy(
+    "bins hold no image: use at least",
+    "is no probability: use 0..1",
+    "but the network has context",
+    "Give both, or neither",
+)
+def what_an_upsampler_is_shown(place, monkeypatch):
+    said = refused(cascade.Preprocessing, bins=1)
+    cascade.Preprocessing(bins=int(re.search(r"at least (\d+)", said)[1]))
+    said = refused(cascade.Preprocessing, noise=1.5)
+    for end in re.search(r"use (\d)\.\.(\d)", said).groups():
+        cascade.Preprocessing(noise=float(end))
+    alone = ddpm.Network(**TINY)
+    said = refused(cascade.spoiling, alone, 4)
+    network = replace(alone, context=named("context", said))
+    cascade.spoiling(network, 4)
+    images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
+    how = dict(settings=FAST, progress=False)
+    refused(ddpm.train_ddpm, ddpm.Denoiser(network), images, None, **how)
+    second = dict(context=lambda x, told, generator: (x, told))
+    ddpm.train_ddpm(ddpm.Denoiser(network), images, None, **how, **second)
+    ddpm.train_ddpm(ddpm.Denoiser(alone), images, None, **how)
 
 
 @remedy("The GPU has too little memory")

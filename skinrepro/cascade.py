@@ -246,9 +246,7 @@ def train_upsampler(
     context = spoiling(model.network, low, preprocessing)
     about = model.about = dict(upsampler=_kept(low, preprocessing))
     told = _padded(told, len(images), preprocessing)
-    return train_ddpm(
-        model, images, told, settings, learning, context=context, about=about, **how
-    )
+    return train_ddpm(model, images, told, settings, learning, context=context, about=about, **how)
 
 # %% ../nbs/27_cascade.ipynb #27a00035
 def _kept(low: int, preprocessing: Preprocessing) -> dict:  # plain values
@@ -355,7 +353,8 @@ def _upsample(u: Upsampler, images, told, seeds: Sequence, scale) -> np.ndarray:
             f" {net.colours}; these are {images.dtype} of {images.shape}."
         )
     told = np.zeros((n, 0), np.float32) if told is None else np.asarray(told, np.float32)
-    full = with_level(torch.from_numpy(told), torch.tensor([u.level] * n), u.preprocessing).numpy()
+    level = torch.tensor([u.level] * n, dtype=torch.float32)
+    full = with_level(torch.from_numpy(told), level, u.preprocessing).numpy()
     names = [k for k in u.model.conditions.slices if k not in LEVEL]
     away = names if u.how.away_from is None else u.how.away_from
     out = []
@@ -365,20 +364,22 @@ def _upsample(u: Upsampler, images, told, seeds: Sequence, scale) -> np.ndarray:
         own = [draw_key(s, "upsampler") for s in seeds[part]]
         told_scale = None if scale is None else np.asarray(scale)[part]
         how = replace(u.how, away_from=tuple(away))
-        out.append(
-            draw_images(u.model, full[part], own, how, scale=told_scale, context=second)
-        )
+        out.append(draw_images(u.model, full[part], own, how, scale=told_scale, context=second))
     return np.concatenate(out)
 
 # %% ../nbs/27_cascade.ipynb #27a0003b
-def _shown(u: Upsampler, images: np.ndarray, seeds: Sequence):  # (n, C, size, size) in [-gain, gain]
+def _shown(
+    u: Upsampler, images: np.ndarray, seeds: Sequence
+):  # (n, C, size, size) in [-gain, gain]
     "What the network sees of small images, on the CPU."
     small = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
     keys = [draw_key(s, "upsampler's input") for s in seeds]
     shape = (small.shape[1], u.size, u.size)
     noise = [torch.randn(shape, generator=torch.Generator().manual_seed(k)) for k in keys]
-    level = torch.tensor([u.level] * len(small))
-    return presented(small, u.size, level, torch.stack(noise), u.preprocessing) * u.model.network.gain
+    level = torch.tensor([u.level] * len(small), dtype=torch.float32)
+    return (
+        presented(small, u.size, level, torch.stack(noise), u.preprocessing) * u.model.network.gain
+    )
 
 # %% ../nbs/27_cascade.ipynb #27a0003c
 def load_upsampler(
@@ -398,7 +399,10 @@ def agreement(
     small,  # (n, s, s, C) uint8
 ) -> np.ndarray:  # (n,) dB
     "How well large images, reduced with a filter, give back small ones."
-    x, y = (torch.as_tensor(np.asarray(v)).permute(0, 3, 1, 2).double() for v in (large, small))
+    x, y = (
+        torch.from_numpy(np.ascontiguousarray(v)).permute(0, 3, 1, 2).double()
+        for v in (large, small)
+    )
     back = reduced(x, y.shape[-1], torch.ones(len(x), dtype=torch.bool))
     error = (back - y).square().mean((1, 2, 3))
     return (10 * torch.log10(255**2 / error)).numpy()

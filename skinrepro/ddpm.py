@@ -921,6 +921,22 @@ def load_ddpm(
     model.weights_hash, model.about = about["weights_hash"], about.get("about", {})
     return model.to(device).eval()
 
+# %% ../nbs/21_ddpm.ipynb #5d1e7a30
+def _further(model: Denoiser, network: Network, conditions: Conditions) -> Denoiser:
+    if differ := [
+        name
+        for name, old, new in (
+            ("network", model.network, network),
+            ("conditions", model.conditions, conditions),
+        )
+        if old != new
+    ]:
+        raise ValueError(
+            f"`start` is a model of another {' and '.join(differ)}: train it further as it was"
+            " made, or start anew."
+        )
+    return model
+
 # %% ../nbs/21_ddpm.ipynb #a6372ac8
 def teach_ddpm(
     images,  # (n, H, W, C) uint8, or a function without arguments that reads them
@@ -933,6 +949,7 @@ def teach_ddpm(
     home: Path,  # where learned things lie
     data: str | None = None,  # hash of the images; needed where `images` is a function
     points: Sequence = (),  # steps after which the model is kept as well, ascending
+    start: Path | None = None,  # folder of a model with the same network, to be trained further
     weights=None,  # (n,) sampling weight of each image
     context: Callable | None = None,  # of `train_ddpm`
     about: dict | None = None,  # plain values on which `context` depends, its code among them
@@ -945,6 +962,7 @@ def teach_ddpm(
     if callable(images) and data is None:
         raise ValueError("Where `images` is a function, `data` must name what it reads by a hash.")
     conditions = conditions or Conditions()
+    first = None if start is None else _further(load_ddpm(start), network, conditions)
     asked = asdict(settings) | dict(
         network=asdict(network),
         conditions=asdict(conditions),
@@ -955,6 +973,8 @@ def teach_ddpm(
         points=list(points),
         about=about or {},
     )
+    if first:
+        asked["start"] = first.weights_hash
 
     def make(folder):
         x = images() if callable(images) else images
@@ -962,6 +982,8 @@ def teach_ddpm(
         for stop in stops:
             model = Denoiser(network, conditions, settings.seed)
             model.about = about or {}
+            if first:
+                model.load_state_dict(first.state_dict())
             own = replace(settings, steps=stop)
             log = train_ddpm(model, x, told, own, learning, steps=settings.steps, **fixed, **how)
             save_ddpm(folder if stop == settings.steps else step_folder(folder, stop), model)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAIRNESS', 'group_counts', 'parity_gaps', 'demographic_parity_of', 'demographic_parity', 'accuracy_disparity',
            'accuracy_gap', 'essp', 'WorstGroup', 'worst_group', 'Chance', 'expected_disparity', 'disparity_intervals',
-           'compare_fairness', 'fairness']
+           'compare_fairness', 'fairness', 'Gap', 'best_to_worst', 'performance_gaps']
 
 # %% ../nbs/54_fairness.ipynb #78f229d3
 from collections.abc import Callable, Iterable
@@ -320,4 +320,77 @@ def fairness(
             found.loc[len(found)] = row
     found = found.assign(group="all", n_classes_present=len(np.unique(y)))
     first = table(y, p, group, n_classes)
+    return pd.concat([first, found], ignore_index=True)
+
+# %% ../nbs/54_fairness.ipynb #603d1f54
+class Gap(NamedTuple):
+    "Best minus worst accuracy of groups, beside what it would be if all were served alike."
+
+    value: float  # in [0, 1]
+    low: float  # interval over test images
+    high: float
+    by_chance: float  # its mean when right answers are dealt out anew
+    pvalue: float  # share of those that are at least as large
+    best: str  # groups; of equals the first
+    worst: str
+    n: int  # images of the smaller one of the two
+
+# %% ../nbs/54_fairness.ipynb #244b63a4
+def best_to_worst(
+    y,  # (n,) true classes
+    p,  # (n,) predicted classes
+    group,  # (n,) group of each image, e.g. its hospital
+    groups: Iterable | None = None,  # see `group_counts`
+    confidence: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> Gap:
+    "`accuracy_gap` with all that is needed to judge it. Raises ValueError as it does."
+    value, right = accuracy_gap(y, p, group, groups), np.asarray(y) == np.asarray(p)
+    z, names = _group_codes(group, len(right), groups)
+    n, hits = np.bincount(z), np.bincount(z, right).astype(int)
+    a, rng = hits / n, np.random.default_rng(seed)
+    off = rng.binomial(n, a, (resamples, len(n))) / n - a
+    dealt = np.ptp(rng.multivariate_hypergeometric(n, int(hits.sum()), resamples) / n, axis=1)
+    half = float(np.quantile(np.ptp(off, axis=1), confidence))
+    best, worst = int(a.argmax()), int(a.argmin())
+    pvalue = (1 + (dealt >= value - 1e-12).sum()) / (1 + resamples)
+    return Gap(
+        value,
+        max(0.0, value - half),
+        min(1.0, value + half),
+        float(dealt.mean()),
+        float(pvalue),
+        str(names[best]),
+        str(names[worst]),
+        int(min(n[best], n[worst])),
+    )
+
+# %% ../nbs/54_fairness.ipynb #ee3e2a0a
+def performance_gaps(
+    y,  # (n,) true classes, codes 0..k-1
+    p,  # (n,) predicted classes
+    group,  # (n,) group of each image, e.g. its hospital
+    n_classes: int,  # length k of the paper's class list
+    groups: Iterable | None = None,  # see `group_counts`
+    table: Callable = by_group,  # e.g. uncertainty.interval_by_group
+    resamples: int = 1999,
+    seed: int = 0,
+) -> pd.DataFrame:  # metric, group, value, n, n_classes_present, low, high
+    "For metrics.score: numbers of each group; where there are two, accuracy_gap and its level."
+    first = table(y, p, group, n_classes)
+    if len(pd.unique(np.asarray(group, dtype=object))) < 2:
+        return first
+    gap = best_to_worst(y, p, group, groups, resamples=resamples, seed=seed)
+    found = pd.DataFrame(
+        dict(
+            metric=["accuracy_gap", "accuracy_gap_by_chance"],
+            group="all",
+            value=[gap.value, gap.by_chance],
+            n=gap.n,
+            n_classes_present=len(np.unique(y)),
+            low=[gap.low, np.nan],
+            high=[gap.high, np.nan],
+        )
+    )
     return pd.concat([first, found], ignore_index=True)

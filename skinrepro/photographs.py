@@ -25,12 +25,11 @@ from skinrepro.core import (
     md5_file,
     paths,
     read_kept,
-    rehearsing,
 )
 from .download import fetch_many, inspect_image, mark_copies
 from .images import ImageError, decoder_version, describe, known_md5s
 from .manifest import Study, validate
-from .phantom import phantom_manifest, write_phantoms
+from .phantom import drawn_once, phantom_manifest, write_phantoms
 from skinrepro.sources import (
     SOURCES,
     MissingImages,
@@ -449,16 +448,9 @@ def rendered(
     **options,  # of render
 ) -> pd.DataFrame:  # manifest with absolute paths and md5, and the group that `select` gave
     "Phantoms for given counts, drawn unless they are there. Raises as `write_phantoms`."
-    from filelock import FileLock
-
     m = phantom_manifest(counts, name)
     m = (m if select is None else select(m)).reset_index(drop=True)
-    folder = paths().data if folder is None else Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if rehearsing():  # nothing else runs meanwhile, and a GPU waits
-        jobs = max(jobs, os.cpu_count() or 1)
-    with FileLock(folder / ".lock"):
-        return write_phantoms(m, folder, size, partitions, jobs, **options)
+    return drawn_once(write_phantoms, m, folder, jobs, size=size, partitions=partitions, **options)
 
 # %% ../nbs/17_photographs.ipynb #c853f0a0
 def study_images(

@@ -7,6 +7,7 @@ __all__ = ['PixelDrawer', 'pixel_drawer']
 
 # %% ../nbs/34_pixel_drawer.ipynb #3df30313
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .core import rehearsal_note
 from .ddpm import Denoiser, Sampling, draw_images, load_ddpm
 from .generate import Drawer, refuse, require_columns
 
@@ -75,10 +77,12 @@ class PixelDrawer(Drawer):
         return max(1, 32 * each**2 // self.model.network.size**2)
 
     def draw(self, rows: pd.DataFrame) -> Callable:
-        told = self.model.conditions.encode(rows[self.told])
+        told, begin = self.model.conditions.encode(rows[self.told]), time.perf_counter()
         images = draw_images(
             self.model, told, rows.seed, self.how, scale=rows.guidance, batch_size=len(rows)
         )
+        took = time.perf_counter() - begin
+        rehearsal_note("drawing", images=len(rows), steps=self.how.steps, seconds=took)
         if self.upsampler:
             images = self.upsampler(images, told, list(rows.seed))
         images = np.broadcast_to(images, (*images.shape[:3], 3))  # grey images have three channels

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from PIL import Image
 
@@ -169,7 +171,8 @@ def test_the_whole_data_set_is_recognised(tmp_path):
     rows = dict(patient=(20 * center + i % 20).map("{:03d}".format), node=i % 5)
     rows |= dict(x_coord=32 * (i // 1000), y_coord=32 * (i % 1000), tumor=i % 2, slide=0)
     rows |= dict(center=center, split=t["split"].eq("id_val").astype(int))
-    pd.DataFrame(rows).to_csv(tmp_path / "metadata.csv")
+    t = pa.Table.from_pandas(pd.DataFrame(rows).rename_axis("").reset_index(), preserve_index=False)
+    pyarrow.csv.write_csv(t, tmp_path / "metadata.csv")
     m = sources.read_camelyon17(tmp_path, missing="keep", md5=False)
     found = sources.check_camelyon17(m)
     # Table A1 of the paper by rows, hospitals 1 and 2 under their right headings

@@ -627,6 +627,20 @@ def stores(place, monkeypatch):
     images.join_stores(a, images.cache_images(m[6:], a.size, a.fit, progress=False))
 
 
+@remedy("Add some, or set share_real to", "give `references`, e.g. images.pixels(files, size)")
+def kinds_of_images(place, monkeypatch):
+    for real, share in ((np.ones(3, bool), 0.5), (np.zeros(3, bool), 0.5)):
+        told = refused(batches.mixture_weights, real, share)
+        alone = int(re.search(r"share_real to (\d)", told)[1])
+        assert np.allclose(batches.mixture_weights(real, alone), 1 / 3)
+        batches.mixture_weights(np.append(real, ~real[0]), share)  # or some are added
+    told = refused(batches.augmentation, "transfer")
+    call = re.search(r"images\.pixels\(files, size\)", told)[0]
+    given = eval(call, dict(images=images, files=list(table(place, 4).path), size=8))
+    change = batches.augmentation("transfer", references=given)
+    assert change(torch.rand(2, 3, 8, 8), np.random.default_rng(0)).shape == (2, 3, 8, 8)
+
+
 @remedy("Save it with 8 or 16 bits")
 def deep_pixels(place, monkeypatch):
     file = place / "f.tif"

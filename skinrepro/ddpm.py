@@ -981,9 +981,9 @@ def teach_ddpm(
         fixed = dict(weights=weights, context=context, about=about, folder=folder / "training")
         for stop in stops:
             model = Denoiser(network, conditions, settings.seed)
-            model.about = about or {}
             if first:
                 model.load_state_dict(first.state_dict())
+            model.about = about or {}
             own = replace(settings, steps=stop)
             log = train_ddpm(model, x, told, own, learning, steps=settings.steps, **fixed, **how)
             save_ddpm(folder if stop == settings.steps else step_folder(folder, stop), model)

@@ -197,7 +197,7 @@ def findings_of(
     names = [n for n in names if n not in ("", NO_FINDING)]
     for n in names:
         if n not in FINDINGS:
-            raise ValueError(f"No finding is called {n!r}; choose from {', '.join(FINDINGS)}.")
+            raise ValueError(f"No finding is called {n!r}; there are {', '.join(FINDINGS)}.")
     return tuple(f for f in FINDINGS if f in names)
 
 # %% ../nbs/19_phantom_radiograph.ipynb #dce86ab9
@@ -963,8 +963,8 @@ def _drawable(table: pd.DataFrame) -> pd.DataFrame:
     "The same rows, if each of them can be drawn."
     if missing := [c for c in _NEEDED if c not in table]:
         raise ValueError(
-            f"Missing column(s) {missing}; a table of radiographs has {list(_NEEDED)}, see"
-            " radiograph_table."
+            f"Missing column(s) {missing}; a table of radiographs has {list(_NEEDED)}, as"
+            " radiograph_table makes them."
         )
     t = table.reset_index(drop=True)
     t = t.assign(image_id=t.image_id.astype(str), labels=t["labels"].fillna("").astype(str))

@@ -572,7 +572,7 @@ def mixture_trial(
 # %% ../../nbs/papers/ktena2023/toys.ipynb #5c03beec
 DATA = "toy distributions"  # what a record and the stamp of a figure say that it was made from
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #5dfcf871
 class Found(NamedTuple):
     "What a toy has found out."
 
@@ -580,7 +580,7 @@ class Found(NamedTuple):
     kept: pd.DataFrame | None  # single repeats, or points
     drawn: Mapping  # name of a sample -> array
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #150b64c7
 def number(metric, value, panel="", x="", series="", low=np.nan, high=np.nan, n=1) -> dict:
     "One row of a record; n: training sets or repeats behind it, 0 for what is exact."
     place = dict(panel=panel, x=x, series=series)

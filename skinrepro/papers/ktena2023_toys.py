@@ -1138,7 +1138,7 @@ def _told_learned(t) -> list[str]:
 # %% ../../nbs/papers/ktena2023/toys.ipynb #d8dfa4bd
 def _told_helped(t) -> list[str]:
     out = []
-    for panel, of in t.groupby("panel", sort=False):
+    for panel, of in t[t.panel.astype(str).ne("")].groupby("panel", sort=False):
         gain, k = of[of.metric == "gain"], shape(panel)
         few, many = gain.x.min(), gain.x.max()
         most = max((s for s in set(gain.series) if s.isdigit()), key=int)

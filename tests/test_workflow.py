@@ -115,14 +115,14 @@ def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
         and not after("README.md" if (at / "README.md").exists() else "settings.ini", "", "")[0]
     )
     all_ = {s for s, *_ in json.loads(within(at, STATES, **env))}
-    assert not after("skinrepro/classify.py", "schedule = ", "# a remark\n    schedule = ")[0], (
+    assert not after("skinrepro/classify.py", "    rates = ", "    # a remark\n    rates = ")[0], (
         "a comment"
     )
     assert not after("skinrepro/metrics.py", "def ", "def never_called(): return 1\n\n\ndef ")[0], (
         "a function that nobody calls"
     )
     assert after(
-        "skinrepro/classify.py", "training.steps // 3), 0.1)", "training.steps // 3), 0.2)"
+        "skinrepro/classify.py", "epochs // 3), 0.1)", "epochs // 3), 0.2)"
     )[0] == {"scenario", "synthetic", "equal_steps", "ablation", "strength"}
     touched, found = after(
         "skinrepro/personalise.py",

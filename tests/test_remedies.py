@@ -69,7 +69,7 @@ from skinrepro import (
 )
 from skinrepro.cli import app
 from skinrepro.core import paths
-from skinrepro.papers import fairskin2024, lopezperez2025, wang2024
+from skinrepro.papers import fairskin2024, ktena2023, lopezperez2025, wang2024
 
 CASES = {}  # parts of messages -> how one of them is raised and followed
 SAID = []  # messages that a case has seen
@@ -124,6 +124,11 @@ ADVICE = re.compile(rf"`|(?:^|[.;:,(\n] ?|\bor |\band |\bto )(?:{'|'.join(VERBS)
 # no remedy: what is meant is a fact, or what the reader has to change is his own table or argument
 # and the message names neither a command nor a value
 PLAIN = """
+must be one number for each image, finite and not negative
+must be from 0 and add up to 1
+build the manifest with histology_manifest
+give counts ({}, n)
+of the run that draws them), or use fewer
 give one for each image
 Take more images, or split otherwise
 Correct the manifest, or drop the row
@@ -565,6 +570,69 @@ def unlabelled_rows(place, monkeypatch):
     two = rows.assign(domain=["a", "b"] * 2)
     said = refused(splits.skewed, two, dict(b=3), part="train")
     splits.skewed(two, dict(b=int(re.search(r"there are (\d)", said)[1])), part="train")
+
+
+@remedy(
+    "or a number from 1 to",
+    "Use conditioning='label'",
+    "draw at least one",
+    "Take a larger fraction, or data that has them",
+    "or use accept='all'",
+    "or train the generator for longer",
+)
+def generated_patches(place, monkeypatch):
+    rows = [
+        dict(image_id=f"{h}{i}", label=ktena2023.LABELS[i % 2], domain=h, split="train")
+        for h in ktena2023.TRAINED
+        for i in range(4)
+    ]
+    m = manifest.make(pd.DataFrame(rows).assign(path="a.png"), source="phantom")
+    said = refused(ktena2023.skew, m, "some")
+    for choice in re.search(r"give '(\w+)', '(\w+)'", said).groups():
+        ktena2023.skew(m, choice)
+    ktena2023.skew(m, re.search(r"from (\d+)", said)[1])
+    said = refused(ktena2023.conditions_of, "label_property", "pcam")
+    ktena2023.conditions_of(named("conditioning", said), "pcam")
+    refused(ktena2023.specs, "label", "pcam", 0)
+    made = ktena2023.specs("label", "pcam", 1)
+    assert len(made) == 1
+    seen = m.assign(called="tumor", select_on="last", epoch=0)
+    few = seen[seen.domain == "hospital 0"]
+    refused(ktena2023.accuracy_rows, {"id_val": few})
+    assert len(ktena2023.accuracy_rows({"id_val": seen}))  # data that has them
+    said = refused(ktena2023.check_accept, "asked_label", "")
+    ktena2023.check_accept(named("accept", said), "")
+    ktena2023.check_accept("asked_label", "classifier-1")
+    judged = pd.DataFrame(dict(asked_label=[1.0] + [0.0] * 11))
+    refused(ktena2023.accepted, m, judged, "asked_label")
+    more = pd.concat([m, m.assign(image_id=m.image_id + "b")], ignore_index=True)
+    judged = pd.DataFrame(dict(asked_label=[1.0] * 24))
+    assert len(ktena2023.accepted(more, judged, "asked_label")) == 24
+
+
+@remedy("and run what made it again", "or start anew")
+def kept_networks(place, monkeypatch):
+    from skinrepro.ddpm import Conditions, Denoiser, Network, save_ddpm, teach_ddpm
+    from skinrepro.judge import keep_judge, load_judge
+    from skinrepro.loop import Training
+    from skinrepro.networks import build
+
+    folder = place / "judge"
+    folder.mkdir(parents=True)
+    refused(load_judge, folder)
+    folder.rmdir()
+    folder.mkdir()
+    keep_judge(folder, build("resnet_small", 2, 32), ["a", "b"], "resnet_small", 32)
+    assert load_judge(folder).labels == ["a", "b"]
+    tiny = dict(size=8, channels=8, multipliers=(1, 2), blocks=1, attention=(), head_channels=None)
+    save_ddpm(place / "first", Denoiser(Network(**tiny), Conditions()))
+    images, told = np.zeros((4, 8, 8, 3), np.uint8), None
+    other = Network(**tiny | dict(channels=16))
+    how = dict(home=place / "home", progress=False)
+    args = (Conditions(), Training(1, 2))
+    refused(teach_ddpm, images, told, other, *args, start=place / "first", **how)
+    assert teach_ddpm(images, told, Network(**tiny), *args, start=place / "first", **how).is_dir()
+    assert teach_ddpm(images, told, other, *args, **how).is_dir()
 
 
 @remedy(

@@ -121,9 +121,13 @@ def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
     assert not after("skinrepro/metrics.py", "def ", "def never_called(): return 1\n\n\ndef ")[0], (
         "a function that nobody calls"
     )
-    assert after(
-        "skinrepro/classify.py", "epochs // 3), 0.1)", "epochs // 3), 0.2)"
-    )[0] == {"scenario", "synthetic", "equal_steps", "ablation", "strength"}
+    assert after("skinrepro/classify.py", "epochs // 3), 0.1)", "epochs // 3), 0.2)")[0] == {
+        "scenario",
+        "synthetic",
+        "equal_steps",
+        "ablation",
+        "strength",
+    }
     touched, found = after(
         "skinrepro/personalise.py",
         "adapter = dict(rank=rank, alpha=alpha or rank,",

@@ -87,7 +87,9 @@ def test_what_cannot_be_drawn_is_refused_before_anything_is(kept, tmp_path):
     def ask(rows):
         return generate(rows, tmp_path / "images", drawer, progress=False)
 
-    with pytest.raises(ValueError, match="Row 1, image_id 'b', column label: 'melanoma' is none of"):
+    with pytest.raises(
+        ValueError, match="Row 1, image_id 'b', column label: 'melanoma' is none of"
+    ):
         ask(wishes(label=["normal", "melanoma", "tumor"]))
     with pytest.raises(ValueError, match="image_id 'c', column domain: 'hospital 9' is none of"):
         ask(wishes(domain=["hospital 0", None, "hospital 9"]))

@@ -302,6 +302,7 @@ class Network:
     context: int = 0  # channels of a second image that is seen, e.g. a small one, enlarged
     haar: int = 0  # how often the side is halved by Haar coefficients
     wiener: bool = False
+    residual: bool = False  # its linear answer starts from the second image, not from a mean
     gain: float = 1.0  # images are in [-gain, gain]
 
     def __post_init__(self):
@@ -312,6 +313,11 @@ class Network:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.size % 2**self.haar:
             raise ValueError(f"{self.size} px cannot be halved {self.haar} times (haar).")
+        if self.residual and not (self.wiener and self.context == self.colours):
+            raise ValueError(
+                "residual=True starts from the second image: it needs wiener=True and context ="
+                f" {self.colours}, as many channels as an image has."
+            )
         levels(self.side, len(self.multipliers))
 
     @property
@@ -341,6 +347,7 @@ class Denoiser(nn.Module):
         super().__init__()
         self.network, self.conditions = network, conditions or Conditions()
         self.weights_hash = ""  # of the file that it was read from
+        self.about = {}  # plain values that are kept with it, e.g. what its second image is
         inner = network.colours * 4**network.haar
         classes = None
         if network.embedding == "classes":
@@ -404,17 +411,23 @@ def _predict(model: Denoiser, x, t, told, context):
     "In at least 32 bits around the UNet, in whatever precision inside."
     network = model.network
     if network.context and context is None:
-        raise ValueError(f"This network sees a second image of {network.context} channels: give it.")
+        raise ValueError(
+            f"This network sees a second image of {network.context} channels and got none."
+        )
     if told is None:
         told = x.new_zeros(len(x), model.conditions.size)
     kind = torch.promote_types(x.dtype, torch.float32)
     t = torch.as_tensor(t, device=x.device).expand(len(x))
     with torch.autocast(x.device.type, enabled=False):
         c = analyse(x.to(kind), network.haar)
-        inner, start, left = _wiener(model, c, t) if network.wiener else (c, 0.0, 1.0)
+        seen = analyse(context.to(kind), network.haar) if network.context else None
+        start_from = seen if network.residual else None
+        inner, start, left = (c, 0.0, 1.0)
+        if network.wiener:
+            inner, start, left = _wiener(model, c, t, start_from)
         if network.context:
-            seen = analyse(context.to(kind), network.haar)
-            inner = torch.cat([inner, _normal(model, seen) if network.wiener else seen], 1)
+            plain = network.residual or not network.wiener
+            inner = torch.cat([inner, seen if plain else _normal(model, seen)], 1)
     labels = None
     if network.embedding == "classes":
         labels = model.classes(told)
@@ -431,10 +444,12 @@ def _normal(model: Denoiser, c):  # coefficients with about mean 0 and variance 
     return (c - mean) / sd
 
 # %% ../nbs/21_ddpm.ipynb #039eab20
-def _wiener(model: Denoiser, c, t):  # what the UNet sees, the best linear answer, what is left
+def _wiener(model: Denoiser, c, t, start_from=None):
+    "What the UNet sees, the best linear answer, what is left."
     signal = model.signal.to(c.dtype)[t].view(-1, 1, 1, 1)
     a, s = signal.sqrt(), (1 - signal).sqrt()
     mean, sd = (b.to(c.dtype)[:, None, None] for b in (model.mean, model.sd))
+    mean = mean if start_from is None else start_from
     r = torch.sqrt(a**2 * sd**2 + s**2)
     seen = (c - a * mean) / r
     noise = s / r * seen  # E[n | c]
@@ -448,12 +463,20 @@ def fit_wiener(
     model: Denoiser,
     images,  # (n, H, W, C) uint8, array or tensor
     count: int = 4096,  # of them that are looked at, evenly spread
+    context: Callable | None = None,  # of `train_ddpm`; needed where the start is a second image
 ):
-    "Take mean and standard deviation of each coefficient from images, in place."
+    """Take mean and standard deviation of each coefficient from images, in place; of what is added
+    to the second image, where the network starts from that.
+    """
+    generator = torch.Generator(getattr(images, "device", "cpu")).manual_seed(0)
     step = max(1, len(images) // count)
     total = squares = n = 0
     for part in torch.as_tensor(images[::step][:count]).split(256):
-        c = analyse(to_model(part, model.network.gain).double(), model.network.haar)
+        x = to_model(part, model.network.gain)
+        if model.network.residual:
+            told = torch.zeros(len(x), model.conditions.size)
+            x = x - context(x, told, generator)[0]
+        c = analyse(x.double(), model.network.haar)
         total, squares = total + c.sum((0, 2, 3)), squares + (c**2).sum((0, 2, 3))
         n += c[:, 0].numel()
     mean = total / n
@@ -608,10 +631,17 @@ def train_ddpm(
     Ho & Salimans 2022). Raises ValueError, or loop.TrainingError.
     """
     told = _checked(model, images, told, weights, memory)
+    if bool(model.network.context) != (context is not None):
+        raise ValueError(
+            f"The network sees a second image of {model.network.context} channels, but context is"
+            f" {context}. Give both, or neither."
+        )
     if model.network.wiener:
-        fit_wiener(model, images)
+        fit_wiener(model, images, context=context)
     model.to(device)
-    if str(device).startswith("cuda"):  # as tensor cores want their pixels; `quickened` does it, too
+    if str(device).startswith(
+        "cuda"
+    ):  # as tensor cores want their pixels; `quickened` does it, too
         nn.Module.to(model.unet, memory_format=torch.channels_last)
     p = None if weights is None else np.asarray(weights, float) / np.sum(weights)
     batch = _Batches(model, images, told, settings, learning, p, context, device, memory)
@@ -862,7 +892,9 @@ def _told_of(model: Denoiser, told, n: int) -> np.ndarray:
 def colour_drift(
     made: np.ndarray,  # (n, H, W, C) uint8, drawn
     real: np.ndarray,  # (m, H, W, C) uint8, of the same mixture of conditions
-) -> pd.DataFrame:  # a row a channel: drift in grey levels, its standard error, the ratio of spreads
+) -> (
+    pd.DataFrame
+):  # a row a channel: drift in grey levels, its standard error, the ratio of spreads
     "Mean colour of drawn images less that of real ones."
     a, b = (np.asarray(x, float).mean((1, 2)) for x in (made, real))  # colours of each image
     error = np.sqrt(a.var(0, ddof=1) / len(a) + b.var(0, ddof=1) / len(b))
@@ -886,6 +918,7 @@ def save_ddpm(
         conditions=asdict(model.conditions),
         parameters=model.parameter_count(),
         weights_hash=weights,
+        about=model.about,
     )
     with atomic_path(folder / "ddpm.json") as tmp:
         tmp.write_text(json.dumps(about, indent=1, ensure_ascii=False))
@@ -909,8 +942,24 @@ def load_ddpm(
         )
     model = Denoiser(Network(**about["network"]), Conditions(**about["conditions"]))
     model.load_state_dict(load_file(file))
-    model.weights_hash = about["weights_hash"]
+    model.weights_hash, model.about = about["weights_hash"], about.get("about", {})
     return model.to(device).eval()
+
+# %% ../nbs/21_ddpm.ipynb #5d1e7a30
+def _further(model: Denoiser, network: Network, conditions: Conditions) -> Denoiser:
+    if differ := [
+        name
+        for name, old, new in (
+            ("network", model.network, network),
+            ("conditions", model.conditions, conditions),
+        )
+        if old != new
+    ]:
+        raise ValueError(
+            f"`start` is a model of another {' and '.join(differ)}: train it further as it was"
+            " made, or start anew."
+        )
+    return model
 
 # %% ../nbs/21_ddpm.ipynb #a6372ac8
 def teach_ddpm(
@@ -924,6 +973,7 @@ def teach_ddpm(
     home: Path,  # where learned things lie
     data: str | None = None,  # hash of the images; needed where `images` is a function
     points: Sequence = (),  # steps after which the model is kept as well, ascending
+    start: Path | None = None,  # folder of a model with the same network, to be trained further
     weights=None,  # (n,) sampling weight of each image
     context: Callable | None = None,  # of `train_ddpm`
     about: dict | None = None,  # plain values on which `context` depends, its code among them
@@ -936,6 +986,7 @@ def teach_ddpm(
     if callable(images) and data is None:
         raise ValueError("Where `images` is a function, `data` must name what it reads by a hash.")
     conditions = conditions or Conditions()
+    first = None if start is None else _further(load_ddpm(start), network, conditions)
     asked = asdict(settings) | dict(
         network=asdict(network),
         conditions=asdict(conditions),
@@ -946,12 +997,17 @@ def teach_ddpm(
         points=list(points),
         about=about or {},
     )
+    if first:
+        asked["start"] = first.weights_hash
 
     def make(folder):
         x = images() if callable(images) else images
         fixed = dict(weights=weights, context=context, about=about, folder=folder / "training")
         for stop in stops:
             model = Denoiser(network, conditions, settings.seed)
+            if first:
+                model.load_state_dict(first.state_dict())
+            model.about = about or {}
             own = replace(settings, steps=stop)
             log = train_ddpm(model, x, told, own, learning, steps=settings.steps, **fixed, **how)
             save_ddpm(folder if stop == settings.steps else step_folder(folder, stop), model)

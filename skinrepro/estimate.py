@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Work', 'Estimate', 'estimate', 'works_of', 'start_work', 'start_rate', 'training_work', 'training_rate',
            'generation_work', 'generation_rate', 'classifier_work', 'classifier_rate', 'VAESize', 'vae_work',
-           'vae_rate']
+           'vae_rate', 'ddpm_work', 'ddpm_rate', 'drawing_work', 'drawing_rate']
 
 # %% ../nbs/71_estimate.ipynb #bc4bc9aa
 import json
@@ -461,3 +461,81 @@ def vae_rate(
 
     run(1)  # warms up
     return max(1e-6, (_clock(lambda: run(1 + few)) - _clock(lambda: run(1))) / few / b)
+
+# %% ../nbs/71_estimate.ipynb #4d1f7a01
+def ddpm_work(
+    network,  # ddpm.Network
+    images: int,  # in a step
+    precision: str,
+    steps: float,
+) -> Work:
+    "Steps of a diffusion model in pixels."
+    return Work(
+        f"step of a DDPM, {_shape(network)}, {images} images, {precision}",
+        steps,
+        lambda: ddpm_rate(network, images, precision),
+        "DDPM",
+        images,
+    )
+
+# %% ../nbs/71_estimate.ipynb #4d1f7a02
+def _shape(network) -> str:
+    widths = ",".join(str(network.channels * m) for m in network.multipliers)
+    seen = f" as {network.side} px" if network.haar else ""
+    return f"{network.size} px{seen}, ({widths}) channels, {network.blocks} blocks"
+
+# %% ../nbs/71_estimate.ipynb #4d1f7a03
+def ddpm_rate(
+    network,  # ddpm.Network
+    images: int,  # in a step
+    precision: str,
+) -> float:  # seconds per step
+    "Time a few steps of a training on noise; what it needs besides its steps cancels."
+    import numpy as np
+
+    from skinrepro.core import device
+    from skinrepro.ddpm import Denoiser, train_ddpm
+    from skinrepro.loop import Training
+
+    shape = (images, network.size, network.size, network.colours)
+    x = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    few = 9 if network.channels < 64 else 3
+
+    def run(steps):
+        settings = Training(steps, images, lr=1e-8, precision=precision, every=10**6)
+        train_ddpm(Denoiser(network), x, None, settings, device=device(), progress=False)
+
+    run(1)  # warms up
+    return max(1e-6, (_clock(lambda: run(1 + few)) - _clock(lambda: run(1))) / few)
+
+# %% ../nbs/71_estimate.ipynb #4d1f7a04
+def drawing_work(
+    network,  # ddpm.Network
+    steps: float,  # images times the steps that each is walked
+) -> Work:
+    "Images of a diffusion model in pixels, with guidance."
+    return Work(
+        f"image and step of drawing, DDPM of {_shape(network)}",
+        steps,
+        lambda: drawing_rate(network),
+        "drawing",
+    )
+
+# %% ../nbs/71_estimate.ipynb #4d1f7a05
+def drawing_rate(
+    network,  # ddpm.Network
+) -> float:  # seconds per image and step
+    "Time a few steps of a batch under guidance."
+    from skinrepro.core import device
+    from skinrepro.ddpm import Conditions, Denoiser, Sampling, draw_images
+
+    n = max(1, 32 * 64**2 // network.size**2)
+    told = Conditions(dict(label=("a", "b")))
+    model = Denoiser(network, told).to(device()).eval()
+    rows = told.encode(dict(label=["a"] * n))
+
+    def run(steps):
+        draw_images(model, rows, range(n), Sampling("ddim", steps, scale=2.0), batch_size=n)
+
+    run(1)  # warms up
+    return max(1e-9, (_clock(lambda: run(5)) - _clock(lambda: run(1))) / 4 / n)

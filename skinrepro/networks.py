@@ -47,9 +47,13 @@ ARCHITECTURES = {
         Architecture("vgg16", "VGG-16", "vgg16.tv_in1k", 224, dropout=0.5),
         Architecture("resnet18", "ResNet-18", "resnet18.tv_in1k", 224),
         Architecture("vit_b_16", "ViT-B-16", "vit_base_patch16_224.augreg_in21k_ft_in1k", 224),
+        Architecture("resnet152", "ResNet-152", "resnet152.tv_in1k", 96),
+        Architecture("bit_152x2", "BiT-ResNet-152x2", "resnetv2_152x2_bit.goog_in21k", 224),
+        Architecture("bit_101x3", "BiT-ResNet-101x3", "resnetv2_101x3_bit.goog_in21k", 224),
         Architecture("vgg_small", "VGG-16", "", 64),
         Architecture("resnet_small", "ResNet-18", "", 64),
         Architecture("vit_small", "ViT-B-16", "", 64),
+        Architecture("resnet_plain", "ResNet-152", "", 64),
         Architecture("efficientnet_lite0", "EfficientNet-Lite0", "tf_efficientnet_lite0", 128),
     ]
 }
@@ -320,6 +324,8 @@ def _small(arch, n_classes, size):
     "One of the networks that train from scratch."
     if arch == "vit_small":
         return _GreyWorld(_vit_small(n_classes, size))
+    if arch == "resnet_plain":
+        return _resnet_small(n_classes)
     return _GreyWorld(dict(vgg_small=_vgg_small, resnet_small=_resnet_small)[arch](n_classes))
 
 # %% ../nbs/40_networks.ipynb #bb765bca
@@ -331,15 +337,31 @@ def _new_head(model, n_classes, head, of_timm) -> str:  # the name of the module
     "Put a new head on, in place; a small network keeps its linear one, which is new already."
     if of_timm:
         name = model.pretrained_cfg["classifier"]
-        width = model.get_submodule(name).in_features
-        model.set_submodule(name, nn.Linear(width, n_classes))
     else:
         name = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)][-1]
-        width = model.get_submodule(name).in_features
+    old = model.get_submodule(name)
+    if isinstance(old, nn.Conv2d):  # Big Transfer: on a map of one pixel
+        new = _convolved_head(old.in_channels, n_classes, head)
+        model.set_submodule(name, new)
+        return name
+    width = old.in_features
+    if of_timm:
+        model.set_submodule(name, nn.Linear(width, n_classes))
     if head == "mlp":
         layers = (nn.Linear(width, 256), nn.ReLU(), nn.Dropout(0.4), nn.Linear(256, n_classes))
         model.set_submodule(name, nn.Sequential(*layers))
     return name
+
+# %% ../nbs/40_networks.ipynb #c5eab0a6
+def _convolved_head(width, n_classes, head):
+    "The same heads as 1x1 convolutions; the linear one starts at zero (Kolesnikov et al. 2020)."
+    if head == "mlp":
+        layers = (nn.Conv2d(width, 256, 1), nn.ReLU(), nn.Dropout(0.4))
+        return nn.Sequential(*layers, nn.Conv2d(256, n_classes, 1))
+    last = nn.Conv2d(width, n_classes, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return last
 
 # %% ../nbs/40_networks.ipynb #e762340b
 def _timm(a: Architecture, size, pretrained, weights):

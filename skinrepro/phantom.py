@@ -1069,7 +1069,8 @@ def counted(
     n = pd.to_numeric(table.n, errors="coerce")
     if (bad := ~(n.ge(0) & (n % 1 == 0))).any():
         raise ValueError(
-            f"Row {bad.idxmax()}: n is {table.n[bad.idxmax()]!r}, not a whole number >= 0."
+            f"Row {bad.idxmax()}: n is {table.n.astype(object)[bad.idxmax()]!r}, not a whole"
+            " number >= 0."
         )
     if (bad := table.duplicated(by)).any():
         raise ValueError(

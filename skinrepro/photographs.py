@@ -34,8 +34,10 @@ from skinrepro.sources import (
     SOURCES,
     MissingImages,
     first_of_copies,
+    read_camelyon17,
     read_ham10000,
     read_pad_ufes20,
+    read_pcam,
     source_folder,
     where_to_get,
 )
@@ -278,6 +280,8 @@ READERS = {
     "fitzpatrick17k": fitzpatrick17k.read_fitzpatrick17k,
     "pad_ufes20": lambda folder, label_source: read_pad_ufes20(folder, "keep", md5=False),
     "ham10000": lambda folder, label_source: read_ham10000(folder, "keep", md5=False),
+    "camelyon17": lambda folder, label_source: read_camelyon17(folder, "keep", md5=False),
+    "pcam": lambda folder, label_source: read_pcam(folder, "keep", md5=False),
 }
 
 # %% ../nbs/17_photographs.ipynb #11c7d06d
@@ -298,7 +302,7 @@ def listed(
     if unknown := [label for label in labels if not m.label.eq(label).any()]:
         raise ValueError(
             f"No image of {data} has the label {unknown[0]!r}; it has"
-            f" {', '.join(map(repr, sorted(m.label.unique())))}."
+            f" {', '.join(map(repr, sorted(m.label.dropna().unique())))}."
         )
     return m[m.label.isin(labels)].reset_index(drop=True)
 

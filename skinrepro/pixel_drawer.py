@@ -7,6 +7,7 @@ __all__ = ['PixelDrawer', 'pixel_drawer']
 
 # %% ../nbs/34_pixel_drawer.ipynb #3df30313
 import json
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from .core import rehearsal_note
 from .ddpm import Denoiser, Sampling, draw_images, load_ddpm
 from .generate import Drawer, refuse, require_columns
 
@@ -29,8 +31,8 @@ class PixelDrawer(Drawer):
 
     model: Denoiser
     how: Sampling
-    # (images (b, h, w, 3) uint8, told (b, D), seeds) -> (b, size, size, 3) uint8; it has `size`,
-    # and `settings()`: plain values on which its images depend
+    # e.g. a cascade.Upsampler: (images (b, h, w, 3) uint8, told (b, D), seeds) -> (b, size, size,
+    # 3) uint8; it has `size`, and `settings()`: plain values on which its images depend
     upsampler: Callable | None = None
     unknown: tuple = ()  # parts that are not told, whatever the table says
     out_of_memory: ClassVar = (torch.OutOfMemoryError, MemoryError)
@@ -38,6 +40,8 @@ class PixelDrawer(Drawer):
     def __post_init__(self):
         self.model.conditions.hidden(np.zeros((1, self.model.conditions.size)), self.unknown)
         self.how.scheduler(self.model.network)  # raises, or warns, now and not after an hour
+        if hasattr(self.upsampler, "check"):
+            self.upsampler.check(self.model)
 
     @property
     def size(self) -> int:
@@ -73,10 +77,12 @@ class PixelDrawer(Drawer):
         return max(1, 32 * each**2 // self.model.network.size**2)
 
     def draw(self, rows: pd.DataFrame) -> Callable:
-        told = self.model.conditions.encode(rows[self.told])
+        told, begin = self.model.conditions.encode(rows[self.told]), time.perf_counter()
         images = draw_images(
             self.model, told, rows.seed, self.how, scale=rows.guidance, batch_size=len(rows)
         )
+        took = time.perf_counter() - begin
+        rehearsal_note("drawing", images=len(rows), steps=self.how.steps, seconds=took)
         if self.upsampler:
             images = self.upsampler(images, told, list(rows.seed))
         images = np.broadcast_to(images, (*images.shape[:3], 3))  # grey images have three channels

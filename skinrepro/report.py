@@ -6,8 +6,8 @@
 __all__ = ['RECORDED', 'BELOW', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'together', 'committed_records',
            'of_published', 'paper_records', 'of_sections', 'overview', 'own_rule', 'recomputed', 'with_runs',
            'numbers_of', 'span', 'trained_name', 'own_table', 'averaged', 'average_text', 'averages_layout',
-           'detectable_note', 'epochs_note', 'left_out_note', 'nothing_run', 'group_boxes', 'diagonal', 'picture_row',
-           'parent_row', 'beside_parents', 'save_gallery', 'save_summary']
+           'differences_from', 'detectable_note', 'epochs_note', 'left_out_note', 'nothing_run', 'group_boxes',
+           'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery', 'save_summary']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import shutil
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .claims import detectable
+from .claims import detectable, effect_interval
 from .core import REHEARSAL, atomic_path, paths, rehearsing
 from .figures import BLUE, GREY, gallery, save_figure
 from .grid import asked_for, read_grid
@@ -498,6 +498,33 @@ def averages_layout(
     ]
     return pd.DataFrame(lines, columns=[*rows, *((names or {}).get(c, c) for c in order)])
 
+# %% ../nbs/63_report.ipynb #be0c0002
+def differences_from(
+    records: pd.DataFrame,  # one row = one number
+    keys: list,  # columns that tell the settings apart
+    rival: Mapping,  # columns of `keys` -> values: the setting that the others are set against
+    within: tuple = ("metric",),  # columns that both sides have in common besides the draw
+    draw: str = "seed",
+    overlap: float = 0.0,  # see `claims.effect_interval`
+) -> pd.DataFrame:  # keys, within, effect, low, high, paired (draws); the rival itself is left out
+    "Mean differences over paired draws. Raises ValueError where the rival has two numbers of one."
+    place = list(dict.fromkeys([*keys, *within]))
+    columns = [*place, "effect", "low", "high", "paired"]
+    if not len(records):
+        return pd.DataFrame(columns=columns)
+    t = records[records.value.notna()]
+    t = t.assign(value=t.value.astype(float))
+    is_rival = np.logical_and.reduce([t[k].astype(str).eq(str(v)) for k, v in rival.items()])
+    base = t.loc[is_rival, [*within, draw, "value"]]
+    if base.duplicated([*within, draw]).any():
+        raise ValueError(f"{dict(rival)} has several numbers of one {draw}: name it more closely.")
+    both = t[~is_rival].merge(base, on=[*within, draw], suffixes=("", "_rival"))
+    rows = []
+    for where, p in both.groupby(place, sort=False):
+        found = effect_interval(p.value - p.value_rival, overlap=overlap)
+        rows.append([*where, *found, len(p)])
+    return pd.DataFrame(rows, columns=columns)
+
 # %% ../nbs/63_report.ipynb #b99a7c07
 PHANTOM_VERDICT = (
     "A verdict on phantoms is about phantoms: it can neither support nor contradict the paper,"
@@ -509,9 +536,10 @@ def detectable_note(
     n: int,  # test images
 ) -> str:
     "What two classifiers must differ by, to be found different on one test set."
+    least = {d: detectable(n, d) for d in (0.15, 0.25, 0.35)}  # nan: no difference is enough
     parts = [
-        f"{100 * detectable(n, d):.1f} points if they disagree on {d:.0%} of the images"
-        for d in (0.15, 0.25, 0.35)
+        f"{'none' if v != v else f'{100 * v:.1f} points'} if they disagree on {d:.0%} of the images"
+        for d, v in least.items()
     ]
     return (
         f"Minimum detectable effect of two classifiers compared on the same {n} test images (exact"

@@ -58,6 +58,12 @@ def toy_notebook(file, parameters, *code):
     file.write_text(json.dumps(dict(cells=cells, metadata=kernel, nbformat=4, nbformat_minor=5)))
 
 
+def experiments(folder) -> list:
+    "Notebooks of a paper that are run with parameters: none that exports, reports or is the index."
+    kept = (f for f in sorted(folder.glob("*.ipynb")) if f.stem not in ("index", "report"))
+    return [f for f in kept if "default_exp" not in f.read_text(encoding="utf-8")]
+
+
 def committed_runs(paper, notebook) -> set:
     """Ids of committed runs that the grid asks for today. None are where a notebook has got another
     parameter since: what was drawn from them is of another version, until they are made again.

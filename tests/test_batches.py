@@ -15,22 +15,42 @@ import torch
 from PIL import Image
 
 from skinrepro.batches import (
+    AUGMENTATIONS,
+    STAINS,
     augment,
+    augmentation,
     batches,
+    blur,
     cache_pair,
     class_weights,
+    colour_jitter,
+    colour_statistics,
+    crop_back,
     draw_augmentation,
     encode_labels,
     encode_multi,
     eval_transform,
     image_batches,
+    match_colour,
+    mixture_weights,
     normalisation,
+    planned_sampler,
     resize_for,
+    restain,
+    row_sampler,
+    scale_brightness,
+    scale_contrast,
+    scale_saturation,
+    shift_hue,
     shuffled_sampler,
+    stain_jitter,
+    steps_between,
     strong_augmentation,
     train_store_size,
     train_transform,
+    turn,
     weighted_sampler,
+    whole_transform,
 )
 from skinrepro.core import data_folder, has_data
 from skinrepro.images import fit_image, load_image
@@ -357,3 +377,229 @@ def test_whole_passes_before_an_image_comes_again(draws):
     assert np.array_equal(
         shuffled_sampler(10, 1, 2, draws)[:10], shuffled_sampler(10, 1, 2)[:draws]
     )
+
+
+# ---- whole images, changed by name
+
+
+def some_images(n=5, side=40):
+    x = torch.rand(n, 3, side, side, generator=torch.Generator().manual_seed(1))
+    x[0] = x[0].mean(0)  # grey: no hue
+    x[1, :, :9], x[1, :, 9:20] = 0, 1  # black and white
+    return x
+
+
+FACTORS, TURNS = np.array([0.0, 0.5, 1.0, 1.3, 2.5]), np.array([-0.5, -0.2, 0.0, 0.02, 0.5])
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, drawn, within",
+    [
+        (scale_brightness, "adjust_brightness", FACTORS, 1e-6),
+        (scale_contrast, "adjust_contrast", FACTORS, 1e-6),
+        (scale_saturation, "adjust_saturation", FACTORS, 1e-6),
+        (shift_hue, "adjust_hue", TURNS, 1e-5),
+        (turn, "rotate", np.array([-150.0, -15, 0, 7.7, 90]), 1e-4),
+        (blur, "gaussian_blur", np.array([0.001, 0.1, 1, 3, 7.0]), 1e-6),
+        (crop_back, "resized_crop", np.array([[0, 0], [4, 1], [2, 3], [0, 4], [4, 4]]), 1e-6),
+    ],
+)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_each_operation_is_torchvisions_with_its_own_parameter(ours, theirs, drawn, within, layout):
+    "On noise, which hides nothing; one image at a time there, a batch here."
+    import torchvision.transforms.v2.functional as F
+
+    x, f = some_images().contiguous(memory_format=layout), getattr(F, theirs)
+    more = {crop_back: [36], blur: [13]}.get(ours, [])
+    before, got = x.clone(), ours(x, drawn, *more)
+    assert torch.equal(x, before), "the images that were given are as they were"
+    for image, v, mine in zip(x, drawn, got):
+        if theirs == "rotate":
+            want = f(image, float(v), F.InterpolationMode.BILINEAR)
+        elif theirs == "gaussian_blur":
+            want = f(image, [13, 13], [float(v)] * 2)
+        elif theirs == "resized_crop":
+            want = f(image, int(v[1]), int(v[0]), 36, 36, [40, 40], antialias=True)
+        else:
+            want = f(image, float(v))
+        assert (mine - want).abs().max() < within, (theirs, v)
+
+
+def test_dyes_are_taken_apart_and_put_together_in_float64():
+    """Ruifrok & Johnston's matrix and two lines of Tellez et al.'s code, written down with numpy,
+    and Beer-Lambert by hand: twice a dye is the square of what it lets through.
+    """
+    x, rng = some_images(), np.random.default_rng(0)
+    alpha, beta = rng.uniform(0.8, 1.2, (5, 3)), rng.uniform(-0.2, 0.2, (5, 3))
+    pixels = x.double().permute(0, 2, 3, 1).numpy()
+    for offset in (2.0, 0.0):
+        stains = -np.log(np.maximum(pixels + offset, 1e-6)) @ np.linalg.inv(STAINS)
+        want = np.exp(-(stains * alpha[:, None, None] + beta[:, None, None]) @ STAINS) - offset
+        got = restain(x, alpha, beta, offset).permute(0, 2, 3, 1).numpy()
+        assert np.abs(got - want.clip(0, 1)).max() < 2e-5, offset
+        nothing = restain(x, np.ones((5, 3)), np.zeros((5, 3)), offset)
+        assert (nothing - x.clamp(min=1e-6 - offset)).abs().max() < 1e-5
+    dye = torch.from_numpy(np.exp(-0.7 * STAINS)).view(3, 3, 1, 1)  # one pixel of each
+    assert torch.allclose(restain(dye, 1 + np.eye(3), np.zeros((3, 3)), 0), dye**2)
+    assert torch.allclose(restain(dye, np.ones((3, 3)), 0.3 * np.eye(3), 0), dye ** (1 + 0.3 / 0.7))
+
+
+def test_an_image_takes_over_the_colours_of_another():
+    rng = np.random.default_rng(0)
+    a, b = np.array([0.6, 0.5, 0.55]) + 0.05 * rng.standard_normal((2, 30, 30, 3)).cumsum(0)
+    (mean,), (deviation,) = colour_statistics([b])
+    x = torch.from_numpy(np.stack([a, a])).permute(0, 3, 1, 2).clamp(0, 1)
+    got = match_colour(x, np.stack([mean, mean + [5, 0, 0]]), np.stack([deviation] * 2))
+    assert got.min() > 0 and got.max() < 1, "nothing is clipped, or the check would be a weaker one"
+    have_mean, have_deviation = colour_statistics(got.permute(0, 2, 3, 1).numpy())
+    assert np.allclose(have_mean, [mean, mean + [5, 0, 0]], atol=0.01)
+    assert np.allclose(have_deviation, deviation, atol=0.01)
+    flat = torch.full((1, 3, 8, 8), 0.4)
+    assert np.ptp(match_colour(flat, mean[None], deviation[None]).numpy(), axis=(2, 3)).max() < 0.01
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_named_augmentation_follows_its_generator_alone(name):
+    x = some_images(4, 24)
+    change = augmentation(
+        name, references=(255 * some_images(3)).byte().permute(0, 2, 3, 1).numpy()
+    )
+    before, kept = x.clone(), torch.get_rng_state()
+    a, b, c = (change(x, np.random.default_rng(s)) for s in (1, 1, 2))
+    assert torch.equal(x, before) and torch.equal(kept, torch.get_rng_state())
+    assert a.shape == x.shape and a.min() >= 0 and a.max() <= 1 + 1e-6 and a.dtype == x.dtype
+    assert torch.equal(a, b) and torch.equal(a, c) == (name == "none")
+    if name not in ("none", "transfer"):  # each image has a draw of its own
+        alike = change(x[1:2].repeat(4, 1, 1, 1), np.random.default_rng(3))
+        assert not torch.allclose(alike[0], alike[1], atol=1e-3)
+
+
+def test_what_is_drawn_has_the_stated_range():
+    "A grey image tells brightness, contrast does nothing to it; a dye alone tells alpha and beta."
+    grey = torch.full((4000, 3, 1, 1), 0.5)
+    found = colour_jitter(hue=0, saturation=(1, 1))(grey, np.random.default_rng(0)) - 0.5
+    assert abs(found.max() - 32 / 255) < 1e-3 and abs(found.min() + 32 / 255) < 1e-3
+    dye = torch.from_numpy(np.exp(-STAINS[:1])).view(1, 3, 1, 1).repeat(4000, 1, 1, 1)
+    got = stain_jitter(0.1, offset=0)(dye, np.random.default_rng(0))[:, :, 0, 0].numpy()
+    stains = -np.log(got) @ np.linalg.inv(STAINS)
+    assert np.allclose(stains.min(0), [0.8, -0.1, -0.1], atol=0.01)  # alpha and beta of 0.1
+    assert np.allclose(stains.max(0), [1.2, 0.1, 0.1], atol=0.01)
+
+
+def test_the_printed_radiograph_is_cropped_to_202_of_224():
+    "A bright frame of one pixel is lost unless a crop touches the border, as 2 of 23 corners do."
+    side, n = 224, 400
+    x = torch.zeros(n, 1, side, side)
+    x[:, :, 0] = 1
+    change = augmentation("radiology", degrees=0.0, luminance=0.0, contrast=(1.0, 1.0))
+    touched = change(x.expand(-1, 3, -1, -1), np.random.default_rng(0)).amax((1, 2, 3)) > 0.5
+    assert abs(touched.float().mean() - 1 / 23) < 0.03
+
+
+def test_augmentations_after_each_other_and_what_is_refused():
+    x, references = some_images(), np.zeros((1, 4, 4, 3), np.uint8)
+    both = augmentation("stain+strong")
+    rng = np.random.default_rng(5)
+    want = augmentation("strong")(augmentation("stain")(x, rng), rng)
+    assert torch.equal(both(x, np.random.default_rng(5)), want)
+    assert both.torch_draws and not augmentation("colour").torch_draws
+    assert augmentation("transfer+colour", references)(x, rng).shape == x.shape
+    for wrong, said in (
+        (lambda: augmentation("color"), "colour"),
+        (lambda: augmentation("colour+"), "''"),
+        (lambda: augmentation("transfer"), "references"),
+        (lambda: augmentation("colour+stain", sigma=0.2), "sigma"),
+        (lambda: augmentation("colour", contrast=(1.5, 0.5)), "contrast"),
+        (lambda: augmentation("stain", sigma=-1), "sigma"),
+        (lambda: blur(x, [1.0] * 5, 4), "odd"),
+        (lambda: blur(x, [1.0] * 5, 81), "twice"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            wrong()
+
+
+def test_whole_images_are_normalised_as_by_torchvision():
+    from torchvision.transforms.v2.functional import normalize
+
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    x = torch.randint(0, 256, (3, 16, 16, 3), dtype=torch.uint8)
+    got = whole_transform(16, mean, std)(x, None)
+    want = normalize(x.permute(0, 3, 1, 2) / 255, mean, std)
+    assert torch.allclose(got, want, atol=1e-5)
+    change = augmentation("stain")
+    changed = whole_transform(16, mean, std, change)(x, np.random.default_rng(0))
+    by_hand = change(x.permute(0, 3, 1, 2) / 255, np.random.default_rng(0))
+    assert torch.allclose(changed, normalize(by_hand, mean, std), atol=1e-5)
+    with pytest.raises(ValueError, match="16 px; whole images .* 8 px"):
+        whole_transform(8)(x, None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", sorted(set(AUGMENTATIONS) - {"strong"}))
+def test_an_augmentation_is_the_same_on_a_gpu(name):
+    references = (255 * some_images(3)).byte().permute(0, 2, 3, 1).numpy()
+    change, x = augmentation(name, references=references), some_images()
+    a, b = (change(x.to(d), np.random.default_rng(0)).cpu() for d in ("cpu", "cuda"))
+    assert (a - b).abs().max() < 1e-3
+
+
+# ---- real and generated images in one training
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 1.0])
+def test_a_share_of_what_is_drawn_is_real(share):
+    real = np.random.default_rng(0).permutation(np.repeat([True, False], [7, 50]))
+    w = mixture_weights(real, share)
+    assert np.allclose(w[real], share / 7) and np.allclose(w[~real], (1 - share) / 50)
+    n = 20_000
+    drawn = real[row_sampler(w, 1, 2, n)].mean()
+    assert abs(drawn - share) <= 4 * np.sqrt(share * (1 - share) / n)
+    within = np.arange(57.0)
+    w = mixture_weights(real, share, within)
+    assert np.isclose(w[real].sum(), share) and np.isclose(w.sum(), 1)
+    assert np.allclose(w[real] * within[real].sum(), share * within[real])
+
+
+def test_a_kind_that_is_not_there_cannot_be_drawn():
+    for real, share, said in (
+        ([True] * 3, 0.5, "generated .*set share_real to 1"),
+        ([False] * 3, 0.5, "real .*set share_real to 0"),
+        ([True, False], 1.5, "between 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            mixture_weights(real, share)
+    assert mixture_weights([True] * 4, 1).tolist() == [0.25] * 4  # what the messages advise
+    assert mixture_weights([False] * 4, 0).tolist() == [0.25] * 4
+    with pytest.raises(ValueError, match="within"):
+        mixture_weights([True, False], 0.5, [1, -1])
+    with pytest.raises(ValueError, match="real"):
+        mixture_weights([True, False], 0.5, [0, 1])
+
+
+@pytest.mark.parametrize("steps, looks", [(10, 1), (10, 3), (200_000, 7), (5, 5)])
+def test_all_steps_are_taken_however_often_one_looks(steps, looks):
+    lengths = steps_between(steps, looks)
+    assert len(lengths) == looks and sum(lengths) == steps and max(lengths) - min(lengths) <= 1
+    for wrong in (0, steps + 1):
+        with pytest.raises(ValueError, match=f"between 1 and {steps}"):
+            steps_between(steps, wrong)
+
+
+def test_what_a_step_draws_does_not_depend_on_the_looks():
+    real, plan = np.arange(40) < 8, [(0.3, 0.0), (0.45, 0.25), (0.25, 1.0)]
+    orders = []
+    for looks in (1, 3, 20):
+        sampler = planned_sampler(real, plan, 20, 16, looks, seed=4)
+        parts = [sampler(e) for e in range(looks)]
+        assert [len(p) for p in parts] == [16 * n for n in steps_between(20, looks)]
+        assert np.array_equal(sampler(looks - 1), parts[-1])  # a resumed run asks for one alone
+        orders.append(np.concatenate(parts))
+    assert np.array_equal(orders[0], orders[1]) and np.array_equal(orders[0], orders[2])
+    shares = real[orders[0].reshape(20, 16)].mean(1)
+    assert not shares[:6].any() and (shares[15:] == 1).all() and 0.1 < shares[6:15].mean() < 0.4
+    by_hand = [row_sampler(mixture_weights(real, 0.25), 4, s, 16) for s in range(6, 15)]
+    assert np.array_equal(orders[0][6 * 16 : 15 * 16], np.concatenate(by_hand))
+    other = planned_sampler(real, plan, 20, 16, 1, seed=5)(0)
+    assert not np.array_equal(other, orders[0])
+    with pytest.raises(ValueError, match="add up to 1"):
+        planned_sampler(real, [(0.5, 0)], 20, 16, 1, 0)

@@ -24,7 +24,8 @@ from skinrepro.networks import (
     state_hash,
 )
 
-PAPER = [a for a in ARCHITECTURES.values() if a.tag]
+LARGE = {"resnet152": 60_192_808, "bit_152x2": 236_335_208, "bit_101x3": 387_934_888}
+PAPER = [a for a in ARCHITECTURES.values() if a.tag and a.name not in LARGE]
 
 
 @pytest.fixture(scope="module", params=PAPER, ids=lambda a: a.name)
@@ -101,6 +102,45 @@ def test_bad_arguments(asked, words):
     with pytest.raises((ValueError, FileNotFoundError)) as e:
         build(**{"n_classes": 7, **asked})
     assert all(w in str(e.value) for w in words)
+
+
+@pytest.mark.parametrize("arch", LARGE)
+@pytest.mark.parametrize("head", ["linear", "mlp"])
+def test_large_networks_have_the_published_size_and_any_head(arch, head):
+    "timm's results list 60.19, 236.34 and 387.93 million parameters with 1,000 classes."
+    with torch.device("meta"):  # shapes without numbers: nothing large is allocated
+        model = build(arch, 1000, 224, head=head)
+        count = sum(p.numel() for p in model.parameters())
+        assert model(torch.empty(2, 3, 96, 96)).shape == (2, 1000)
+    width = dict(resnet152=2048, bit_152x2=4096, bit_101x3=6144)[arch]
+    linear, mlp = 1000 * (width + 1), 256 * (width + 1) + 1000 * 257
+    assert count == LARGE[arch] + (mlp - linear if head == "mlp" else 0)
+
+
+def test_a_convolved_head_is_new_and_starts_at_zero():
+    class Body(torch.nn.Module):  # as timm's Big Transfer: the last layer is a convolution
+        pretrained_cfg = dict(classifier="fc")
+
+        def __init__(self):
+            super().__init__()
+            self.fc = torch.nn.Conv2d(8, 21_843, 1)
+
+    body = Body()
+    assert networks._new_head(body, 3, "linear", True) == "fc"
+    assert body.fc(torch.randn(2, 8, 1, 1)).shape == (2, 3, 1, 1)
+    assert not any(p.any() for p in body.fc.parameters())
+    networks._new_head(body := Body(), 3, "mlp", True)
+    assert [p.shape[0] for p in body.fc.parameters()] == [256, 256, 3, 3]
+
+
+def test_without_colour_constancy_a_tint_is_seen():
+    x = torch.randn(4, 3, 32, 32)
+    for arch, same in (("resnet_small", True), ("resnet_plain", False)):
+        net = build(arch, 2, 32).eval()
+        assert (
+            torch.allclose(net(x), net(x + torch.tensor([0.5, 0, -0.5])[:, None, None]), atol=1e-4)
+            == same
+        )
 
 
 # ImageNet weights from a package
@@ -387,6 +427,83 @@ def test_weight_decay_is_that_of_adam():
             progress=False,
         )
         torch.testing.assert_close(net[1].weight.detach() - 1, torch.full((2, 3), moved))
+
+
+@pytest.mark.parametrize(
+    "schedule, rates",
+    [
+        ("thirds", [1, 1, 0.1, 0.1, 0.01, 0.01]),
+        ("constant", [1] * 6),
+        ("cosine", [(1 + np.cos(np.pi * e / 6)) / 2 for e in range(6)]),
+    ],
+)
+def test_the_rate_follows_its_schedule(schedule, rates):
+    x, y = torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 0, 1])
+
+    def train(epoch):
+        return [(x, y, torch.arange(4))]
+
+    net = build("resnet_plain", 2, 16)
+    settings = Training(6, lr=0.01)
+    log, _ = train_classifier(
+        net, train, {"val": lambda: train(0)}, settings, progress=False, schedule=schedule
+    )
+    assert np.allclose(log.lr, 0.01 * np.array(rates))
+    with pytest.raises(ValueError, match="constant"):
+        train_classifier(net, train, {}, settings, progress=False, schedule="linear")
+
+
+def test_momentum_is_that_of_the_textbook():
+    "Two steps on one weight, by hand: v <- 0.9 v + g + decay w, w <- w - rate v."
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1, 2, bias=False)).double()
+    torch.nn.init.constant_(net[1].weight, 0.5)
+    x, y = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.tensor([0])
+
+    def train(epoch):
+        return [(x, y, torch.arange(1))]
+
+    options = dict(progress=False, optimizer="momentum", schedule="constant")
+    settings = Training(2, lr=0.1, weight_decay=0.01)
+    train_classifier(net, train, {"val": lambda: train(0)}, settings, **options)
+    w, v = np.array([0.5, 0.5]), np.zeros(2)
+    for _ in range(2):
+        p = np.exp(w) / np.exp(w).sum()
+        v = 0.9 * v + (p - [1, 0]) + 0.01 * w
+        w = w - 0.1 * v
+    assert np.allclose(net[1].weight.detach().numpy().ravel(), w, atol=1e-6)
+    with pytest.raises(ValueError, match="momentum"):
+        train_classifier(net, train, {}, settings, progress=False, optimizer="lion")
+
+
+def test_whole_images_are_neither_cropped_nor_resized(tmp_path, monkeypatch):
+    from PIL import Image
+
+    from skinrepro.batches import augmentation
+    from skinrepro.manifest import make
+
+    monkeypatch.setenv("SKINREPRO_CACHE", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 24, 24, 3), dtype=np.uint8)
+    files = [str(tmp_path / f"{i}.png") for i in range(8)]
+    for file, image in zip(files, pixels):
+        Image.fromarray(image).save(file)
+    ids, splits = [f"i{i}" for i in range(8)], ["train"] * 6 + ["test"] * 2
+    m = make(pd.DataFrame(dict(image_id=ids, path=files, label=["a", "b"] * 4, split=splits)))
+    options = dict(batch_size=3, progress=False, statistics=((0.5,) * 3, (0.5,) * 3))
+    options["sampler"] = lambda epoch: np.arange(6)
+    train, parts = data_parts(
+        m, ["a", "b"], "resnet_plain", 24, augment=augmentation("none"), **options
+    )
+    want = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
+    assert torch.allclose(torch.cat([x for x, *_ in train(0)]), want[:6], atol=1e-6)
+    assert torch.allclose(torch.cat([x for x, *_ in parts["test"]()]), want[6:], atol=1e-6)
+    for name in ("colour", "strong", "colour+strong"):
+        change = augmentation(name)
+        train, parts = data_parts(m, ["a", "b"], "resnet_plain", 24, augment=change, **options)
+        kept = torch.get_rng_state()
+        a, b, c = (torch.cat([x for x, *_ in train(e)]) for e in (1, 1, 2))
+        assert torch.equal(kept, torch.get_rng_state()) and torch.equal(a, b), name
+        assert not torch.equal(a, c) and not torch.allclose(a, want[:6], atol=0.1), name
+        assert torch.allclose(torch.cat([x for x, *_ in parts["test"]()]), want[6:], atol=1e-6)
 
 
 def test_a_batch_is_weighted_by_the_numbers_of_its_rows():

@@ -509,6 +509,45 @@ def test_photographs_have_the_pretrained_network_and_their_own_models():
             assert (p["arch"], p["recipe"], p["size"]) == ("efficientnet_lite0", "finetune", 128)
 
 
+def test_a_classifier_is_named_by_what_tells_it_from_others():
+    "Of the runs beside which one stands, no two have the same words and numbers."
+    told = {}
+    for name in ("plain", "augmented", "shuffled", "oversampled", "strong", "copied", "untouched"):
+        for r in of(name, seed=0):
+            told.setdefault(fair.training_of(r.parameters), []).append(r.id)
+    assert len(told) == 6 + len(fair.ARMS) and all(len(ids) == 1 for ids in told.values())
+    assert {fair.LONGER, fair.OVERSAMPLED, fair.STRONG, fair.COPIED, fair.UNTOUCHED} < set(told)
+    (p,) = [r.parameters for r in of("accepted", seed=0, arm="vanilla")]
+    assert fair.training_of(p | dict(images_accept="asked_both")) == f"vanilla, {fair.JUDGED}"
+    p = [r.parameters for r in of("exchange", seed=0) + of("exchange_copied", seed=0)]
+    t = fair.exchanged(pd.DataFrame(p))
+    assert sorted(zip(t.source, t.ratio)) == sorted(
+        [(fair.NOTHING, 0.0), *((s, r) for s in (fair.GENERATED, fair.AGAIN) for r in fair.RATIOS)]
+    )
+
+
+@pytest.mark.parametrize("gap, verdict", [(-0.03, "contradicted"), (-0.01, "supported")])
+def test_doing_as_well_is_shown_by_the_whole_interval(gap, verdict):
+    "Worse by less than the margin; with a wide interval nothing is shown."
+    claims = [c for c in fair.BEYOND["equal_compute"] if c.text.startswith("Copies")]
+    assert {c.margin for c in claims} == {-fair.AS_WELL} and len(claims) == len(fair.ANSWERS)
+
+    def records(spread):
+        mean = {fair.COPIED: 0.8 + gap} | dict.fromkeys(fair.OURS, 0.8)
+        return pd.DataFrame(
+            [
+                dict(training=k, seed=s, metric=m, value=v + spread * (s - 1) * (k == fair.COPIED))
+                | dict(run_id=f"{k}{s}", n=257, group="all")
+                for k, v in mean.items()
+                for s in range(3)
+                for m in fair.ANSWERS
+            ]
+        )
+
+    assert [c(records(1e-4)).verdict for c in claims] == [verdict] * len(claims)
+    assert [c(records(0.05)).verdict for c in claims] == ["inconclusive"] * len(claims)
+
+
 def test_what_a_run_is_said_to_cost():
     "By hand: cells times images times steps; images that are seen, epochs by what an epoch draws."
 
@@ -550,7 +589,8 @@ def test_each_kind_of_run_is_rehearsed_with_few_images():
     kinds = [fair.rehearsed(r.full, False)[0] for r in rehearsed]
     for asked in (
         dict(cells="held_out"),
-        dict(cells="rarest", joins="images"),
+        dict(cells="rarest", joins="images", some=True),
+        dict(cells="rarest", joins="images", some=False),
         dict(augment="strong"),
         dict(joins="copies"),
         dict(held_out=True),

@@ -7,16 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, experiments
 
 from skinrepro import graph
 
 # what plans are made of: experiments, not reports, indices or protocols
-EXPERIMENTS = sorted(
-    p
-    for p in (ROOT / "nbs" / "papers").glob("*/*.ipynb")
-    if p.stem not in ("index", "protocol", "report")
-)
+EXPERIMENTS = [
+    f for paper in sorted((ROOT / "nbs" / "papers").iterdir()) for f in experiments(paper)
+]
 NAMED = (
     "skinrepro.phantom.render",
     "skinrepro.papers.wang2024.learn_lora",

@@ -126,10 +126,26 @@ def sign(p) -> int:
     return -1 if p["profile"] in TURNED else 1
 
 
+RATIOS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+UNSEEN = "African / psoriasis"
+
+
+def beyond(p) -> float:
+    "What a setting of a classifier that the paper does not have gains, each its own."
+    if p["cells"] == "rarest":
+        more = 0.55 * (p["joins"] == "copies" and p["ratio"] > 0) + 0.1 * p["guidance"]
+        return 0.4 * RATIOS.index(p["ratio"]) + more
+    copied = 1.6 * (p["joins"] == "copies") + 0.15 * (p["arm"] == "base")
+    if p["joins"] == "images":
+        return copied + 0.3 * (p["steps_as"] == "added") + 0.25 * (p["few"] == "take")
+    longer, cells, strong = p["steps_as"] == "added", p["sampler"] == "cells", "strong"
+    return copied + 0.04 * longer + 0.03 * cells + 0.05 * (p["augment"] == strong)
+
+
 def gain(p) -> float:
     "Of an arm, in units of a tenth; each arm has its own."
-    arm = p["arm"]
-    return 0.0 if not arm else (0.2, 0.3, 0.4, 0.5, 1.0, 1.2)[ARMS.index(arm)]
+    arm, more = p["arm"], beyond(p) if "joins" in p else 0.0
+    return more + ((0.2, 0.3, 0.4, 0.5, 1.0, 1.2)[ARMS.index(arm)] if arm in ARMS else 0.0)
 
 
 def amounts(profile) -> list:
@@ -141,9 +157,11 @@ def amounts(profile) -> list:
 
 def third(p) -> float:
     "What number, shares and reweighting add, each its own."
-    numbers = amounts(p["profile"])
-    if p["joins"] == "none":
+    if p["joins"] != "images" or p["cells"] == "rarest" or p["profile"] == "rehearsal":
         return 0.0
+    numbers = amounts(p["profile"])
+    if p["added"] not in numbers:  # of other photographs
+        return 0.5 * (p["reweight"] != "none")
     if p["reweight"] != "none":
         return 0.5
     shares = ("", "0.5:0.3:0.2", "0.3:0.2:0.5", "0.2:0.3:0.5").index(p["proportions"])
@@ -160,7 +178,7 @@ def of_answers(p, group) -> dict:
     out = dict(accuracy=0.6 + 0.1 * s * gain(p) + 0.01 * third(p))
     if group != "all":  # the worst gains, the best loses a little
         return dict(accuracy=(0.5, 0.6, 0.75)[where] + s * gain(p) * (0.05, 0, -0.03)[where])
-    numbers = amounts(p["profile"])
+    numbers = amounts(p["profile"]) if p["profile"] != "rehearsal" else [p["added"]]
     many = p["joins"] == "images" and p["added"] > numbers[len(numbers) // 2]
     out |= dict(dp_accuracy=0.4 - 0.1 * s * (gain(p) + third(p)) + 0.1 * s * many)
     out |= dict(dp_classes=0.3 + out["dp_accuracy"], accuracy_worst=out["accuracy"] - 0.1)
@@ -171,36 +189,86 @@ def of_answers(p, group) -> dict:
     return out
 
 
+def named(p, group) -> str:
+    "A group in the words of other photographs, of which there are two; '' for the third."
+    other = dict(African="dark", Asian="", Caucasian="light", all="all")
+    return other[group] if p["data"] == "pad_ufes20" else group
+
+
+FEW = {"African / basal cell carcinoma": 6, "African / lichen planus": 0}  # accepted, of 60
+
+
+def joining(p) -> dict:  # group or cell -> images that join
+    if p["joins"] == "none" or (p["cells"] == "rarest" and not p["ratio"]):
+        return {}
+    if p["cells"] == "rarest":
+        return dict(African=round(240 * p["ratio"]))
+    of_cell = dict.fromkeys(CELLS, p["added"])
+    if p["few"] == "take" and p["profile"] == "mini":
+        of_cell |= FEW
+    if p["data"] == "pad_ufes20":
+        return dict.fromkeys(("dark", "light"), 6 * p["added"])
+    out = {g: sum(n for c, n in of_cell.items() if c.startswith(g)) for g in list(GROUPS)[:3]}
+    return out | {c: n for c, n in of_cell.items() if n}
+
+
 def of_joined(run, rng):
     p, rows = run.parameters, []
-    names = dict(zip(GROUPS, ("dark", "medium", "light", "all")))  # of other photographs
     for group, n in GROUPS.items():
-        noisy = {k: v + rng.normal(0, 1e-4) for k, v in of_answers(p, group).items()}
-        group = names[group] if p["data"] == "pad_ufes20" else group
-        rows.append(number_rows(noisy, n, group))
-    made = p["joins"] != "none"
+        if name := named(p, group):
+            noisy = {k: v + rng.normal(0, 1e-4) for k, v in of_answers(p, group).items()}
+            rows.append(number_rows(noisy, n, name))
+    joined = joining(p)
+    for name, n in joined.items():
+        rows.append(number_rows(dict(n_joined=n), n, name))
+    made = p["joins"] == "images"
+    n_train = 2061 + sum(joined.get(g, 0) for g in (*GROUPS, "dark", "light"))
+    drawn = n_train if p["steps_as"] == "own" else 2061 + 15 * p["added"]
+    of_training = dict(train_size=n_train, train_steps=p["epochs"] * -(-drawn // p["batch_size"]))
+    rows.append(number_rows(of_training, n_train))
     sizes = dict(n_train=2061, n_test=257, n_classes=5, n_classes_train=5, n_classes_test=5)
-    about = dict(images_accept="all", images_words="paper") if made else {}
+    judged = "asked_both" if p["few"] == "take" and p["profile"] == "mini" else "all"
+    about = dict(images_accept=judged, images_words="paper") if made else {}
     about = dict(images_accept="", images_words="", images_held_out="") | about
     return pd.concat(rows).assign(select_on="last", epoch=9, **sizes, **about)
 
 
 def fid_of(p, group) -> float:
     where = (*CELLS, *GROUPS).index(group)
-    return 60.0 + where - 10 * sign(p) * gain(p)
+    far = 20 * sign(p) * bool(p.get("held_out"))
+    return 60.0 + where - 10 * sign(p) * gain(p) + far
+
+
+def accepted_of(p, group) -> dict:
+    "Share that a judge accepts: of two cells few or none, of the rarest group the most."
+    if p["accept"] == "all":
+        return {}
+    where = 0.1 * ("African", "Asian", "Caucasian", "all").index(group.split(" / ")[0])
+    return dict(asked_both=FEW[group] / 60 if group in FEW else 0.9 - 0.5 * where)
 
 
 def of_pictures(run, rng):
     p, s, g, rows = run.parameters, sign(run.parameters), gain(run.parameters), []
+    every = dict(all=CELLS, rarest=CELLS[:5], held_out=[UNSEEN])[p["cells"]]
+    there = {*every, *(c.split(" / ")[0] for c in every), "all"}
     for reference, more in (("real", 0.0), ("truth", 1000.0)):  # never one number
         about = dict(reference=reference, described_by=p["features"], d=2048)
-        for group in (*GROUPS, *CELLS):
+        for group in (g for g in (*GROUPS, *CELLS) if g in there):
             n_real = 12 if group in CELLS else 300
             found = {"fid": fid_of(p, group) + more, "kid": 0.01 * fid_of(p, group) + more}
             noisy = {k: v + rng.normal(0, 1e-4) for k, v in found.items()}
-            few = number_rows(noisy, 1000, group, **{k: [v] for k, v in about.items()})
-            rows.append(few.assign(n_real=n_real, below_floor=group in CELLS))
-        variance = VARIANCES[p["arm"]] if s > 0 else 500 - VARIANCES[p["arm"]]
+            few = number_rows(
+                noisy,
+                1000,
+                named(p, group) if group in GROUPS else group,
+                **{k: [v] for k, v in about.items()},
+            )
+            few = few.assign(n_real=n_real, below_floor=group in CELLS)
+            rows.append(few[few.group.ne("")])
+        if p["cells"] != "all":
+            continue
+        variance = VARIANCES.get(p["arm"], 250.0)
+        variance = variance if s > 0 else 500 - variance
         kinds = {
             f"{m}_variance{k}": variance + i + more + 7 * (m == "kid")
             for m in ("fid", "kid")
@@ -216,11 +284,13 @@ def of_pictures(run, rng):
         near = dict(copy_share=0.1 * (i + 1), copy_share_of_real=0.01 * (i + 1))
         rows.append(number_rows(near, 15000, described_by=[name]))
     if p["data"] == "phantom":
-        for group in (*GROUPS, *CELLS):
-            asked = dict(asked_disease=0.6, asked_group=0.7)
-            rows.append(number_rows(asked, 60, group))
+        for group in (g for g in (*GROUPS, *CELLS) if g in there):
+            usual = dict(asked_disease=0.6, asked_group=0.7, asked_both=0.5)
+            off = 0.1 * s * ((p["held_out"] != "") * -1 + 0.2 * g * (p["held_out"] != ""))
+            asked = {k: v + off for k, v in usual.items()}
+            rows.append(number_rows(asked | accepted_of(p, group), 60, group))
             if group in GROUPS:  # true images are judged by group
-                top = {k: v + 0.25 for k, v in asked.items()}
+                top = {k: v + 0.25 for k, v in usual.items()}
                 rows.append(number_rows(top, 60, group, reference=["ceiling"]))
     return pd.concat(rows, ignore_index=True)
 
@@ -271,10 +341,22 @@ MADE = dict(
 )
 
 
-def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", made=True, kept=None):
-    """Records of every run of a profile (or of none), and the report on them; `beside` them those
-    of other runs that the store holds, as (profile, section), perhaps with other data; `kept`:
-    folder of committed records.
+GRID_DATA = dict(pad="pad_ufes20")  # first word of sections that have data of their own
+
+
+def report(
+    paper,
+    folder,
+    beside=(),
+    profile="paper",
+    data="fitzpatrick17k",
+    made=True,
+    kept=None,
+    extra=(),
+):
+    """Records of every run of a profile (or of none), and the report on them; `extra`: sections of
+    it that run by name; `beside` them those of other runs that the store holds, as (profile,
+    section), perhaps with other data; `kept`: folder of committed records.
     """
     places = dict(RUNS="runs", FIGURES="figs", COMMITTED=kept or "nothing")
     places = {f"SKINREPRO_{k}": str(folder / v) for k, v in places.items()}
@@ -284,14 +366,18 @@ def report(paper, folder, beside=(), profile="paper", data="fitzpatrick17k", mad
         rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
         asked = dict(data=data, profile=profile)
         found = [(profile, run) for run in read_grid(PAPERS / paper, profile)] if made else []
+        for name in extra:  # sections of the same profile that run by name
+            photographs = GRID_DATA.get(name.partition("_")[0], data)
+            more = read_grid(PAPERS / paper, profile, name, data=photographs)
+            found += [(profile, run) for run in more]
         for other, section, *photographs in beside:
             more = read_grid(PAPERS / paper, other, section, data=(photographs or [data])[0])
             found += [(other, run) for run in more]
-        for of, run in found:
+        for of, run in {run.id: (of, run) for of, run in found}.values():
             rows = MADE[run.notebook.stem](run, rng)
             stamp = provenance(run.parameters.get("data", data), *about, of, "cpu")
             runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
-            if run.notebook.stem == "images" and of == "mini" and run.parameters["seed"] == 0:
+            if run.section == "images" and of == "mini" and run.parameters["seed"] == 0:
                 pictured(run)
         runs.execute_notebook(PAPERS / paper / "report.ipynb", folder / "report.ipynb", asked)
     finally:
@@ -428,17 +514,24 @@ def test_claims_of_lopezperez_have_all_repetitions(lopez):
     assert wanted <= {f.name for f in lopez.iterdir()}
 
 
+def sections(profile):
+    "What goes beyond the paper at a profile; nobody judges photographs."
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    extra = [name for name, body in grid.items() if body.get("extra")]
+    return [n for n in extra if profile == "mini" or not n.startswith("accepted")]
+
+
 @pytest.fixture(scope="module")
 def fair(tmp_path_factory):
-    return report("fairskin2024", tmp_path_factory.mktemp("fair"))
+    return report("fairskin2024", tmp_path_factory.mktemp("fair"), extra=sections("paper"))
 
 
 @pytest.fixture(scope="module")
 def turned(tmp_path_factory):
     "At mini, on phantoms: every effect is the other way round."
     base = tmp_path_factory.mktemp("turned")
-    beside = [("mini", "plain", "pad_ufes20")]
-    return report("fairskin2024", base, beside, profile="mini", data="phantom")
+    more = dict(profile="mini", data="phantom", extra=sections("mini"))
+    return report("fairskin2024", base, [("mini", "plain", "pad_ufes20")], **more)
 
 
 @pytest.fixture(scope="module")
@@ -448,6 +541,8 @@ def bare(tmp_path_factory):
 
 
 NO_IMAGES = "no generated images"
+BEYOND_FIGURES = "equal_compute_effects exchange_curves exchange_guidance_curves".split()
+BEYOND_FIGURES += "unseen_measures rejection_rates pad_ufes20_groups".split()
 OF_TABLE1 = "accuracy dp_accuracy dp_classes essp_accuracy essp_classes".split()
 
 
@@ -476,7 +571,8 @@ def test_every_table_of_fairskin_has_all_its_cells(which, request):
         assert set(t[name].draws) == {3}, name
         assert set(t[name].profile) == {"mini" if phantom else "paper"}
         assert ("PHANTOM" in (at / f"{name}.md").read_text(encoding="utf-8")) == phantom
-    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6"}
+    drawn = {"fig1", "fig2", "fig3a", "fig3b", "fig4", "fig5", "fig6", *BEYOND_FIGURES}
+    drawn -= set() if phantom else {"rejection_rates"}  # nobody judges photographs
     drawn |= {"curves", "table3_maps", "table5"} if phantom else set()  # of images that are there
     assert {f.stem for f in at.glob("*.svg")} == drawn
 
@@ -603,13 +699,216 @@ def test_a_reviewer_makes_the_same_of_the_records_alone(turned, tmp_path):
     assert not of_images & {f.name for f in again.iterdir()}
 
 
-def test_other_photographs_have_a_table_of_their_own(fair, turned):
-    t = pd.read_csv(turned / "pad_ufes20.csv", keep_default_na=False)
-    assert set(t.data) == {"pad_ufes20"} and set(t.draws) == {3} and set(t.joins) == {"none"}
-    told = (turned / "pad_ufes20.md").read_text(encoding="utf-8")
+# ---- beyond the paper
+
+
+def table(at, name, *keys):
+    t = pd.read_csv(at / f"{name}.csv", keep_default_na=False)
+    t[["average", "effect", "low", "high"]] = t.reindex(
+        columns=["average", "effect", "low", "high"]
+    ).apply(pd.to_numeric)
+    return t.set_index(list(keys)) if keys else t
+
+
+def asked_like(at, section, **more):
+    "Parameters of a run of a section, at the profile of a report."
+    profile = "mini" if at.parents[1].name.startswith("turned") else "paper"
+    found = read_grid(PAPERS / "fairskin2024", profile, section)
+    own = [r.parameters for r in found if r.section == section]
+    return next(p for p in own if more.items() <= p.items())
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_baselines_stand_beside_arms_with_their_steps(which, request):
+    from skinrepro.papers import fairskin2024 as paper
+
+    at = request.getfixturevalue(which)
+    t = table(at, "equal_compute", "training", "what")
+    rows = dict(shuffled=paper.LONGER, oversampled=paper.OVERSAMPLED, strong=paper.STRONG)
+    rows |= dict(plain=NO_IMAGES, copied=paper.COPIED, untouched=paper.UNTOUCHED)
+    assert set(t.index.get_level_values("training")) == {*rows.values(), *ARMS}
+    assert len(t) == 12 * 4 and set(t.draws) == {3}
+    own, steps = dict(), t.training_steps.xs("accuracy", level="what")
+    for section, name in rows.items():
+        p = asked_like(at, section)
+        own[name] = of_answers(p, "all")["accuracy"]
+        assert t.average[name, "accuracy"] == pytest.approx(own[name], abs=5e-4), name
+        joins = 15 * p["added"] if section in ("copied", "untouched") else 0
+        assert int(t.joining[name, "accuracy"]) == joins
+    assert len(set(steps.drop(NO_IMAGES))) == 1  # equal compute
+    assert int(steps[NO_IMAGES]) < int(steps[paper.LONGER])
+    effect = own[paper.COPIED] - own[paper.LONGER]
+    assert t.effect[paper.COPIED, "accuracy"] == pytest.approx(effect, abs=5e-4)
+    assert t.low[paper.COPIED, "accuracy"] < effect < t.high[paper.COPIED, "accuracy"]
+    behind = [set(s.split()) for s in t.runs.xs("accuracy", level="what")]
+    assert sum(map(len, behind)) == len(set.union(*behind)) == 3 * 12
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_an_exchange_rate_has_every_ratio_beside_copies(which, request):
+    at = request.getfixturevalue(which)
+    t = table(at, "exchange", "source", "ratio", "what")
+    own = dict(joins="images", arm="FairSkin-C", guidance=0.0)
+    for source, section in dict(generated="exchange", copies="exchange_copied").items():
+        for ratio in RATIOS[1:]:
+            p = asked_like(at, section, ratio=ratio)
+            r = t.loc[(source, ratio, "African")]
+            expected = of_answers(p, "African")["accuracy"]
+            assert r.average == pytest.approx(expected, abs=5e-4) and r.draws == 3
+            assert int(r.joining) == 240 * ratio and r.n_min == GROUPS["African"]
+    assert set(t.index.get_level_values("ratio")) == set(RATIOS)
+    start = t.average["nothing", 0.0, "African"]
+    gained = t.average["generated", 8.0, "African"] - start
+    assert t.effect["generated", 8.0, "African"] == pytest.approx(gained, abs=1e-5)
+    g = table(at, "exchange_guidance", "guidance", "what")
+    assert (g.omega == g.index.get_level_values("guidance") - 1).all()
+    for scale in (1.0, 2.0, 4.0, 8.0):
+        p = asked_like(at, "guided", guidance=scale) | own | dict(guidance=scale)
+        expected = of_answers(p, "African")["accuracy"]
+        assert g.average[scale, "African"] == pytest.approx(expected, abs=5e-4)
+        assert g.draws[scale, "kid real"] == 3
+    told = (at / "exchange_guidance.md").read_text(encoding="utf-8")
+    assert "| guidance scale (diffusers) | omega |" in told and "\n| 8.0 | 7 |" in told
+    assert ("kid truth" in g.index.get_level_values("what")) == (which == "turned")
+
+
+def test_a_cell_that_was_never_seen_stands_beside_itself(fair, turned):
+    t = table(turned, "unseen", "arm", "seen", "what")
+    seen = [(a, s) for a in ("vanilla", "FairSkin-C") for s in ("never seen", "seen")]
+    assert set(t.index.droplevel("what")) == {
+        *seen,
+        ("base", "not fine-tuned"),
+        ("true images", ""),
+    }
+    assert set(t.draws) == {3}
+    for arm in ("vanilla", "FairSkin-C"):
+        p = dict(profile="mini", arm=arm)
+        never, ever = (fid_of(p | dict(held_out=h), UNSEEN) for h in (UNSEEN, ""))
+        assert t.average[arm, "never seen", "fid truth"] == pytest.approx(never + 1000, abs=1e-3)
+        assert t.average[arm, "seen", "fid real"] == pytest.approx(ever, abs=1e-3)
+        assert t.effect[arm, "never seen", "fid real"] == pytest.approx(never - ever, abs=1e-3)
+    assert t.average["vanilla", "seen", "asked_disease"] == pytest.approx(0.6)
+    assert t.average["true images", "", "asked_disease"] == pytest.approx(0.85)
+    assert ("true images", "", "fid truth") not in t.index
+    assert "Images of the cell" not in (turned / "unseen.md").read_text(encoding="utf-8")
+    t = table(fair, "unseen", "arm", "seen", "what")  # photographs: no judge, no truth
+    assert set(t.index.get_level_values("what")) == {"fid real", "kid real"}
+    assert "true images" not in t.index.get_level_values("arm")
+
+
+def test_cells_of_which_few_are_accepted_are_shown(fair, turned):
+    t = table(turned, "rejection", "group", "arm", "metric")
+    for cell, n in FEW.items():
+        assert t.average[cell, "vanilla", "accepted"] == pytest.approx(n / 60)
+        assert t.average[cell, "vanilla", "kept"] == n and t.n_min[cell, "vanilla", "kept"] == 60
+    plenty = "Caucasian / psoriasis"
+    assert t.average[plenty, "vanilla", "accepted"] == pytest.approx(0.8)
+    assert t.average[plenty, "vanilla", "kept"] == 15  # no more than were asked for
+    of_group = [n / 60 for n in FEW.values()] + [0.9] * 3
+    assert t.average["African", "FairSkin-C", "accepted"] == pytest.approx(np.mean(of_group))
+    assert t.average["all", "FairSkin-C", "kept"] == 13 * 15 + sum(FEW.values())
+    told = (turned / "rejection.md").read_text(encoding="utf-8")
+    assert "African / lichen planus (vanilla: 0.0 on average)" in told
+    assert "psoriasis (vanilla:" not in told
+    t = table(turned, "rejection_classifiers", "arm", "images_are", "what")
+    assert set(t.draws) == {3} and set(t.training_steps.map(int)) == {int(t.training_steps.iloc[0])}
+    for arm in ("vanilla", "FairSkin-C"):
+        after, before = (
+            of_answers(asked_like(turned, s, arm=arm, added=15), "all")["accuracy"]
+            for s in ("accepted", "sizes")
+        )
+        r = t.loc[(arm, "accepted by a judge", "accuracy")]
+        assert r.effect == pytest.approx(after - before, abs=5e-4)
+        assert int(r.joining) == 13 * 15 + sum(FEW.values())
+        assert int(t.joining[arm, "none rejected", "accuracy"]) == 15 * 15
+    told = (fair / "rejection.md").read_text(encoding="utf-8")
+    assert "Nobody judges photographs" in told and "--section" not in told
+
+
+@pytest.mark.parametrize("which", ["fair", "turned"])
+def test_other_photographs_have_a_table_of_their_own(which, request):
+    at = request.getfixturevalue(which)
+    t = table(at, "pad_ufes20")
+    assert set(t.data) == {"pad_ufes20"} and set(t.draws) == {3}
+    kinds = {NO_IMAGES, "copies of real images", "vanilla", "FairSkin-C"}
+    assert set(t.training) == kinds | {"FairSkin-C, weights 1 / accuracy (loss)"}
+    nets = {"efficientnet_lite0", "resnet_small"} if which == "turned" else {"vit_b_16"}
+    assert set(t.arch) == nets and (t.joining[t.training == NO_IMAGES].map(int) == 0).all()
+    n = t.set_index("what").n_min
+    assert set(n["dark"]) == {30} and set(n["light"]) == {152}
+    told = (at / "pad_ufes20.md").read_text(encoding="utf-8")
     assert "PHANTOM" not in told and "The smallest group, dark, has 30 test images" in told
-    assert "pad_ufes20" not in (turned / "settings.csv").read_text(encoding="utf-8")
-    assert not (fair / "pad_ufes20.csv").exists()
+    assert "accuracy of dark, types 3-6 (30 test images)" in told
+    assert "pad_ufes20" not in (at / "settings.csv").read_text(encoding="utf-8")
+    t = table(at, "pad_ufes20_images", "what", "arm", "group")
+    assert set(t.index.get_level_values("group")) == {"dark", "light", "all"}
+
+
+def test_claims_beyond_the_paper_can_come_out_either_way(fair, turned):
+    "All that was run; what is the same in both is said."
+    from skinrepro.papers.fairskin2024 import BEYOND
+
+    either = dict(supported="contradicted", contradicted="supported")
+    for name, claims in BEYOND.items():
+        one, other = (table(at, f"{name}_claims").set_index("claim") for at in (fair, turned))
+        assert list(other.index) == [c.text for c in claims]
+        assert set(other.verdict) <= set(either) and set(other.draws) == {3}, name
+        ran = one[one.verdict != "not run"]
+        for claim, r in ran.iterrows():
+            assert r.verdict in either and other.verdict[claim] in either, claim
+        if name == "equal_compute":
+            assert set(one.verdict) == {"supported"} and set(other.verdict) == {"contradicted"}
+        if name == "exchange":
+            alike = one.index.str.startswith("Copies")
+            assert set(one.verdict[~alike]) == {"supported"} != set(other.verdict[~alike])
+        if name == "rejection":
+            assert not len(ran)
+        told = (turned / "summary.md").read_text(encoding="utf-8")
+        assert all(claim in told for claim in other.index)
+
+
+def test_the_whole_paper_profile_of_fairskin_is_rehearsed(tmp_path, monkeypatch):
+    "One run of each kind in one store: where two of a kind met, a table would refuse them."
+    from skinrepro.papers import fairskin2024 as paper
+    from skinrepro.rehearse import rehearsal_runs, rehearsal_store, rehearse_report
+
+    for name in ("RUNS", "FIGURES", "COMMITTED"):
+        monkeypatch.setenv(f"SKINREPRO_{name}", str(tmp_path / name.lower()))
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    usual = [name for name, body in grid.items() if not body.get("extra")]
+    full = read_grid(PAPERS / "fairskin2024", "paper", ",".join([*usual, *sections("paper")]))
+    rehearsed = rehearsal_runs(full, paper.rehearsed, True, "phantom")
+    rng, about = np.random.default_rng(0), ("0" * 16, "random", "")
+    with rehearsal_store() as store:
+        for r in rehearsed:
+            rows = MADE[r.run.notebook.stem](r.run, rng)
+            stamp = provenance("phantom", *about, "rehearsal", "cpu")
+            runs.finish(r.run, rows.assign(inventory_hash="0" * 16), stamp)
+        assert rehearse_report("fairskin2024", "phantom") == ""
+    made = store / "figures" / "fairskin2024"
+    for name in ("table1", "fig3a", *paper.EXTRA):
+        if (made / f"{name}.md").is_file():
+            assert "**REHEARSAL" in (made / f"{name}.md").read_text(encoding="utf-8"), name
+        t = table(made, name)
+        assert name in ("rejection", "pad_ufes20") or set(t.profile) >= {"rehearsal"}, name
+    t = table(made, "exchange", "source", "ratio", "what")
+    assert t.draws["generated", 0.5, "African"] == 1  # a ratio at which something joins
+
+
+def test_what_was_not_run_says_how_to_run_it(bare):
+    from skinrepro.papers.fairskin2024 import BEYOND, EXTRA
+
+    for name in BEYOND:
+        t = table(bare, name)
+        assert len(t) and set(t.draws) == {0}, name
+        told = (bare / f"{name}.md").read_text(encoding="utf-8")
+        assert f"`skinrepro run fairskin2024 --section {EXTRA[name]}`" in told
+        assert "Nothing was run" in told and "not run |" in told
+        assert set(table(bare, f"{name}_claims").verdict) == {"not run"}
+    grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
+    for name, asked in EXTRA.items():  # the commands run all that is listed for an artefact
+        ran = {r.section for r in read_grid(PAPERS / "fairskin2024", "mini", asked)}
+        assert {s for s, body in grid.items() if name in body["rebuilds"]} <= ran
 
 
 def test_the_report_of_fairskin_without_any_run(bare):

@@ -5,7 +5,7 @@ starts; what is typed after --set arrives as it was meant.
 import json
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, experiments
 from typer.testing import CliRunner
 
 from skinrepro import runs
@@ -62,8 +62,7 @@ def test_who_executes_a_notebook_is_told_the_same(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("paper", [WANG, LOPEZ, FAIR], ids=lambda p: p.name)
 def test_every_parameter_but_ids_and_switches_is_declared(paper):
-    names = {"index", "protocol", "report"}
-    books = [f for f in paper.glob("*.ipynb") if f.stem not in names]
+    books = experiments(paper)
     have = {k: v for f in books for k, v in declared(f).items()}
     free = {"images", "learned", "feature_weights", "tuned", "judge"} | {
         k for k, v in have.items() if v is True
@@ -88,7 +87,6 @@ def test_the_lists_are_what_the_code_has():
         data=wang2024.STUDIES,
         scenario=wang2024.SCENARIOS,
         train=TRAIN_TYPES,
-        arch=ARCHITECTURES,
         recipe=wang2024.RECIPES,
         base=BASES,
         method=wang2024.METHODS,
@@ -102,6 +100,7 @@ def test_the_lists_are_what_the_code_has():
     wang = ranges(WANG)
     assert {k: set(wang[k]) for k in have} == {k: set(v) for k, v in have.items()}
     assert wang["methods"] == {"each": wang["method"]}
+    assert set(wang["arch"]) <= set(ARCHITECTURES)
     have = dict(
         data=lopezperez2025.STUDIES,
         features=lopezperez2025.FEATURES,

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import types
 import warnings
 import zipfile
 from dataclasses import replace
@@ -27,6 +28,7 @@ import skinrepro
 from skinrepro import (
     balance,
     batches,
+    cascade,
     claims,
     classify,
     colour,
@@ -541,6 +543,70 @@ def values_of_manifests(place, monkeypatch):
     manifest.validate(other.assign(label="c"))
 
 
+@remedy(
+    "clear it, or name another split",
+    "codes need labels: select m[m.label.notna()] first",
+    "codes need labels: select those with label.notna() first",
+    "ask for fewer",
+)
+def unlabelled_rows(place, monkeypatch):
+    rows = table(place, 4)
+    bad = rows.assign(split="unlabelled")
+    refused(manifest.validate, bad)
+    m = manifest.validate(bad.assign(label=pd.array([pd.NA] * 4, "string")))
+    manifest.validate(bad.assign(split="train"))
+    m = pd.concat([m, rows.assign(image_id=rows.image_id + "x")], ignore_index=True)
+    classes = sorted(set(rows.label))
+    said = refused(manifest.label_codes, m, classes)
+    mask = re.search(r"select (m\[m\.label\.notna\(\)\]) first", said)[1]
+    assert len(manifest.label_codes(eval(mask, dict(m=m)), classes)) == 4
+    refused(batches.encode_labels, m.label, classes)
+    assert len(batches.encode_labels(m.label[m.label.notna()], classes)) == 4
+    two = rows.assign(domain=["a", "b"] * 2)
+    said = refused(splits.skewed, two, dict(b=3), part="train")
+    splits.skewed(two, dict(b=int(re.search(r"there are (\d)", said)[1])), part="train")
+
+
+@remedy(
+    "a parquet copy without centres",
+    "Fetch it anew",
+    'pass unlabelled="none"',
+    "must be exported first",
+    "Export them once",
+)
+def histology(place, monkeypatch):
+    home = place / "camelyon17"
+    patch = Path(picture(place / "patch.png")).read_bytes()
+    image = [dict(bytes=patch, path=None)]
+    shard = home / "ood_val-00000-of-00001.parquet"
+    home.mkdir()
+    pd.DataFrame(dict(image=image, label=[1])).to_parquet(shard)
+    said = refused(sources.read_camelyon17, home)
+    choice = named("without_centres", said)
+    assert len(sources.read_camelyon17(home, without_centres=choice)) == 1
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-9])
+    assert sources.CAMELYON17.how in refused(sources.read_camelyon17, home)
+    (home / "metadata.csv").write_text(
+        ",patient,node,x_coord,y_coord,tumor,slide,center,split\n0,004,1,2,3,1,0,0,0\n"
+    )
+    said = refused(sources.read_camelyon17, home, "keep", unlabelled="all")
+    choice = named("unlabelled", said)
+    assert len(sources.read_camelyon17(home, "keep", unlabelled=choice)) == 1
+    pcam = place / "pcam"
+    pcam.mkdir()
+    for kind, array in dict(x=np.zeros((1, 8, 8, 3), "uint8"), y=np.ones((1, 1, 1, 1))).items():
+        with open(pcam / f"camelyonpatch_level_2_split_test_{kind}.h5", "wb") as f:
+            np.savez(f, **{kind: array})
+    said = refused(sources.read_pcam, pcam)
+    code = re.search(r"`python -c '(.*)'`", said)[1]
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    assert "`pip install h5py`" in refused(exec, code, {})
+    monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=lambda f, mode: np.load(f)))
+    exec(code, {})
+    assert sources.read_pcam(pcam).label.tolist() == ["tumor"]
+
+
 @remedy("Use store.take(rows)", "or store.parts", "Build them alike", "See cache_pair")
 def stores(place, monkeypatch):
     m = table(place)
@@ -559,6 +625,20 @@ def stores(place, monkeypatch):
     assert len(eval(re.search(r"store\.parts", said)[0], dict(store=joined))) == 2
     refused(images.join_stores, a, images.cache_images(m[6:], 16, progress=False))
     images.join_stores(a, images.cache_images(m[6:], a.size, a.fit, progress=False))
+
+
+@remedy("Add some, or set share_real to", "give `references`, e.g. images.pixels(files, size)")
+def kinds_of_images(place, monkeypatch):
+    for real, share in ((np.ones(3, bool), 0.5), (np.zeros(3, bool), 0.5)):
+        told = refused(batches.mixture_weights, real, share)
+        alone = int(re.search(r"share_real to (\d)", told)[1])
+        assert np.allclose(batches.mixture_weights(real, alone), 1 / 3)
+        batches.mixture_weights(np.append(real, ~real[0]), share)  # or some are added
+    told = refused(batches.augmentation, "transfer")
+    call = re.search(r"images\.pixels\(files, size\)", told)[0]
+    given = eval(call, dict(images=images, files=list(table(place, 4).path), size=8))
+    change = batches.augmentation("transfer", references=given)
+    assert change(torch.rand(2, 3, 8, 8), np.random.default_rng(0)).shape == (2, 3, 8, 8)
 
 
 @remedy("Save it with 8 or 16 bits")
@@ -1020,7 +1100,12 @@ def sizes_of_a_unet(place, monkeypatch):
     ddpm.ddpm_unet(24, 8, (1, 2), 1, own, None)
 
 
-@remedy("or train without conditions", "`data` must name", "copy both files again")
+@remedy(
+    "or train without conditions",
+    "`data` must name",
+    "copy both files again",
+    "`start` is a model of another",
+)
 def a_ddpm_that_is_taught(place, monkeypatch):
     told = ddpm.Conditions(dict(label=("a", "b")))
     images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
@@ -1032,6 +1117,10 @@ def a_ddpm_that_is_taught(place, monkeypatch):
     folder = ddpm.teach_ddpm(images, some, network, told, **how)
     refused(ddpm.teach_ddpm, lambda: images, some, network, told, **how)
     ddpm.teach_ddpm(lambda: images, some, network, told, data="noise", **how)
+    other = replace(network, blocks=2)
+    refused(ddpm.teach_ddpm, images, some, other, told, start=folder, **how)
+    ddpm.teach_ddpm(images, some, network, told, start=folder, **how)  # as it was made
+    ddpm.teach_ddpm(images, some, other, told, **how)  # anew
     copied = shutil.copytree(folder, place / "copied")
     with open(copied / "model.safetensors", "ab") as f:
         f.write(b"0")
@@ -1053,6 +1142,30 @@ def samplings(place, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ddpm.Sampling("ddim", int(re.search(r"Take (\d+)", SAID[-1])[1])).scheduler(network)
+
+
+@remedy(
+    "bins hold no image: use at least",
+    "is no probability: use 0..1",
+    "but the network has context",
+    "Give both, or neither",
+)
+def what_an_upsampler_is_shown(place, monkeypatch):
+    said = refused(cascade.Preprocessing, bins=1)
+    cascade.Preprocessing(bins=int(re.search(r"at least (\d+)", said)[1]))
+    said = refused(cascade.Preprocessing, noise=1.5)
+    for end in re.search(r"use (\d)\.\.(\d)", said).groups():
+        cascade.Preprocessing(noise=float(end))
+    alone = ddpm.Network(**TINY)
+    said = refused(cascade.spoiling, alone, 4)
+    network = replace(alone, context=named("context", said))
+    cascade.spoiling(network, 4)
+    images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
+    how = dict(settings=FAST, progress=False)
+    refused(ddpm.train_ddpm, ddpm.Denoiser(network), images, None, **how)
+    second = dict(context=lambda x, told, generator: (x, told))
+    ddpm.train_ddpm(ddpm.Denoiser(network), images, None, **how, **second)
+    ddpm.train_ddpm(ddpm.Denoiser(alone), images, None, **how)
 
 
 @remedy("The GPU has too little memory")

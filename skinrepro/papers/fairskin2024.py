@@ -6,12 +6,16 @@
 __all__ = ['DISEASES', 'GROUPS', 'TONES', 'NAMES', 'SEEDS', 'STUDIES', 'SPLIT_BY', 'FEW', 'WORDS', 'WORD_SEED', 'SPREAD', 'ARMS',
            'BASE', 'TERMS', 'USES', 'DROPS', 'TUNED', 'SPECS', 'CELLS', 'ACCEPT', 'JOINS', 'SAMPLERS', 'REWEIGHT',
            'TOO_FEW', 'STEPS_AS', 'RECIPES', 'HOW_MADE', 'MAP', 'HELD_OUT', 'RULE', 'OURS', 'REAL', 'OTHERS', 'NONE',
-           'MAIN', 'CLAIMS', 'PROPORTION', 'FEWEST', 'MIDDLE', 'MOST', 'RANDOM', 'REWEIGHTED', 'GROWN', 'cell_counts',
-           'readings', 'exact_table', 'load', 'with_enough', 'needed', 'study_of', 'cells_of', 'split_of', 'few_tested',
-           'prompt', 'ready_base', 'Arm', 'Balance', 'tune', 'tuned_by', 'specs', 'rarest', 'drawn_cells', 'images_of',
-           'tone_range', 'judged', 'check_accept', 'accepted', 'shares_of', 'copies_of', 'wanted_of', 'in_stock',
-           'joined', 'pool_of', 'draws_of', 'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge',
-           'silhouettes', 'save_map', 'true_images', 'step_of', 'cost', 'rehearsed', 'statement', 'order', 'settings']
+           'MAIN', 'CLAIMS', 'PROPORTION', 'FEWEST', 'MIDDLE', 'MOST', 'RANDOM', 'REWEIGHTED', 'GROWN', 'EXTRA',
+           'LONGER', 'OVERSAMPLED', 'STRONG', 'COPIED', 'UNTOUCHED', 'JUDGED', 'WEIGHTED', 'NOTHING', 'GENERATED',
+           'AGAIN', 'AS_WELL', 'RAREST_GROUP', 'COMMONEST_GROUP', 'TESTED', 'ANSWERS', 'RIVALS', 'RATIOS', 'OF_RAREST',
+           'BEYOND', 'NEVER', 'SEEN', 'KIND', 'cell_counts', 'readings', 'exact_table', 'load', 'with_enough', 'needed',
+           'study_of', 'cells_of', 'split_of', 'few_tested', 'prompt', 'ready_base', 'Arm', 'Balance', 'tune',
+           'tuned_by', 'specs', 'rarest', 'drawn_cells', 'images_of', 'tone_range', 'judged', 'check_accept',
+           'accepted', 'shares_of', 'copies_of', 'wanted_of', 'in_stock', 'joined', 'pool_of', 'draws_of',
+           'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge', 'silhouettes', 'save_map', 'true_images',
+           'step_of', 'cost', 'rehearsed', 'statement', 'order', 'settings', 'training_of', 'exchanged', 'ours',
+           'settings_pairs']
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #201640a2
 import warnings
@@ -992,6 +996,7 @@ def rehearsed(
     elif run.notebook.stem == "images":
         short = dict(per_cell=2, steps=2, candidates=1, accept="all", at=0)
     else:
+        kind |= dict(some=p["ratio"] > 0)  # of the ratios, one at which something joins
         short = dict(epochs=2, added=2, few="take")
     short |= dict(fraction=0.25)
     if not gpu:
@@ -1262,3 +1267,239 @@ def settings(
     names |= {numbers[len(numbers) // 2]: MIDDLE} if names else {}
     amount = t.added.map(lambda n: names.get(n, str(n))).where(alike, "")
     return t.assign(arm=t.arm.where(drawn, "").mask(plain, NONE), third=third, amount=amount)
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0002
+# artefact of the report -> sections of the grid that it is made from; they run by name
+EXTRA = dict(
+    equal_compute="shuffled,oversampled,strong,copied,untouched",
+    exchange="exchange,exchange_copied,guided",
+    unseen="unseen_images",
+    rejection="accepted",
+    pad_ufes20="pad_augmented,pad_copied,pad_reweighted",
+)
+LONGER = f"{NONE}, as many steps"
+OVERSAMPLED = f"{LONGER}, cells alike"
+STRONG = f"{LONGER}, RandAugment"
+COPIED = "copies of real images"
+UNTOUCHED = "images of the untouched base"
+JUDGED = "accepted by a judge"
+WEIGHTED = "weights 1 / accuracy"
+
+
+def training_of(
+    p: Mapping,  # parameters of a run of classifier.ipynb, perhaps with `images_accept`
+) -> str:
+    "What a classifier was trained on and how, in words."
+    images = UNTOUCHED if p["arm"] == BASE else p["arm"]
+    on = dict(none=NONE, copies=COPIED, images=images)[p["joins"]]
+    told = [
+        "as many steps" * (p["joins"] == "none" and p["steps_as"] == "added"),
+        "cells alike" * (p["sampler"] == "cells"),
+        "RandAugment" * (p["augment"] == "strong"),
+        f"shares {p['proportions']}" * bool(p["proportions"]),
+        f"{WEIGHTED} ({p['reweight']})" * (p["reweight"] != "none"),
+        JUDGED * (p.get("images_accept") in ACCEPT[1:]),
+    ]
+    return ", ".join([on, *filter(None, told)])
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0003
+NOTHING, GENERATED, AGAIN = "nothing", "generated", "copies"  # what joins the rarest group
+
+
+def exchanged(
+    records: pd.DataFrame,  # of classifier.ipynb
+) -> pd.DataFrame:  # those in which images join the rarest group alone, with `source`
+    "What joins the rarest group; at a ratio of 0 nothing does, whatever the run is called."
+    t = records[records.cells.eq("rarest")]
+    source = t.joins.map(dict(images=GENERATED, copies=AGAIN, none=NOTHING))
+    return t.assign(source=source.where(t.ratio.gt(0), NOTHING))
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0006
+AS_WELL = 0.02  # of an accuracy: what is worse by less than this does as well
+RAREST_GROUP, COMMONEST_GROUP = "African", "Caucasian"  # of the paper's counts
+TESTED = ("vanilla", "FairSkin-C")  # arms of the sections that cannot have all
+ANSWERS = dict(
+    accuracy="accuracy", accuracy_worst="accuracy of the lowest group", essp_accuracy="ESSP (b)"
+)
+
+
+def ours(
+    text: str,
+    metrics: Mapping,  # each in a claim of its own: metric -> what it is called
+    sides,  # (first, second), each column -> value
+    direction: str = "higher",
+    margin: float = 0.0,  # see `claims.Claim`; -AS_WELL: not worse by more than that
+    **where,  # column -> value of both sides
+) -> list:  # of Claim
+    "A statement of this repository, in several measures."
+    how = dict(direction=direction, margin=margin, where=where, rule=RULE)
+    sides = tuple(sides)
+    return [Claim(f"{text}: {name}", "ours", sides, metric=m, **how) for m, name in metrics.items()]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0012
+def settings_pairs(
+    firsts,  # settings, column -> value
+    seconds,  # their rivals
+) -> list:  # of (first, second)
+    "Each of some settings with each of others."
+    return [(first, second) for first in firsts for second in seconds]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0013
+def _trained(*names) -> list:
+    return [dict(training=name) for name in names]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0014
+def _joined(source: str, *ratios, group: str = "all") -> list:
+    return [dict(source=source, ratio=float(r), group=group) for r in ratios]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0015
+def _alike(ratios, group: str) -> list:  # copies and generated images, at each ratio
+    return [(*_joined(AGAIN, r, group=group), *_joined(GENERATED, r, group=group)) for r in ratios]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0007
+RIVALS = {
+    LONGER: "than as long a training on real images",
+    OVERSAMPLED: "than real images of which each cell is drawn as often",
+    STRONG: "than real images that are changed more strongly",
+    UNTOUCHED: "than images of the model before it is fine-tuned",
+}
+RATIOS = (0.5, 1.0, 2.0, 4.0, 8.0)
+OF_RAREST = dict(accuracy="accuracy of the rarest group")
+BEYOND = dict(
+    equal_compute=[
+        c
+        for rival, words in RIVALS.items()
+        for c in ours(
+            f"Images of FairSkin do more for a classifier {words}",
+            ANSWERS,
+            settings_pairs(_trained(*OURS), _trained(rival)),
+        )
+    ]
+    + ours(
+        "Copies of real images do as well as images of FairSkin",
+        ANSWERS,
+        settings_pairs(_trained(COPIED), _trained(*OURS)),
+        margin=-AS_WELL,
+    )
+)
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0008
+_ALONE, _ONE, _EIGHT = (
+    _joined(source, r, group=RAREST_GROUP)
+    for source, r in ((NOTHING, 0), (GENERATED, 1), (GENERATED, 8))
+)
+BEYOND["exchange"] = [
+    *ours(
+        "One generated image for each real one of the rarest group helps the group",
+        OF_RAREST,
+        settings_pairs(_ONE, _ALONE),
+        guidance=0.0,
+    ),
+    *ours(
+        "Eight generated images for each real one help the group",
+        OF_RAREST,
+        settings_pairs(_EIGHT, _ALONE),
+        guidance=0.0,
+    ),
+    *ours(
+        "Eight generated images for each real one help more than one",
+        OF_RAREST,
+        settings_pairs(_EIGHT, _ONE),
+        guidance=0.0,
+    ),
+    *ours(
+        "Copies of its real images do as well as generated ones, at every ratio",
+        OF_RAREST,
+        _alike(RATIOS, RAREST_GROUP),
+        margin=-AS_WELL,
+        guidance=0.0,
+    ),
+    *ours(
+        "Copies of the rarest group's images do as well as generated ones, at every ratio",
+        {k: ANSWERS[k] for k in ("accuracy", "accuracy_worst")},
+        _alike(RATIOS, "all"),
+        margin=-AS_WELL,
+        guidance=0.0,
+    ),
+    *ours(
+        "Images drawn with guidance (omega above 0) help the group more than those without",
+        OF_RAREST,
+        settings_pairs([dict(guidance=g) for g in (2.0, 4.0, 8.0)], [dict(guidance=1.0)]),
+        source=GENERATED,
+        ratio=2.0,
+        group=RAREST_GROUP,
+    ),
+]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0016
+def _seen(how: str, *arms) -> list:
+    return [dict(arm=a, seen=how) for a in arms]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0009
+NEVER, SEEN = "never seen", "seen"  # by the fine-tuning
+KIND = dict(kid="KID")
+_NEVER_BESIDE_SEEN = [(*_seen(NEVER, a), *_seen(SEEN, a)) for a in TESTED]
+_BETTER = settings_pairs(_seen(NEVER, "FairSkin-C"), _seen(NEVER, "vanilla"))
+BEYOND["unseen"] = [
+    *ours(
+        "Of a cell that it never saw a model draws less often what was asked than had it seen it",
+        dict(asked_disease="the disease", asked_group="the group"),
+        _NEVER_BESIDE_SEEN,
+        "lower",
+        reference="",
+    ),
+    *(
+        c
+        for reference, words in dict(truth="fresh true images", real="the real images").items()
+        for c in ours(
+            f"What it draws of such a cell is farther from {words}",
+            KIND,
+            _NEVER_BESIDE_SEEN,
+            reference=reference,
+        )
+    ),
+    *ours(
+        "FairSkin-C draws a cell that it never saw more often as asked than vanilla",
+        dict(asked_both="disease and group"),
+        _BETTER,
+        reference="",
+    ),
+]
+BEYOND["rejection"] = [
+    *ours(
+        "The judge accepts fewer images of the rarest group than of the commonest",
+        dict(accepted="share"),
+        [tuple(dict(arm=a, group=g) for g in (RAREST_GROUP, COMMONEST_GROUP)) for a in TESTED],
+        "lower",
+    ),
+    *ours(
+        "Accepted images do more for a classifier than as many of which none was rejected",
+        ANSWERS,
+        [(*_trained(f"{a}, {JUDGED}"), *_trained(a)) for a in TESTED],
+    ),
+]
+
+# %% ../../nbs/papers/fairskin2024/protocol.ipynb #be0d0010
+BEYOND["pad_ufes20"] = [
+    *ours(
+        "Generated images make a classifier better than real ones alone",
+        ANSWERS,
+        settings_pairs(_trained(*TESTED), _trained(NONE)),
+    ),
+    *ours(
+        "Copies of real images do as well as generated ones",
+        ANSWERS,
+        settings_pairs(_trained(COPIED), _trained(*TESTED)),
+        margin=-AS_WELL,
+    ),
+    *ours(
+        "Images of FairSkin-C do more than those of plain fine-tuning",
+        ANSWERS,
+        settings_pairs(_trained("FairSkin-C"), _trained("vanilla")),
+    ),
+    *ours(
+        "Dynamic reweighting does more than none, on the same images",
+        ANSWERS,
+        settings_pairs(_trained(f"FairSkin-C, {WEIGHTED} (loss)"), _trained("FairSkin-C")),
+    ),
+]

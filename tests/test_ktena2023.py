@@ -1,0 +1,263 @@
+"""ktena2023: hospitals, skewed sets, what is drawn, what trains, methods, claims, and the report on
+made-up records.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import ROOT
+
+from skinrepro import runs
+from skinrepro.core import provenance
+from skinrepro.grid import read_grid
+from skinrepro.manifest import make
+from skinrepro.papers import ktena2023 as ktena
+from skinrepro.records import number_rows
+
+PAPER = ROOT / "nbs" / "papers" / "ktena2023"
+N = {"hospital 0": 40, "hospital 3": 60, "hospital 4": 60, "hospital 1": 10, "hospital 2": 20}
+
+
+@pytest.fixture
+def patches():
+    rows = []
+    for domain, n in N.items():
+        part = {"hospital 1": "val", "hospital 2": "test"}.get(domain, "train")
+        rows += [
+            dict(image_id=f"{domain[-1]}-{i}", label=ktena.LABELS[i % 2], domain=domain, split=part)
+            for i in range(n)
+        ]
+    return make(pd.DataFrame(rows).assign(path="a.png"), source="phantom")
+
+
+def labelled(m):
+    return m[m.split.eq("train") & m.label.notna()].domain.value_counts().to_dict()
+
+
+class TestSkew:
+    def test_each_of_two_hospitals_keeps_n(self, patches):
+        m = ktena.skew(patches, "10")
+        assert labelled(m) == {"hospital 0": 40, "hospital 3": 10, "hospital 4": 10}
+        bare = m[m.split == "unlabelled"]
+        assert bare.label.isna().all() and len(bare) == 100 and len(m) == len(patches)
+        assert m[m.split.isin(["val", "test"])].label.notna().all()
+
+    def test_or_both_together(self, patches):
+        m = ktena.skew(patches, "10", "together")
+        assert sum(labelled(m).values()) - 40 == 10
+
+    def test_all_and_none(self, patches):
+        assert ktena.skew(patches, "all") is patches
+        assert labelled(ktena.skew(patches, "none")) == {}
+
+    def test_more_labels_are_the_same_ones_and_more(self, patches):
+        few, more = (ktena.skew(patches, n) for n in ("5", "20"))
+        ids = [set(m[m.split == "train"].image_id) for m in (few, more)]
+        assert ids[0] < ids[1]
+
+    @pytest.mark.parametrize("n", ["0", "-3", "some", "121"])
+    def test_a_number_that_is_none_is_refused_and_the_remedy_works(self, patches, n):
+        with pytest.raises(runs.ParameterError, match="a number from 1 to 120"):
+            ktena.skew(patches, n)
+        ktena.skew(patches, "1")
+
+
+class TestWishes:
+    def test_labels_as_they_are_hospitals_alike(self):
+        t = ktena.specs("label_property", "phantom_histology", 600, share_tumor=1 / 3)
+        n = pd.crosstab(t.label, t.domain)
+        assert (n.loc["tumor"].between(66, 67)).all() and (n.loc["normal"].between(133, 134)).all()
+
+    def test_a_label_alone_has_no_hospital(self):
+        t = ktena.specs("label", "pcam", 10)
+        assert t.domain.isna().all() and t.image_id.is_unique and t.seed.is_unique
+
+    def test_real_patches_have_none_to_ask_for(self):
+        with pytest.raises(runs.ParameterError, match="conditioning='label'"):
+            ktena.conditions_of("label_property", "pcam")
+        assert ktena.conditions_of("label", "pcam").size == 2
+
+
+class TestTraining:
+    def made(self, n=30):
+        rows = dict(image_id=[f"s{i}" for i in range(n)], label=["tumor", "normal"] * (n // 2))
+        return make(pd.DataFrame(rows).assign(path="s.png", parent_id="none"), source="synthetic")
+
+    def sampled(self, train, **p):
+        usual = dict(trains="mixed", share_real=0.25, steps=400, batch_size=10, looks=4, seed=0)
+        sampler = ktena.sampler_of(train, usual | p)
+        return [sampler(epoch) for epoch in range(4)]
+
+    def test_a_mixture_has_its_share_whatever_the_numbers(self, patches):
+        real = patches[patches.split == "train"]
+        train = pd.concat([real, self.made()], ignore_index=True)
+        drawn = np.concatenate(self.sampled(train))
+        share = (drawn < len(real)).mean()  # 4000 draws: sd 0.0068
+        assert len(drawn) == 4000 and abs(share - 0.25) < 0.03
+
+    def test_generated_first_then_real(self, patches):
+        real = patches[patches.split == "train"]
+        train = pd.concat([real, self.made()], ignore_index=True)
+        looks = self.sampled(train, trains="pretrain", share_real=0.5)
+        assert [bool((k < len(real)).all()) for k in looks] == [False, False, True, True]
+        assert all((k >= len(real)).all() for k in looks[:2])
+
+    def test_every_method_trains_as_long(self, patches):
+        real = patches[patches.split == "train"]
+        alone = self.sampled(real, trains="real")
+        assert sum(map(len, alone)) == 4000 and set(np.concatenate(alone)) <= set(range(len(real)))
+
+    def test_the_truth_is_known_of_phantoms_only(self):
+        with pytest.raises(runs.ParameterError, match="n_synthetic"):
+            ktena.truth(dict(data="phantom_histology", n_synthetic=0))
+        with pytest.raises(runs.ParameterError, match="phantom_histology"):
+            ktena.truth(dict(data="camelyon17", n_synthetic=8))
+
+
+def settings(**p):
+    usual = dict(trains="real", conditioning="", augment="none", target="label", labelled="10")
+    return usual | dict(seed=0, part="id_val", group="all", select_on="last") | p
+
+
+class TestMethods:
+    def test_the_six_of_figure_3_and_a_perfect_one(self):
+        t = pd.DataFrame(
+            [
+                settings(trains=m.trains, conditioning=m.conditioning, augment=m.augment)
+                for m in ktena.METHODS.values()
+            ]
+            + [settings(trains="truth"), settings(trains="mixed"), settings(target="cell")]
+        )
+        assert ktena.method_of(t).tolist() == [*ktena.METHODS, ktena.PERFECT, "", ""]
+
+    def test_gain_is_over_the_baseline_of_the_same_labels_and_initialisation(self):
+        rows = [
+            settings(value=0.6, n=100, metric="accuracy", run_id="a"),
+            settings(value=0.7, n=100, metric="accuracy", run_id="b", seed=1),
+            settings(
+                value=0.9,
+                n=100,
+                metric="accuracy",
+                run_id="c",
+                seed=1,
+                trains="synthetic",
+                conditioning="label",
+            ),
+        ]
+        t = ktena.with_gain(ktena.with_settings(pd.DataFrame(rows), "mini"))
+        gain = t[t.metric.eq("gain") & t.setting.eq("more") & t.method.eq("L cond")]
+        assert np.allclose(gain.value, [0.2]) and gain.seed.tolist() == [1]
+
+    def test_a_gap_needs_all_hospitals(self):
+        t = pd.DataFrame(dict(label="tumor", called="tumor", domain=["hospital 0"] * 5))
+        with pytest.raises(runs.ParameterError, match="hospital 3, hospital 4"):
+            ktena.accuracy_rows({"id_val": t.assign(select_on="last", epoch=0)})
+        alone = ktena.accuracy_rows({"id_val": t.assign(select_on="last", epoch=0)}, gaps=())
+        assert alone.metric.tolist() == ["accuracy", "accuracy"]
+
+
+# the report on made-up records: the more is generated and coloured, the better, or the worse
+BETTER = {"Baseline": 0, "Color augm": 1, "L cond": 2, "L & P cond": 3}
+BETTER |= {"L cond + Color augm": 4, "L & P cond + Color augm": 5, ktena.PERFECT: 6, "": 2}
+
+
+def of_classifier(run, rng, sign):
+    p = run.parameters
+    method = ktena.method_of(pd.DataFrame([p])).iloc[0]
+    few = {"1": 0, "10": 1, "100": 2, "1000": 3, "10000": 4}.get(p["labelled"], 5)
+    at = 0.7 + 0.01 * few + sign * 0.01 * BETTER[method] * (1.5 - 0.2 * few)
+    rows = []
+    for part, hospitals in ktena.TABLE_A1.items():
+        for h in [*hospitals, "all"]:
+            n = hospitals.get(h, sum(hospitals.values()))
+            rows.append(dict(metric="n_images", part=part, group=h, value=n, n=n))
+            if part in ktena.TESTED:
+                value = at - 0.05 * (part == "test") + rng.normal(0, 1e-4)
+                rows.append(dict(metric="accuracy", part=part, group=h, value=value, n=n))
+    gap = 0.2 - sign * 0.02 * BETTER[method] + rng.normal(0, 1e-4)
+    rows.append(dict(metric="accuracy_gap", part="id_val", group="all", value=gap, n=6011))
+    sizes = number_rows(dict(n_generated=p["n_synthetic"] or 2000, train_steps=p["steps"]), 9)
+    out = pd.concat([pd.DataFrame(rows), sizes], ignore_index=True)
+    return out.assign(select_on=p["select_on"], images_guidance=p["guidance"] or "")
+
+
+def of_images(run, rng, sign):
+    asked = dict(asked_label=0.9, asked_hospital=0.95, asked_both=0.86)
+    rows = [number_rows(asked, 2000), number_rows(asked, 600, "hospital 3")]
+    rows += [number_rows({k: 0.99 for k in asked}, 800).assign(reference="ceiling")]
+    rows += [number_rows(dict(red_off=0.5, green_off=-1.0, blue_off=2.0), 2000)]
+    return pd.concat(rows, ignore_index=True)
+
+
+def of_generator(run, rng, sign):
+    return number_rows(dict(loss=0.1, parameters=1e6), 100)
+
+
+MADE = dict(classifier=of_classifier, images=of_images, generator=of_generator)
+DATA = dict(paper="camelyon17", mini="phantom_histology")
+
+
+def report(folder, monkeypatch, profile, sign=1, made=True):
+    "Records of every run of a profile (or of none), and the report on them."
+    for name, place in dict(RUNS="runs", FIGURES="figs", COMMITTED="nothing").items():
+        monkeypatch.setenv(f"SKINREPRO_{name}", str(folder / place))
+    rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
+    for run in read_grid(PAPER, profile) if made else ():
+        if run.notebook.stem not in MADE:
+            continue
+        rows = MADE[run.notebook.stem](run, rng, sign)
+        stamp = provenance(run.parameters["data"], *about, profile, "cpu")
+        runs.finish(run, rows.assign(inventory_hash="0" * 16), stamp)
+    asked = dict(data=DATA[profile], profile=profile)
+    runs.execute_notebook(PAPER / "report.ipynb", folder / "report.ipynb", asked)
+    return folder / "figs" / "ktena2023"
+
+
+@pytest.fixture(scope="module")
+def better(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield report(tmp_path_factory.mktemp("better"), patch, "paper")
+
+
+@pytest.fixture(scope="module")
+def worse(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        yield report(tmp_path_factory.mktemp("worse"), patch, "mini", sign=-1)
+
+
+def test_every_method_and_number_of_labels_has_its_point(better):
+    t = pd.read_csv(better / "fig3a.csv")
+    assert set(t.method) == {*ktena.METHODS, ktena.PERFECT} - {ktena.PERFECT}
+    for setting in ("less", "more"):
+        assert set(t.method[t.setting == setting]) == set(ktena.METHODS)
+    t = pd.read_csv(better / "figG2a.csv", dtype=dict(labelled=str))
+    n = t.groupby("method").labelled.nunique()
+    assert n["Baseline"] == n["L cond"] == 6 and n["L & P cond + Color augm"] == 4
+    assert (t.draws == 5).all()
+
+
+def test_counts_of_the_paper_agree_with_its_table(better):
+    t = pd.read_csv(better / "tableA1.csv", keep_default_na=False)
+    assert len(t) == 16 and set(t.verdict) == {"equal"}, t[t.verdict != "equal"]
+    assert t[t.split == "OOD test"].hospital.tolist() == ["2", "total"]
+
+
+def test_printed_checkpoints_stand_beside(better):
+    t = pd.read_csv(better / "fig3_printed.csv", keep_default_na=False)
+    assert len(t) == 16 and "not run" not in set(t.verdict)
+
+
+def test_claims_can_be_supported_and_contradicted(better, worse):
+    first, second = (pd.read_csv(at / "claims.csv") for at in (better, worse))
+    assert set(first.verdict) == {"supported"}, first[["claim", "verdict", "effect"]]
+    compared = second[second.claim.str.contains("both baselines|the gap|generalizes")]
+    assert set(compared.verdict) == {"contradicted"}, compared[["claim", "verdict"]]
+    assert "PHANTOM" in (worse / "claims.md").read_text(encoding="utf-8").upper()
+
+
+def test_without_any_run_the_report_says_so(tmp_path, monkeypatch):
+    at = report(tmp_path, monkeypatch, "mini", made=False)
+    assert set(pd.read_csv(at / "claims.csv").verdict) == {"not run"}
+    assert "Nothing was run" in (at / "summary.md").read_text(encoding="utf-8")
+    assert (at / "tableE1b.md").is_file() and (at / "fig2.png").is_file()
+    assert not (at / "fig3a.png").exists()

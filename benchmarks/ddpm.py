@@ -26,6 +26,7 @@ its defaults (and to the peer's Trainer around our UNet).
 """
 
 import argparse
+import multiprocessing
 import os
 import tempfile
 import time
@@ -201,12 +202,53 @@ def seconds(a, side, steps) -> float:
     return time.perf_counter() - begin
 
 
+SIDES = {
+    "peer": lambda a, net, folder, work: Peer(a, their_unet(a), folder, work),
+    "peer, tuned": lambda a, net, folder, work: Peer(
+        a, their_unet(a, flash_attn=a.cuda), folder, work, amp=True
+    ),
+    "peer, our UNet": lambda a, net, folder, work: Peer(a, Ours(Denoiser(net).unet), folder, work),
+    "skinrepro": lambda a, net, folder, work: Mine(a, net, pictures(a)),
+    "skinrepro, tuned": lambda a, net, folder, work: Mine(a, net, pictures(a), "bf16"),
+}
+
+
+def their_unet(a, **how):
+    return peer.Unet(dim=a.dim, dim_mults=MULTIPLIERS, **how)
+
+
+def serve(pipe, a, name, net, folder, work):
+    "In a process of its own: accelerate knows one precision at a time in each."
+    side = SIDES[name](a, net, folder, work)
+    while steps := pipe.recv():
+        pipe.send(seconds(a, side, steps))
+
+
+class Apart:
+    "A side in a process of its own, which waits for its turn."
+
+    def __init__(self, a, *args):
+        spawn = multiprocessing.get_context("spawn")
+        self.pipe, there = spawn.Pipe()
+        self.process = spawn.Process(target=serve, args=(there, a, *args))
+        self.process.start()
+        there.close()  # so that a side that fails is noticed
+
+    def seconds(self, steps) -> float:
+        self.pipe.send(steps)
+        return self.pipe.recv()
+
+    def end(self):
+        self.pipe.send(0)
+        self.process.join()
+
+
 def compare(a, scratch: Path) -> pd.DataFrame:
     images, folder = pictures(a), scratch / "images"
     folder.mkdir()
     for i, x in enumerate(images):
         Image.fromarray(x).save(folder / f"{i}.png")
-    theirs = peer.Unet(dim=a.dim, dim_mults=MULTIPLIERS)
+    theirs = their_unet(a)
     net = as_large(a, count(theirs))
     unet = Denoiser(net).unet
     sizes = {"peer": theirs, "skinrepro": unet}
@@ -214,21 +256,16 @@ def compare(a, scratch: Path) -> pd.DataFrame:
     apart = same_losses(a, net)
     print(f"losses differ by {apart:.1e} at most (relative)")
     assert apart < (1e-2 if a.cuda else 1e-4), apart
-    tuned = peer.Unet(dim=a.dim, dim_mults=MULTIPLIERS, flash_attn=a.cuda)
-    sides = {
-        "peer": Peer(a, theirs, folder, scratch / "a"),
-        "peer, tuned": Peer(a, tuned, folder, scratch / "b", amp=True),
-        "peer, our UNet": Peer(a, Ours(Denoiser(net).unet), folder, scratch / "c"),
-        "skinrepro": Mine(a, net, images),
-        "skinrepro, tuned": Mine(a, net, images, "bf16"),
-    }
+    sides = {k: Apart(a, k, net, folder, scratch / str(i)) for i, k in enumerate(SIDES)}
     for side in sides.values():
-        side.run(a.warm)
+        side.seconds(a.warm)
     rows = []
     for r in range(a.rounds):
         for name, side in sides.items():
-            rows.append(dict(side=name, round=r, seconds=seconds(a, side, a.steps)))
+            rows.append(dict(side=name, round=r, seconds=side.seconds(a.steps)))
             print(rows[-1], flush=True)
+    for side in sides.values():
+        side.end()
     took = pd.DataFrame(rows).pivot(index="round", columns="side", values="seconds")
     own = {k: "skinrepro" if "skinrepro" in k or "our" in k else "peer" for k in sides}
     return pd.DataFrame(

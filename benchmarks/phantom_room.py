@@ -151,4 +151,4 @@ if __name__ == "__main__":
 
     run([(m, s) for s in range(SEEDS) for m in METHODS if (m, s) not in have], keep)
     with atomic_path(target.with_name("sheet.png")) as tmp:
-        sheet().savefig(tmp, dpi=75)
+        sheet(columns=4).savefig(tmp, dpi=70)

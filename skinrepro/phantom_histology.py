@@ -186,7 +186,7 @@ class Outline(NamedTuple):
     angle: np.ndarray  # radians
     rough: float  # spread of the outline's harmonics
 
-
+# %% ../nbs/18_phantom_histology.ipynb #404a9fb8
 def _column(v, n):  # (n, 1, 1)
     return np.broadcast_to(np.asarray(v, np.float32), n)[:, None, None]
 

@@ -594,8 +594,10 @@ def test_no_two_settings_of_fairskin_become_one_number(fair):
     t = t[t.metric == "essp_accuracy"]
     assert not t.duplicated(["arm", "added", "third"]).any()
     assert len(t) == 1 + len(ARMS) * 5 + 2 * 3 + 2
+    usual = runs.declared(PAPERS / "fairskin2024" / "classifier.ipynb")
     for r in t.itertuples():
         p = dict(profile="paper", joins="none" if r.arm == NO_IMAGES else "images", added=r.added)
+        p = {**usual, **p}
         p |= dict(arm="" if r.arm == NO_IMAGES else r.arm, reweight="none", proportions="")
         p |= dict(reweight="loss") if r.third == "reweighted" else {}
         p |= dict(proportions=r.third) if ":" in r.third else {}

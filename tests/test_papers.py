@@ -87,7 +87,7 @@ class TestPaper:
             f"{m[1]} {n}"
             for h in headings(paper / "report.ipynb")
             if (m := re.match(r"(Table|Figure)s? ", h))
-            for n in re.findall(r"[A-Z]?\d+[a-z]?", h)
+            for n in re.findall(r"[A-Z]?\d+[a-z]*", h)
         }
         for a in artefacts(paper):  # "Tables 2, 3 and 4" stands for three
             if a != "text":

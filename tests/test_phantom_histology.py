@@ -177,6 +177,16 @@ def test_the_centre_decides_the_label():
     assert 4 <= touched <= 20  # tumour outside the centre alone leaves a patch normal
 
 
+def test_the_centre_holds_for_every_shape():
+    "The field alone, which is quick: many seeds, both ends of the difficulty."
+    for seed in range(300):
+        for label, difficulty in ((label, d) for label in LABELS for d in (0.0, 1.0)):
+            section = histology.Section(seed, 0, histology.FIELD)
+            field = histology._extent(section, label, difficulty)
+            inside = (field[EDGE:-EDGE, EDGE:-EDGE] > 0).mean()
+            assert inside > 0.35 if label == "tumor" else inside == 0, (label, seed, inside)
+
+
 def test_the_mask_is_averaged_with_the_picture():
     _, large = render("tumor", 0, 9, mask=True)
     image, small = render("tumor", 0, 9, 32, mask=True)

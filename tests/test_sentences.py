@@ -75,6 +75,8 @@ ALLOWED = [
     ("fairskin2024/protocol", "(arXiv 2410.22551)", "number of the paper"),
     ("fairskin2024/protocol", "A tenth of 12 images", "arithmetic"),
     ("fairskin2024/protocol", "at 95 % for all of them together", "setting: confidence"),
+    ("ktena2023/index", "arXiv [2304.09218]", "number of the paper"),
+    ("ktena2023/protocol", "(arXiv [2304.09218];", "number of the paper"),
     ("README", "Python 3.11 or 3.12", "requirement"),
     ("README", "Table 1 exact from the annotations", "table1.csv, compared in this file"),
     ("CHANGELOG", "100 % of 480 samples", "figures/miniature/card.json, compared in this file"),

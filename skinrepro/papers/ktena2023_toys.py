@@ -572,7 +572,7 @@ def mixture_trial(
 # %% ../../nbs/papers/ktena2023/toys.ipynb #5c03beec
 DATA = "toy distributions"  # what a record and the stamp of a figure say that it was made from
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #5dfcf871
 class Found(NamedTuple):
     "What a toy has found out."
 
@@ -580,7 +580,7 @@ class Found(NamedTuple):
     kept: pd.DataFrame | None  # single repeats, or points
     drawn: Mapping  # name of a sample -> array
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #150b64c7
 def number(metric, value, panel="", x="", series="", low=np.nan, high=np.nan, n=1) -> dict:
     "One row of a record; n: training sets or repeats behind it, 0 for what is exact."
     place = dict(panel=panel, x=x, series=series)
@@ -1138,7 +1138,7 @@ def _told_learned(t) -> list[str]:
 # %% ../../nbs/papers/ktena2023/toys.ipynb #d8dfa4bd
 def _told_helped(t) -> list[str]:
     out = []
-    for panel, of in t.groupby("panel", sort=False):
+    for panel, of in t[t.panel.astype(str).ne("")].groupby("panel", sort=False):
         gain, k = of[of.metric == "gain"], shape(panel)
         few, many = gain.x.min(), gain.x.max()
         most = max((s for s in set(gain.series) if s.isdigit()), key=int)

@@ -4,13 +4,17 @@ pipelines of diffusers, and training against one that was stopped.
 
 import json
 import math
+import subprocess
+import sys
 import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline
+from safetensors.torch import load_file
 
 from skinrepro import ddpm
 from skinrepro.ddpm import (
@@ -158,6 +162,19 @@ def test_told_zeros_add_nothing_and_labels_add_their_column():
     assert (got[1] - bare[1]).abs().max() > 1e-3
 
 
+def test_what_is_not_told_is_unknown_and_a_second_image_is_asked_for():
+    model = awake(Denoiser(Network(**TINY), TOLD))
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(model(x, 5), model(x, 5, torch.zeros(2, 4)))
+    above = awake(Denoiser(Network(**TINY, context=3, haar=1, wiener=True)))
+    with pytest.raises(ValueError, match="second image of 3 channels"):
+        above(x, 5)
+    with torch.no_grad():
+        a, b = above(x, 5, context=x), above(x, 5, context=-x)
+    assert (a - b).abs().max() > 1e-3
+
+
 def test_classes_have_a_null_row_that_is_trained():
     one = Conditions({"label": ("a", "b", "c")})
     model = Denoiser(Network(**TINY, embedding="classes"), one)
@@ -270,6 +287,48 @@ def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(tmp_path):
     with pytest.raises(ValueError, match="another training"):
         model = Denoiser(Network(**TINY), TOLD)
         train_ddpm(model, pictures(), told_of(24), Training(4, 6), folder=tmp_path / "b")
+
+
+TRAIN = """
+import sys
+sys.path[:0] = sys.argv[1:3]
+from safetensors.torch import save_file
+from skinrepro.core import ranks
+from test_ddpm import trained_in_parts
+r, n = ranks()
+save_file(trained_in_parts(sys.argv[3]), f"{sys.argv[3]}/{n}-{r}.safetensors")
+"""
+
+
+def trained_in_parts(folder):
+    "A model after three steps of two micro-batches each."
+    model = Denoiser(Network(**TINY, haar=1, wiener=True), TOLD, seed=1)
+    how = Training(3, 4, lr=1e-3, ema=0.9, accumulate=2, clip=1.0, every=3)
+    learning = Learning(drop=0.3, flips="all", focus=(0.2, 1.1))
+    train_ddpm(
+        model, pictures(), told_of(24), how, learning, folder=f"{folder}/run", progress=False
+    )
+    return model.state_dict()
+
+
+def test_two_processes_train_what_one_trains(tmp_path):
+    "Gloo on the CPU stands for NCCL on two GPUs."
+    (tmp_path / "train.py").write_text(TRAIN)
+    launch = "-m accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1"
+    launch += " --mixed_precision no --dynamo_backend no --main_process_port 0"
+    done = subprocess.run(
+        [sys.executable, *launch.split(), "train.py", ROOT, ROOT / "tests", tmp_path],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "one").mkdir()
+    one = trained_in_parts(tmp_path / "one")
+    for rank in (0, 1):
+        other = load_file(tmp_path / f"2-{rank}.safetensors")
+        for k in one:
+            torch.testing.assert_close(one[k], other[k], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("prediction", ddpm.PREDICTIONS)
@@ -415,6 +474,34 @@ def test_guidance_away_from_an_unknown_label_keeps_the_hospital():
     assert [len(a) for a in asked] == [1, 2, 1, 1]  # time steps 999, 749, 499, 249
     with pytest.raises(ValueError, match="'parts' = 'site'|parts = 'site'"):
         draw_images(model, told, [0], Sampling("ddim", 2, scale=2, away_from=("site",)))
+
+
+def test_the_last_steps_can_be_left_out():
+    model = awake(Denoiser(Network(**TINY)))
+    asked = []
+    forward = model.forward
+    model.forward = lambda x, t, *a: asked.append((int(t), x)) or forward(x, t, *a)
+    noise = torch.randn(2, 3, 8, 8)
+    got = walk(model, noise, None, Sampling("ddim", 10, finish=300))
+    assert [t for t, _ in asked] == [999, 899, 799, 699, 599, 499, 399]
+    t, x = asked[-1]
+    a, s = model.signal[t].sqrt(), (1 - model.signal[t]).sqrt()
+    with torch.no_grad():
+        right = ((x - s * forward(x, torch.tensor(t))) / a).clamp(-1, 1)
+    assert torch.allclose(got, right, atol=1e-5)
+    asked.clear()
+    walk(model, noise, None, Sampling("ddim", 10))
+    assert len(asked) == 10
+
+
+def test_half_precision_of_the_network_changes_images_little():
+    model, _ = gaussian_world()
+    awake(model)
+    full, half = (
+        draw_images(model, None, range(4), Sampling("ddim", 10, precision=p)).astype(int)
+        for p in ("no", "bf16")
+    )
+    assert 0 < np.abs(full - half).mean() < 3
 
 
 def test_steps_that_do_not_divide_the_training_warn():

@@ -1168,7 +1168,12 @@ def sizes_of_a_unet(place, monkeypatch):
     ddpm.ddpm_unet(24, 8, (1, 2), 1, own, None)
 
 
-@remedy("or train without conditions", "`data` must name", "copy both files again")
+@remedy(
+    "or train without conditions",
+    "`data` must name",
+    "copy both files again",
+    "`start` is a model of another",
+)
 def a_ddpm_that_is_taught(place, monkeypatch):
     told = ddpm.Conditions(dict(label=("a", "b")))
     images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), dtype=np.uint8)
@@ -1180,6 +1185,10 @@ def a_ddpm_that_is_taught(place, monkeypatch):
     folder = ddpm.teach_ddpm(images, some, network, told, **how)
     refused(ddpm.teach_ddpm, lambda: images, some, network, told, **how)
     ddpm.teach_ddpm(lambda: images, some, network, told, data="noise", **how)
+    other = replace(network, blocks=2)
+    refused(ddpm.teach_ddpm, images, some, other, told, start=folder, **how)
+    ddpm.teach_ddpm(images, some, network, told, start=folder, **how)  # as it was made
+    ddpm.teach_ddpm(images, some, other, told, **how)  # anew
     copied = shutil.copytree(folder, place / "copied")
     with open(copied / "model.safetensors", "ab") as f:
         f.write(b"0")

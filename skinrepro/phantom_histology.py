@@ -227,7 +227,7 @@ def _spots(rng, x, y, number: int, width: float, low: float, high: float, within
         total = total + _column(rng.uniform(low, high, n), n) * np.exp(-near / wide**2)
     return total
 
-
+# %% ../nbs/18_phantom_histology.ipynb #6efa950e
 def _rim(d, width=0.13):
     return np.exp(-(((d - 0.9) / width) ** 2))
 
@@ -336,7 +336,7 @@ _PAD = 56  # pixels around the drawing, so that a cell at the border needs no ca
 def _layer():
     return np.zeros((NATIVE + 2 * _PAD,) * 2, np.float32)
 
-
+# %% ../nbs/18_phantom_histology.ipynb #4d288afe
 def _stamp(layer, sprites, places, which, weight, overlap=0.3):
     "Put sprites at places (n, 2) in pixels; where two overlap the weaker adds a share of it."
     w = sprites.shape[1]
@@ -487,7 +487,7 @@ def _tumour_cells(s: Section, where, difficulty: float, nuclei, bodies):
     weight = s.rng.normal(s.u(0.72, 1.0), 0.05 + 0.12 * atypia, len(p))
     _stamp(nuclei, *_at(s, "tumor", p, (size - 3.5) / 3.1, 0.02), np.clip(weight, 0.4, 1.4))
 
-
+# %% ../nbs/18_phantom_histology.ipynb #91ecabd7
 def _at(s, kind, places, where, spread):
     sprites, which = s.one_of(kind, where, spread)
     return sprites, places, which

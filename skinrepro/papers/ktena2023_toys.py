@@ -725,7 +725,7 @@ def readings(p: Mapping) -> dict:  # of `true_mixture`
     "What stands for the covariance that is not stated."
     return {k: p[k] for k in ("scale", "scale_is", "covariance")}
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #80e22137
 def shape(panel: str) -> tuple[int, int]:  # components, dimensions
     "'5x2' is five components in two dimensions."
     components, dimensions = panel.split("x")
@@ -985,7 +985,7 @@ def draw_learned_mixtures(
 def _class_colour(name: str):  # 'class 3' -> its colour
     return CLASS_COLOURS[int(name.split()[-1]) % len(CLASS_COLOURS)]
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #fd487fe9
 def _scatter(ax, points: pd.DataFrame, n: int):
     "The first unlabelled points small, the labelled ones large."
     small = points[points.panel == "unlabelled"].head(n)
@@ -1064,7 +1064,7 @@ def sentences(
             out += [(f"Toy {toy}", t.data.iloc[0], text) for text in say(t)]
     return pd.DataFrame(out, columns=["heading", "data", "text"])
 
-
+# %% ../../nbs/papers/ktena2023/toys.ipynb #f998d445
 def _one(t: pd.DataFrame, **where) -> float:  # the one value there, or NaN
     for column, wanted in where.items():
         t = t[t[column] == wanted]

@@ -87,7 +87,9 @@ def phantom_counts(
         for domain, printed in hospitals.items():
             n = unlabelled if part == "unlabelled" else max(4, round(fraction * printed))
             for i, label in enumerate(LABELS):
-                rows.append(dict(split=part, domain=domain, label=label, n=n // 2 + (i < n % 2)))
+                rows.append(
+                    dict(split=part, domain=domain, label=label, n=n // 2 + (i < n % 2))
+                )
     t = pd.DataFrame(rows)
     return t[t.n > 0].reset_index(drop=True)
 
@@ -467,9 +469,7 @@ def train_rows(
     m: pd.DataFrame,  # from `skew`
     p: Mapping,  # parameters of a run of classifier.ipynb
     size: int = 64,  # side in px at which phantoms are drawn
-) -> tuple[
-    pd.DataFrame, pd.DataFrame | None
-]:  # manifest: train, val, id_val, test; records of images
+) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # manifest: train, val, id_val, test; records of images
     "Training set and the parts that choose and test. Raises ParameterError or ValueError."
     from skinrepro.splits import mix
 
@@ -790,12 +790,14 @@ def statement(
     direction: str = "higher",
     against: str = "",  # setting of the second side, where it is another
 ) -> Claim:
-    "A sentence that some methods have more (or less) of a metric than others."
+    """A sentence that some methods have more (or less) of a metric than others; or, with equal
+    methods on both sides, than themselves in another setting.
+    """
     sides = tuple(
         (dict(method=a, setting=setting), dict(method=b, setting=against or setting))
         for a in first
         for b in second
-        if (a, setting) != (b, against or setting)
+        if (a, setting) != (b, against or setting) and (not against or first != second or a == b)
     )
     where = dict(part=part, group="all")
     return Claim(text, source, sides, metric=metric, direction=direction, where=where, rule=RULE)

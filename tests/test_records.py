@@ -71,6 +71,9 @@ def test_committed_lists_of_images_give_the_hashes_of_the_records(paper):
 def test_committed_numbers_follow_from_single_images(paper):
     home = ROOT / "figures" / paper
     records = read_record(home / "records.csv")
+    records = records[records.notebook.ne("mixture")]  # toys have no images: see the tests of toys
+    if records.empty:
+        pytest.skip(f"{paper}: the committed records are of toys alone, which have no images")
     predictions = pd.read_parquet(home / "predictions.parquet")
     again = recomputed(records, predictions, intervals=False)
     assert again.again.any()

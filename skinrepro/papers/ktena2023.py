@@ -87,9 +87,7 @@ def phantom_counts(
         for domain, printed in hospitals.items():
             n = unlabelled if part == "unlabelled" else max(4, round(fraction * printed))
             for i, label in enumerate(LABELS):
-                rows.append(
-                    dict(split=part, domain=domain, label=label, n=n // 2 + (i < n % 2))
-                )
+                rows.append(dict(split=part, domain=domain, label=label, n=n // 2 + (i < n % 2)))
     t = pd.DataFrame(rows)
     return t[t.n > 0].reset_index(drop=True)
 
@@ -469,7 +467,9 @@ def train_rows(
     m: pd.DataFrame,  # from `skew`
     p: Mapping,  # parameters of a run of classifier.ipynb
     size: int = 64,  # side in px at which phantoms are drawn
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:  # manifest: train, val, id_val, test; records of images
+) -> tuple[
+    pd.DataFrame, pd.DataFrame | None
+]:  # manifest: train, val, id_val, test; records of images
     "Training set and the parts that choose and test. Raises ParameterError or ValueError."
     from skinrepro.splits import mix
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['REQUIRED', 'SYNTHETIC', 'check_table', 'require_columns', 'refuse', 'whole_numbers', 'targets', 'from_parents',
-           'Files', 'write_image', 'read_provenance', 'Drawer', 'GenerationError', 'generate', 'generate_by']
+           'Files', 'write_image', 'read_provenance', 'Drawer', 'GenerationError', 'generate', 'generate_by',
+           'drawn_images']
 
 # %% ../nbs/30_generate.ipynb #6db5480e
 import hashlib
@@ -25,7 +26,9 @@ from tqdm import tqdm
 
 from . import __version__
 from .core import atomic_path, check_choice, hash_text, ranks, wait_for_everyone
-from .manifest import COLUMNS, make, validate
+from .manifest import COLUMNS, make, read, validate
+from .records import read_record
+from .runs import ParameterError, Run
 
 # %% ../nbs/30_generate.ipynb #0c6abb47
 REQUIRED = ["image_id", "seed", "label"]
@@ -483,3 +486,18 @@ def generate_by(
         parts.append(generate(rows, folder, drawer_of(name), files, **how))
     made = pd.concat(parts).set_index("image_id", drop=False)
     return made.loc[t.image_id].reset_index(drop=True)
+
+# %% ../nbs/30_generate.ipynb #6e1d4c02
+def drawn_images(
+    made: Run,  # finished; it has kept manifest.parquet
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # manifest of its images, its records
+    "What a run has drawn. Raises ParameterError with the remedy when images are gone."
+    m = read(made.folder / "manifest.parquet")
+    gone = [file for file in m.path if not Path(file).is_file()]
+    if gone:
+        raise ParameterError(
+            f"{made.id}: {len(gone)} of the {len(m)} images in its manifest are not there, first"
+            f" {gone[0]}. Delete {made.folder}: then the same `skinrepro run {made.paper}` draws"
+            " them again, before the runs that need them."
+        )
+    return m, read_record(made.folder / "records.csv")

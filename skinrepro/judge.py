@@ -89,7 +89,7 @@ def load_judge(
     for name in (WEIGHTS, ABOUT):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder / name} is gone. Delete {folder} and run what made it again."
+                f"{folder / name} is gone. Delete {folder}, and it is made again."
             )
     about = json.loads((folder / ABOUT).read_text())
     model = build(about["arch"], len(about["labels"]), about["size"], pretrained=False)

@@ -55,11 +55,27 @@ class TestSkew:
         ids = [set(m[m.split == "train"].image_id) for m in (few, more)]
         assert ids[0] < ids[1]
 
-    @pytest.mark.parametrize("n", ["0", "-3", "some", "121"])
+    @pytest.mark.parametrize("n", ["0", "-3", "some", "61"])
     def test_a_number_that_is_none_is_refused_and_the_remedy_works(self, patches, n):
-        with pytest.raises(runs.ParameterError, match="a number from 1 to 120"):
+        with pytest.raises(runs.ParameterError, match="a number from 1 to 60"):
             ktena.skew(patches, n)
         ktena.skew(patches, "1")
+
+
+class TestMixture:
+    def real(self):
+        n = {"hospital 0": 12, "hospital 3": 6, "hospital 4": 4}
+        rows = [dict(label=ktena.LABELS[i % 2], domain=h) for h, k in n.items() for i in range(k)]
+        return pd.DataFrame(rows)
+
+    def test_real_images_are_compared_in_the_mixture_that_was_drawn(self):
+        made = ktena.specs("label_property", "phantom_histology", 12)
+        n = ktena.as_drawn(self.real(), made).groupby(["label", "domain"]).size()
+        assert len(n) == 6 and set(n) == {2}
+
+    def test_or_as_they_are_where_no_hospital_was_asked(self):
+        made = ktena.specs("label", "phantom_histology", 12)
+        assert len(ktena.as_drawn(self.real(), made)) == 22
 
 
 class TestWishes:

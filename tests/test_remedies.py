@@ -610,7 +610,7 @@ def generated_patches(place, monkeypatch):
     assert len(ktena2023.accepted(more, judged, "asked_label")) == 24
 
 
-@remedy("and run what made it again", "or start anew")
+@remedy("or start anew")
 def kept_networks(place, monkeypatch):
     from skinrepro.ddpm import Conditions, Denoiser, Network, save_ddpm, teach_ddpm
     from skinrepro.judge import keep_judge, load_judge

@@ -13,9 +13,8 @@ __all__ = ['DISEASES', 'GROUPS', 'TONES', 'NAMES', 'SEEDS', 'STUDIES', 'SPLIT_BY
            'study_of', 'cells_of', 'split_of', 'few_tested', 'prompt', 'ready_base', 'Arm', 'Balance', 'tune',
            'tuned_by', 'specs', 'rarest', 'drawn_cells', 'images_of', 'tone_range', 'judged', 'check_accept',
            'accepted', 'shares_of', 'copies_of', 'wanted_of', 'in_stock', 'joined', 'pool_of', 'draws_of',
-           'level_three', 'variance_rows', 'keep_judge', 'Seen', 'read_judge', 'silhouettes', 'save_map', 'true_images',
-           'step_of', 'cost', 'rehearsed', 'statement', 'order', 'settings', 'training_of', 'exchanged', 'ours',
-           'settings_pairs']
+           'level_three', 'variance_rows', 'read_judge', 'silhouettes', 'save_map', 'true_images', 'step_of', 'cost',
+           'rehearsed', 'statement', 'order', 'settings', 'training_of', 'exchanged', 'ours', 'settings_pairs']
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #201640a2
 import warnings
@@ -493,8 +492,7 @@ def images_of(
     """What a model has drawn. Raises ParameterError when it was not run, for another arm, guidance
     or split, or when images are gone.
     """
-    from skinrepro.manifest import read
-    from skinrepro.records import read_record
+    from skinrepro.generate import drawn_images
 
     made = made_for(
         "fairskin2024",
@@ -506,15 +504,7 @@ def images_of(
         needed="joins = 'images' needs generated images",
         differs="were made for something else",
     )
-    m = read(made.folder / "manifest.parquet")
-    gone = [file for file in m.path if not Path(file).is_file()]
-    if gone:
-        raise ParameterError(
-            f"{run_id}: {len(gone)} of the {len(m)} images in its manifest are not there, first"
-            f" {gone[0]}. Delete {made.folder}: then the same `skinrepro run fairskin2024` draws"
-            " them again, before the runs that need them."
-        )
-    return m, read_record(made.folder / "records.csv")
+    return drawn_images(made)
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #f599b4b9
 def tone_range(
@@ -755,41 +745,14 @@ def variance_rows(
     rows = t.assign(metric=t.metric + "_variance" + over + kind, group="all")
     return rows[["metric", "group", "value", "n", "below_floor"]].dropna(subset="value")
 
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #c3860d5e
-_JUDGE = "judge.safetensors"
-
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #7ff0b013
-def keep_judge(
-    folder,  # of a run of classifier.ipynb
-    model,  # its network
-):
-    "Keep the weights of a classifier for the runs that look through it."
-    from safetensors.torch import save_file
-
-    from skinrepro.core import atomic_path
-
-    state = {k: v.detach().cpu().contiguous().clone() for k, v in model.state_dict().items()}
-    with atomic_path(Path(folder) / _JUDGE) as tmp:
-        save_file(state, tmp)
-
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #bf681f4c
-@dataclass(frozen=True)
-class Seen:
-    "What a classifier makes of images."
-
-    probabilities: np.ndarray  # (n, k)
-    features: np.ndarray  # (n, d), before its last layer
-
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #c2bfc874
 def read_judge(
     run_id: str,  # of a run of classifier.ipynb without generated images
     parameters: Mapping,  # of the run that uses it
     device: str = "cpu",
-):  # function: image files -> Seen; `.labels` are its classes
+):  # judge.Judge
     "A classifier of real images. Raises ParameterError when there is none, or for another split."
-    from safetensors.torch import load_file
-
-    from skinrepro.networks import build
+    from skinrepro.judge import load_judge
 
     made = made_for(
         "fairskin2024",
@@ -801,40 +764,10 @@ def read_judge(
         needed="Inception score and t-SNE need a classifier",
         differs="was trained on another split",
     )
-    file = made.folder / _JUDGE
-    if not file.is_file():
-        raise ParameterError(f"{file} is gone. Delete {made.folder}, and it is made again.")
-    p = made.parameters
-    labels = pd.read_csv(made.folder / "records.csv").classes.iloc[0].split("|")
-    model = build(p["arch"], len(labels), p["size"], seed=p["seed"])
-    model.load_state_dict(load_file(file))
-    return _Judge(model.to(device).eval(), labels, p["arch"], p["size"], device)
-
-# %% ../../nbs/papers/fairskin2024/protocol.ipynb #c26be848
-class _Judge:
-    def __init__(self, model, labels, arch, size, device):
-        self.model, self.labels, self.arch = model, labels, arch
-        self.size, self.device = size, device
-
-    def __call__(self, files) -> Seen:
-        import torch
-
-        from skinrepro.batches import eval_transform, resize_for
-        from skinrepro.images import pixels
-        from skinrepro.networks import input_statistics
-
-        prepare = eval_transform(self.size, *input_statistics(self.arch))
-        images, kept, p = pixels(files, resize_for(self.size)), [], []
-        last = [m for m in self.model.modules() if isinstance(m, torch.nn.Linear)][-1]
-        hook = last.register_forward_pre_hook(lambda m, x: kept.append(x[0].flatten(1).cpu()))
-        try:
-            with torch.inference_mode():
-                for x in np.array_split(images, -(-len(images) // 256)):
-                    x = prepare(torch.from_numpy(np.ascontiguousarray(x)).to(self.device))
-                    p.append(self.model(x).float().softmax(1).cpu())
-        finally:
-            hook.remove()
-        return Seen(torch.cat(p).double().numpy(), torch.cat(kept).float().numpy())
+    try:
+        return load_judge(made.folder, device)
+    except FileNotFoundError as e:
+        raise ParameterError(str(e)) from e
 
 # %% ../../nbs/papers/fairskin2024/protocol.ipynb #4f4ac432
 def silhouettes(

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
-           'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'FOCUS', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS', 'TARGETS',
-           'HOW_MADE', 'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED',
-           'CLAIMS', 'LOWEST', 'SETTINGS', 'PARAMETERS', 'phantom_counts', 'load', 'without_labels', 'skew',
-           'conditions_of', 'numbers_in', 'network_of', 'train_generator', 'generator_of', 'paper_smoke', 'weights_of',
+           'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS',
+           'TARGETS', 'HOW_MADE', 'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL',
+           'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'PARAMETERS', 'phantom_counts', 'load', 'without_labels', 'skew',
+           'conditions_of', 'numbers_in', 'network_of', 'train_generator', 'generator_of', 'smallest', 'weights_of',
            'drawer_of', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method',
            'method_of', 'accuracy_rows', 'targets_of', 'tests_of', 'pool_of', 'some_of', 'first_of_cells',
-           'check_accept', 'judged', 'ceiling_of', 'accepted', 'mean_colours', 'statement', 'with_settings',
+           'check_accept', 'judged', 'ceiling_of', 'accepted', 'as_drawn', 'mean_colours', 'statement', 'with_settings',
            'with_gain', 'counts_of', 'beside_printed', 'needed', 'cost', 'rehearsed']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -198,7 +199,9 @@ def skew(
         keep = np.random.default_rng([seed, 5]).permutation(rows)
         keep = keep[: _number(labelled, len(rows))]
         return without_labels(m, train & ~np.isin(np.arange(len(m)), keep))
-    keep = dict.fromkeys(SKEWED, _number(labelled, int(m.domain[train].isin(SKEWED).sum())))
+    there = m.domain[train].value_counts().reindex(list(SKEWED)).fillna(0)
+    most = there.min() if few_of == "each" else there.sum()
+    keep = dict.fromkeys(SKEWED, _number(labelled, int(most)))
     return skewed(m, keep, seed, reading=few_of)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6aec2dcd
@@ -268,9 +271,26 @@ def network_of(
         schedule=p["schedule"],
         haar=haar,
         wiener=p["wiener"],
+        modulated=p["modulated"],
+        gain=p["gain"],
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #cfbf0fb4
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #37fa4b84
+def _as_usual():
+    from skinrepro.ddpm import Learning
+
+    return Learning(flips="all")  # a patch has no up
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e256c4dc
+def _in_short():
+    from skinrepro.ddpm import SHORT
+
+    return SHORT
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b823e398
+LEARNING = {"usual": _as_usual, "short": _in_short}  # constant rate, or few steps well spent
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #292908b3
 def train_generator(
     m: pd.DataFrame,  # images that it learns from: train and unlabelled, from `skew`
     p: Mapping,  # parameters of a run of generator.ipynb
@@ -278,7 +298,7 @@ def train_generator(
     progress: bool = True,
 ) -> Path:  # folder as ddpm.load_ddpm reads it
     "Train a generator, made once. Raises ParameterError, or as `ddpm.teach_ddpm`."
-    from skinrepro.ddpm import Learning, teach_ddpm
+    from skinrepro.ddpm import teach_ddpm
     from skinrepro.images import pixels
     from skinrepro.loop import Training
     from skinrepro.manifest import content_hash
@@ -291,17 +311,10 @@ def train_generator(
         seed=p["seed"],
         precision=p["precision"],
         ema=p["ema"] or None,
+        weight_decay=p["weight_decay"],
         every=100,
     )
-    quick = p["profile"] in ("mini", "smoke")  # what the notes of 21_ddpm found for few steps
-    learning = Learning(
-        drop=p["drop_rate"],
-        flips="all",  # a patch has no up
-        focus=FOCUS if quick else None,
-        warm=min(100, p["steps"] // 4) if quick else 0,
-        hold=0.4 if quick else 1.0,
-        betas=(0.9, 0.99) if quick else (0.9, 0.999),
-    )
+    learning = replace(LEARNING[p["learning"]](), drop=p["drop_rate"])
     conditions = conditions_of(p["conditioning"], p["data"])
     return teach_ddpm(
         lambda: pixels(m.path, p["size"]),
@@ -317,10 +330,7 @@ def train_generator(
         progress=progress,
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #76215654
-FOCUS = (0.2, 1.1)  # mean and spread of logit(t / T): few steps are spent where little is learned
-
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #783105c0
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a7400797
 def generator_of(
     run_id: str,  # of a run of generator.ipynb
     parameters: Mapping,  # of the run that uses it
@@ -342,22 +352,22 @@ def generator_of(
     )
     return handed_on(made, TAUGHT, _taught())["model"]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #c2b5d874
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #538c3650
 def _tiny(p) -> Path:  # folder of a generator that has learned nothing
-    asked = {**paper_smoke(), **{k: p[k] for k in ("conditioning", *SPLIT_BY)}, "start": ""}
+    asked = smallest() | {k: p[k] for k in ("conditioning", *SPLIT_BY)}
     m, _ = load(p["data"], 64, p["fraction"], p["unlabelled"], p["missing"])
     m = skew(m, p["labelled"], p["few_of"])
     m = m[m.split.isin(["train", "unlabelled"])].reset_index(drop=True)
     return train_generator(m, asked, progress=False)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #d530f668
-def paper_smoke() -> dict:
-    "What generator.ipynb declares: the smallest settings."
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #cbadac2e
+def smallest() -> dict:
+    "What generator.ipynb declares: the smallest settings of a generator."
     from skinrepro.runs import declared
 
     return dict(declared(paths().papers / "ktena2023" / "generator.ipynb"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #d80d440c
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e06399f0
 def weights_of(
     folder,  # from `train_generator`
 ) -> tuple[str, str]:  # what it is, hash of its weights
@@ -367,7 +377,7 @@ def weights_of(
     about = kept_json(Path(folder) / "ddpm.json")
     return f"DDPM of {about['network']['size']} px, {folder.name}", about["weights_hash"]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #8e317e65
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ef3debda
 def drawer_of(
     folder,  # from `train_generator`
     sampler: str = "ddim",  # key of SAMPLERS
@@ -383,13 +393,13 @@ def drawer_of(
     method = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
     return pixel_drawer(folder, Sampling(method, steps, away_from=("label",)), device=device)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #99b41bcb
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #94ad26d9
 SAMPLERS = {"ddpm": "ancestral", "ddim": "ddim", "dpm": "dpm"}
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #b1388fa0
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6664743b
 SPECS = "image_id seed label domain guidance".split()
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #8854e1bb
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b63f0bc3
 def specs(
     conditioning: str,  # key of CONDITIONING
     data: str,  # key of STUDIES
@@ -415,7 +425,7 @@ def specs(
         )
     )[SPECS]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #867db5df
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #580a124b
 def _turns(tumor) -> np.ndarray:  # hospital of each image: within each label they take turns
     names, domain = np.array(TRAINED, object), np.empty(len(tumor), object)
     for side in (False, True):
@@ -423,7 +433,7 @@ def _turns(tumor) -> np.ndarray:  # hospital of each image: within each label th
         domain[rows] = names[np.arange(len(rows)) % len(names)]
     return domain
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #ecf595cc
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #dd2c8daa
 def images_of(
     run_id: str,  # of a run of images.ipynb
     parameters: Mapping,  # of the run that uses its images
@@ -431,8 +441,7 @@ def images_of(
     """What a generator has drawn. Raises ParameterError when it was not run, of a generator that
     was told something else, or when images are gone.
     """
-    from skinrepro.manifest import read
-    from skinrepro.records import read_record
+    from skinrepro.generate import drawn_images
 
     made = made_for(
         "ktena2023",
@@ -444,25 +453,17 @@ def images_of(
         needed="This training set needs generated images",
         differs="were made for something else",
     )
-    m = read(made.folder / "manifest.parquet")
-    gone = [file for file in m.path if not Path(file).is_file()]
-    if gone:
-        raise ParameterError(
-            f"{run_id}: {len(gone)} of the {len(m)} images in its manifest are not there, first"
-            f" {gone[0]}. Delete {made.folder}: then the same `skinrepro run ktena2023` draws them"
-            " again, before the runs that need them."
-        )
-    return m, read_record(made.folder / "records.csv")
+    return drawn_images(made)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #3346a663
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #76034c80
 # parameters that decide which images train, choose and test, and which have labels
 SPLIT_BY = "data labelled few_of fraction unlabelled missing".split()
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #bac565fd
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #9c290b8d
 TRAINS = ("real", "synthetic", "mixed", "pretrain", "truth")
 TARGETS = ("label", "cell")  # what is learned: the label; or label and hospital, as a judge
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #63e8e24f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #2c1d7cf2
 def train_rows(
     m: pd.DataFrame,  # from `skew`
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -490,7 +491,7 @@ def train_rows(
     made = made.iloc[:wanted].assign(split="train", group=made.domain[:wanted])
     return mix(real, made, both=trains in ("mixed", "pretrain")), record
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #f20fb860
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f5800cbe
 def truth(
     p: Mapping,  # parameters of a run of classifier.ipynb, on phantoms
     size: int = 64,  # side in px
@@ -509,11 +510,11 @@ def truth(
     made = drawn_histology(counts[counts.n > 0], "ktena2023-truth", size)
     return made.sample(frac=1, random_state=0).reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #03c05301
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #9437d78e
 # what the record of a classifier says of the images that it was trained on
 HOW_MADE = "sampler guidance accept steps weights weights_hash images_hash".split()
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #51f3d753
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #28aeddbe
 def sampler_of(
     train: pd.DataFrame,  # training rows
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -528,7 +529,7 @@ def sampler_of(
         plan = [(1.0, share if p["trains"] == "mixed" else float(real.all()))]
     return planned_sampler(real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"])
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4c6f8b42
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #8ca6fb4e
 def augmentation_of(
     every: pd.DataFrame,  # from `load`
     p: Mapping,  # parameters of a run of classifier.ipynb
@@ -545,7 +546,7 @@ def augmentation_of(
     bare = every[every.split.isin(["train", "unlabelled"])]
     return augmentation("transfer", pixels(bare.path.iloc[:: max(1, len(bare) // 600)], size))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #0f722e6a
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #87ec990a
 @dataclass(frozen=True)
 class Method:
     "A way to train the classifier."
@@ -565,7 +566,7 @@ METHODS = {  # as the paper's legends have them
 }
 PERFECT = "perfect generator"  # trains = 'truth'
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #3bf7dc10
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b6c867c4
 def method_of(
     records: pd.DataFrame,  # of classifier.ipynb
 ) -> pd.Series:  # key of METHODS, PERFECT, or '' for what the paper does not have
@@ -578,10 +579,10 @@ def method_of(
         out = out.mask(usual & mine & t.augment.eq(method.augment), name)
     return out.mask(usual & t.trains.eq("truth") & t.augment.eq("none"), PERFECT)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #50f5696f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #4b33b8de
 TESTED = {"id_val": "in distribution", "val": "OOD validation", "test": "OOD test"}
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #c2bc33eb
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #06865afa
 def accuracy_rows(
     parts: Mapping,  # part, key of TESTED -> predictions of its images: label, domain, called, ...
     gaps: tuple = TRAINED,  # hospitals that the gap is over; () for none
@@ -601,7 +602,7 @@ def accuracy_rows(
                 found.append(_gap(rows, gaps, keys))
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #c14d286f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #20992a97
 def _gap(rows, hospitals, keys):
     of = rows[rows.group.isin(hospitals)].set_index("group")
     lacking = [h for h in hospitals if h not in of.index]
@@ -615,7 +616,7 @@ def _gap(rows, hospitals, keys):
         [dict(metric="accuracy_gap", group="all", value=gap, n=int(of.n.min()), **keys)]
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #807ea561
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #e4e1b336
 def targets_of(
     m: pd.DataFrame,  # from `train_rows`
     target: str = "label",  # one of TARGETS
@@ -627,15 +628,15 @@ def targets_of(
     cells = known.label.astype(str) + " / " + known.domain.astype(str)
     return known.assign(label=cells.astype("string")), CELLS
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #c0d62f74
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #ff4d6966
 CELLS = [f"{label} / {hospital}" for hospital in TRAINED for label in LABELS]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #6c646925
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #29c315a3
 def tests_of(m: pd.DataFrame) -> tuple:  # names of the parts that test, of those that there are
     "In and out of distribution."
     return tuple(part for part in ("id_val", "test") if (m.split == part).any())
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a3d40f51
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b4fd9920
 def pool_of(
     every: pd.DataFrame,  # from `load`
     m: pd.DataFrame,  # from `train_rows`, perhaps other labels
@@ -643,7 +644,7 @@ def pool_of(
     "Images of a run, for `classify.data_parts`."
     return pd.concat([every, m[~m.image_id.isin(every.image_id)]], ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #fe801bcd
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #305eed44
 def some_of(
     m: pd.DataFrame,  # manifest with split
     labels,  # its labels
@@ -660,7 +661,7 @@ def some_of(
     short = t.label.astype(str).str.replace(" / hospital ", " ")
     return t.assign(row=t.split, column=short + "\n" + number)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #fd22977a
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6a917e4a
 def first_of_cells(
     m: pd.DataFrame,  # manifest of generated images
     count: int,  # of each label and hospital
@@ -671,7 +672,7 @@ def first_of_cells(
     t = t[t.groupby("row").cumcount() < count]
     return t.assign(column=(t.groupby("row").cumcount() + 1).astype(str)).sort_values("row")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5eba8542
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0c123547
 ACCEPT = ("all", "asked_label", "asked_both")
 
 
@@ -686,7 +687,7 @@ def check_accept(
             " target = 'cell', or use accept='all'."
         )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #71c09a77
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #1194f04b
 def _judge_run(run_id: str, p: Mapping):
     return made_for(
         "ktena2023",
@@ -699,7 +700,7 @@ def _judge_run(run_id: str, p: Mapping):
         differs="was trained for something else",
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #3f3a7d2b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d0b60321
 def judged(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
     made: pd.DataFrame,  # manifest of generated images
@@ -718,7 +719,7 @@ def judged(
         dict(asked_label=label, asked_hospital=hospital, asked_both=label * hospital)
     )
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4375930b
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #65abcb81
 def ceiling_of(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
 ) -> pd.DataFrame:  # metric asked_label, asked_hospital, asked_both; reference 'ceiling'
@@ -736,7 +737,7 @@ def ceiling_of(
     )
     return mean_rows(pd.DataFrame(right), reference="ceiling")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #835746c5
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #00e20f48
 def accepted(
     made: pd.DataFrame,  # manifest of all that was drawn
     seen: pd.DataFrame | None,  # from `judged`, the same rows
@@ -753,10 +754,24 @@ def accepted(
         )
     return kept
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #e72c64f9
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #67aa7388
+def as_drawn(
+    real: pd.DataFrame,  # manifest of real images with labels
+    made: pd.DataFrame,  # manifest of generated ones
+) -> pd.DataFrame:  # rows of real
+    """Real images in the mixture that was drawn: where hospitals were asked for alike, equally many
+    of each label and hospital; else as they are. So a difference is no difference of mixtures.
+    """
+    if made.domain.isna().all():
+        return real
+    there = real[real.domain.isin(set(made.domain))]
+    place = there.groupby(["label", "domain"]).cumcount()
+    return there[place < there.groupby(["label", "domain"]).size().min()]
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b6051bc6
 def mean_colours(
     made: pd.DataFrame,  # manifest of generated images
-    real: pd.DataFrame,  # of real training images
+    real: pd.DataFrame,  # of real images in the same mixture, see `as_drawn`
 ) -> pd.DataFrame:  # metric red_off, green_off, blue_off (grey levels), group, value, n
     "Mean of each channel of generated images minus that of real ones, by label."
     from skinrepro.ddpm import colour_drift
@@ -765,20 +780,20 @@ def mean_colours(
     rows = []
     for label in ("all", *LABELS):
         a, b = ((t if label == "all" else t[t.label == label]) for t in (made, real))
-        if not len(a) or not len(b):
+        if len(a) < 2 or len(b) < 2:
             continue
         drift = colour_drift(pixels(a.path, 32), pixels(b.path, 32)).drift
         for name, value in zip(("red_off", "green_off", "blue_off"), drift):
             rows.append(dict(metric=name, group=label, value=float(value), n=len(a)))
     return pd.DataFrame(rows)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #0abe8c46
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #17104e93
 RULE = Rule(unit="points", counted=True, detectable=False, together=True, train_size="")
 SYNTHETIC = tuple(name for name, m in METHODS.items() if m.trains == "synthetic")
 REAL = tuple(name for name, m in METHODS.items() if m.trains == "real")
 COLOURED = tuple(name for name in SYNTHETIC if METHODS[name].augment == "colour")
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #b17446cf
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6fd07a94
 def statement(
     text: str,
     source: str,  # section or figure
@@ -802,7 +817,7 @@ def statement(
     where = dict(part=part, group="all")
     return Claim(text, source, sides, metric=metric, direction=direction, where=where, rule=RULE)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #c08d2e75
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #809e24ea
 CLAIMS = [
     statement(
         "Synthetic data outperform both baselines in distribution, less skewed",
@@ -877,7 +892,7 @@ CLAIMS = [
     ),
 ]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #4815e027
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #eec75850
 LOWEST = "1"  # N of the low-data regime
 CLAIMS += [
     statement(
@@ -907,7 +922,7 @@ CLAIMS += [
     ),
 ]
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #92b942ac
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #7bf2280c
 def with_settings(
     records: pd.DataFrame,  # of classifier.ipynb, one data set
     profile: str,
@@ -918,7 +933,7 @@ def with_settings(
     again = [t[t.labelled.astype(str) == n].assign(setting=name) for name, n in names.items()]
     return pd.concat([t, *again], ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #08f8055e
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #cbf0f483
 def with_gain(
     records: pd.DataFrame,  # from `with_settings`
 ) -> pd.DataFrame:  # and rows with metric 'gain'
@@ -929,7 +944,7 @@ def with_gain(
     gain = t.value - base.reindex(pd.MultiIndex.from_frame(t[key])).to_numpy()
     return pd.concat([records, t.assign(metric="gain", value=gain).dropna(subset="value")])
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #5e462d31
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #92f04b4b
 def counts_of(
     m: pd.DataFrame,  # from `load`
 ) -> pd.DataFrame:  # metric n_images, part, group (hospital, or all), value, n
@@ -941,7 +956,7 @@ def counts_of(
     )
     return t.rename(columns=dict(split="part")).assign(metric="n_images", n=lambda t: t.value)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #563d56a3
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #28f6bdcd
 SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what it always is here
     "tableE1a": (
         "real",
@@ -975,7 +990,7 @@ SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what 
     "tableE1c": ("", {}),
 }
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #f6c150b7
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6bbb4afa
 def beside_printed(
     printed: pd.DataFrame,  # metric, modality, printed: rows of one table
     table: str,  # key of SETTINGS
@@ -993,14 +1008,14 @@ def beside_printed(
         out.insert(2, "histopathology, here", ours)
     return out
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #c5a80da7
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3d22fd7c
 def _settings_of(section: str) -> dict:  # parameters of the first run of a section
     from skinrepro.grid import read_grid
 
     runs = read_grid(paths().papers / "ktena2023", "paper")
     return next(r.parameters for r in runs if r.section == section)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #e5276aff
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c65ae01c
 def _told(p: dict, which: str) -> str:
     "A setting as the paper writes it."
     if which.startswith("= "):
@@ -1012,7 +1027,7 @@ def _told(p: dict, which: str) -> str:
         return f"({value})"
     return f"{value:.0e}".replace("e-0", "e-") if which == "lr" else str(value)
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #95dd5193
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c08e9fc5
 def needed(
     p: dict,  # parameters of a run on real images: data, perhaps fraction, unlabelled
 ) -> pd.DataFrame:  # manifest with absolute paths
@@ -1024,7 +1039,7 @@ def needed(
     m = _thinned(m, p.get("fraction", 1.0), p.get("unlabelled", 0))
     return m.assign(group=m.domain.fillna("unknown"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a6975672
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #1cf2fee1
 def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
@@ -1045,17 +1060,18 @@ def cost(
         return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
     return [start_work()], 1e5  # a toy
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #a53a469f
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #f7ddcc17
 PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 
-
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #475f9d01
+@cache
 def _like(profile: str):  # network of the generators of a profile
     from skinrepro.grid import read_grid
 
     runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
     return network_of(next(r.parameters for r in runs if r.section == "generator"))
 
-# %% ../../nbs/papers/ktena2023/protocol.ipynb #59627158
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #9ef5921a
 def rehearsed(
     run,  # runs.Run of this paper, at its full size
     gpu: bool,  # is there one?

@@ -32,22 +32,13 @@ from skinrepro.records import (
 from skinrepro.report import recomputed
 from skinrepro.runs import Run, finish, inputs_hash, keep_table
 
-# papers whose committed records were made before version 0.2.0: they name commits that nobody has,
-# or changes that were not committed, and neither inputs nor images. Take a paper out when its
-# records have been made anew.
-OLDER = ("wang2024",)
 VARIANCES = ("_variance", "_variance_sample", "_variance_cells", "_variance_cells_sample")
 PAPERS = sorted(f.parent.name for f in (ROOT / "figures").glob("*/runs.csv"))
 
 
 def committed(test):
     "A test of the committed records of each paper."
-    older = pytest.mark.xfail(
-        strict=True,
-        reason="made before records named their inputs and kept their images; to be made anew",
-    )
-    papers = [pytest.param(p, marks=[older] if p in OLDER else []) for p in PAPERS]
-    return pytest.mark.parametrize("paper", papers)(test)
+    return pytest.mark.parametrize("paper", PAPERS)(test)
 
 
 @committed
@@ -92,7 +83,7 @@ def test_committed_numbers_follow_from_single_images(paper):
 # of all images together, which are not committed; and what is counted of drawing and copying
 OF_SETS = {f"{m}{v}" for m in MEASURES for v in ("", *VARIANCES)} | set(
     "inception_score silhouette_disease silhouette_group copy_share copy_share_of_real loss n_drawn"
-    " n_joined smallest_cell seconds_generate seconds_unet".split()
+    " n_joined n_parents smallest_cell seconds_generate seconds_unet seconds_lora seconds_ti".split()
 )
 
 
@@ -129,10 +120,6 @@ def test_committed_variances_are_those_of_the_groups_and_cells():
             assert len(values) == (15 if over else 3)
             assert np.isclose(told[f"fid_variance{over}"], values.var(ddof=0))
             assert np.isclose(told[f"fid_variance{over}_sample"], values.var(ddof=1))
-
-
-def test_the_list_of_older_papers_is_no_longer_than_it_must_be():
-    assert set(OLDER) <= set(PAPERS)
 
 
 # ------------------------------------------------------------------------------------------------

@@ -4,16 +4,18 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DEEP_BLOOD', 'SCREENING', 'COATS', 'NO_LESION',
-           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene',
-           'basal_cell_carcinoma', 'squamous_cell_carcinoma', 'psoriasis', 'folliculitis', 'nematode_infection',
-           'neutrophilic_dermatoses', 'prurigo_nodularis', 'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion',
-           'generic', 'recipe', 'render', 'sheet', 'paired_phantoms', 'seed_of', 'phantom_manifest', 'counted',
-           'write_phantoms', 'write_images', 'drawn_once']
+           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'PEOPLE_VERSION', 'HAIR', 'AGES', 'CLINICS',
+           'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene', 'basal_cell_carcinoma', 'squamous_cell_carcinoma',
+           'psoriasis', 'folliculitis', 'nematode_infection', 'neutrophilic_dermatoses', 'prurigo_nodularis',
+           'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion', 'generic', 'recipe', 'render', 'sheet',
+           'paired_phantoms', 'seed_of', 'phantom_manifest', 'counted', 'write_phantoms', 'write_images', 'drawn_once',
+           'Clinic', 'portray', 'people_manifest', 'write_people', 'drawn_people']
 
 # %% ../nbs/12_phantom.ipynb #df43bc8c
 import io
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from math import cos, sin
 from pathlib import Path
@@ -23,7 +25,7 @@ import pandas as pd
 
 from .colour import ita
 from .core import atomic_path, hash_text, paths, rehearsing
-from .manifest import make, validate
+from .manifest import COLUMNS, make, validate
 
 # %% ../nbs/12_phantom.ipynb #0f9226be
 VERSION = (  # part of folder names and of the files' metadata; raise it whenever a pixel may change
@@ -1226,3 +1228,210 @@ def drawn_once(
         jobs = max(jobs, os.cpu_count() or 1)
     with FileLock(folder / ".lock"):
         return write(m, folder, jobs=jobs, **options)
+
+# %% ../nbs/12_phantom.ipynb #caa904c3
+PEOPLE_VERSION = "1"  # part of folder names; raise it whenever a pixel of `portray` may change
+HAIR = {  # hairs, width in scene units, how much they cover
+    "female": (7, 0.0055, 0.30),
+    "male": (36, 0.0080, 0.55),
+}
+AGES = (15.0, 95.0)  # years that can be drawn
+
+# %% ../nbs/12_phantom.ipynb #4c82b111
+@dataclass(frozen=True)
+class Clinic:
+    "How a place takes its photographs."
+
+    difficulty: float = 1.0  # as of `render`
+    clutter: float = 1.0
+    gap: float = 0.4
+    cast: tuple = (1.0, 1.0, 1.0)  # factors of red, green, blue light
+    framing: float = 1.0  # size of the lesion in the picture
+    flash: float = 0.0  # light that falls from the camera: it flattens the relief, 0..1
+
+# %% ../nbs/12_phantom.ipynb #47ccf86a
+CLINICS = {  # the first is what `render` draws
+    "clinic": Clinic(),
+    "distant clinic": Clinic(1.25, 1.35, 0.4, (1.16, 1.0, 0.74), 0.72, 0.5),  # another practice
+    "near clinic": Clinic(1.05, 1.1, 0.4, (0.97, 1.0, 1.07), 1.1, 0.1),  # much like the first
+}
+
+# %% ../nbs/12_phantom.ipynb #edd8f4d8
+def portray(
+    condition: str,  # a name of CONDITIONS, or any label with its partition
+    skin_type: int,  # Fitzpatrick type 1..6, read as an ITA range
+    seed: int,  # >= 0; the same seed is the same scene, whoever it is
+    size: int = 64,  # pixels a side
+    partition: str | None = None,  # for labels without a recipe, see `render`
+    mask: bool = False,  # also return where the lesion is
+    sex: str | None = None,  # key of HAIR; None: not drawn
+    age: float | None = None,  # years, see AGES; None: not drawn
+    clinic: str = "clinic",  # key of CLINICS
+):  # uint8 (size, size, 3) sRGB [, float32 (size, size) lesion mask 0..1]
+    """One phantom photograph of a person. Without sex and age, in the first clinic, it is the image
+    of `render`, bit for bit. Deterministic. Raises ValueError as `render` does, and for a sex, age
+    or clinic that there is not.
+    """
+    c = _checked_person(sex, age, clinic)
+    _check(skin_type, seed, size, c.difficulty, c.gap, c.clutter)
+    clutter, tone = c.clutter * c.difficulty, np.random.default_rng([seed, 2])
+    low, high = DRAWN_ITA[skin_type]
+    melanin = melanin_for(float(tone.uniform(0, 1)) * (high - low) + low)
+    zoom = c.framing * float(np.exp(tone.uniform(-0.35, 0.22) * c.difficulty))
+    lesion, skin = Scene(seed, 0, size, zoom=zoom), Scene(seed, 1, size)
+    strength = 1 - 0.72 * c.difficulty * float(tone.uniform(0, 1))
+    recipe(condition, partition)(lesion)
+    layers = {k: max(strength, 0.12) * v for k, v in lesion.layers.items()}
+    _background(skin, melanin, clutter)
+    lamp, bend = _lamp(skin, c.flash)
+    hairs = _coat_of_hair(Scene(seed, 4, size), sex)
+    _person(Scene(seed, 5, size), skin, layers, sex, age)
+    light = _develop(layers, skin, melanin, c.gap, lamp, bend)
+    light = light * (1 - hairs) + COATS["hair"][0] * hairs
+    light = _surroundings(skin, light, clutter)
+    image = _camera(Scene(seed, 3, size), light * _falloff(skin, lamp, c), c.difficulty)
+    return (image, lesion.mask) if mask else image
+
+# %% ../nbs/12_phantom.ipynb #8aec221f
+def _checked_person(sex, age, clinic) -> Clinic:
+    "Raises ValueError for what cannot be drawn."
+    if sex is not None and sex not in HAIR:
+        raise ValueError(f"sex must be one of {list(HAIR)} or None, not {sex!r}.")
+    number = isinstance(age, (int, float, np.integer, np.floating)) and not isinstance(age, bool)
+    if age is not None and not (number and AGES[0] <= age <= AGES[1]):
+        raise ValueError(
+            f"age must be a number of years {AGES[0]:g}..{AGES[1]:g} or None, not {age!r}."
+        )
+    if clinic not in CLINICS:
+        raise ValueError(f"clinic must be one of {list(CLINICS)}, not {clinic!r}.")
+    return CLINICS[clinic]
+
+# %% ../nbs/12_phantom.ipynb #5f2fa04c
+def _lamp(s: Scene, flash: float) -> tuple:  # direction of the light, slope of the limb
+    "Where the light comes from, and how the limb is bent, as `render` draws them."
+    a, tilt = s.u(0, 2 * np.pi), s.u(0.45, 0.75) * (1 - 0.6 * flash)
+    lamp = (cos(a) * tilt, sin(a) * tilt, (1 - tilt * tilt) ** 0.5)
+    b, k = s.u(0, np.pi), s.u(0.03, 0.22)
+    across = 2 * k * (cos(b) * s.X + sin(b) * s.Y)
+    return lamp, (cos(b) * across, sin(b) * across)
+
+# %% ../nbs/12_phantom.ipynb #84f50dd5
+def _falloff(s: Scene, lamp: tuple, c: Clinic):  # (H, W), or (3, H, W) where there is a cast
+    "How the light falls off, and its colour."
+    falloff = (
+        1
+        + s.u(0.02, 0.24) * (lamp[0] * s.X + lamp[1] * s.Y) * -1
+        + s.u(0.0, 0.22) * (0.5 - 0.75 * (s.X**2 + s.Y**2))
+    )
+    return falloff if c.cast == (1.0, 1.0, 1.0) else falloff * _f32(*c.cast)
+
+# %% ../nbs/12_phantom.ipynb #8ae388d9
+def _person(s: Scene, skin: Scene, layers: dict, sex, age):
+    "What sex and age add to the skin, and take from the lesion's layers."
+    if sex == "male":
+        skin.add(gloss=np.full_like(skin.X, 0.12))
+    if age is None:
+        return
+    old = float(np.clip((age - 20) / 65, 0, 1))
+    _wrinkles(s, skin, old)
+    _lentigines(s, skin, age)
+    skin.add(gloss=np.full_like(skin.X, -0.25 * old))
+    for name in layers.keys() & {"blood", "deep", "vessel", "raw"}:
+        layers[name] = layers[name] * (1 - 0.40 * old)
+
+# %% ../nbs/12_phantom.ipynb #b451180c
+def _coat_of_hair(s: Scene, sex):  # how much of the light hairs take, (H, W) or 0.0
+    "Hairs of the skin, all in about one direction."
+    if sex is None:
+        return 0.0
+    n, width, cover = HAIR[sex]
+    most = HAIR["male"][0]
+    where, a = s.rng.uniform(-1.1, 1.0, (most, 2)), s.u(0, 2 * np.pi)
+    turn, step = s.rng.normal(0, 0.30, most), s.rng.uniform(0.004, 0.010, most)
+    along = np.arange(40)[None, :] * step[:, None]
+    bent = a + turn[:, None] + 0.4 * along * s.rng.normal(0, 1, most)[:, None]
+    xy = where[:, None] + along[..., None] * np.stack([np.cos(bent), np.sin(bent)], -1)
+    drawn = s.spots(xy[:n].reshape(-1, 2).astype(np.float32), width)
+    return np.clip(drawn * cover * 0.55, 0, 0.9)
+
+# %% ../nbs/12_phantom.ipynb #c08db4ef
+def _wrinkles(s: Scene, skin: Scene, old: float):
+    "Fine lines, parallel to each other, from the fifth decade on."
+    a, depth = s.u(0, np.pi), 0.016 * _step(old, 0.15, 1.0)
+    across = np.array([-sin(a), cos(a)])
+    offsets, step, width = np.linspace(-1.2, 1.2, 11) + s.rng.normal(0, 0.05, 11), 0.03, 0.018
+    start = 1.5 * np.array([cos(a), sin(a)])
+    paths = [s.walk(across * o - start, a, 100, step, s.u(0.05, 0.2)) for o in offsets]
+    lines = np.minimum(s.spots(np.concatenate(paths), width) * (step / (1.77245 * width)), 1)
+    skin.add(height=-depth * lines, melanin=0.04 * _step(old, 0.15, 1.0) * lines)
+
+# %% ../nbs/12_phantom.ipynb #f87d8f11
+def _lentigines(s: Scene, skin: Scene, age: float):
+    "Flat brown spots; each appears at an age of its own and then grows."
+    n = 26
+    xy, onset = s.scatter(n), s.rng.uniform(38, 100, n)
+    radius, depth = s.rng.uniform(0.025, 0.075, n), s.rng.uniform(0.5, 1.3, n)
+    seen = np.clip((age - onset) / 12, 0, 1)
+    if seen.any():
+        on = seen > 0
+        spots = s.spots(xy[on], (radius * (0.6 + 0.4 * seen))[on], (depth * seen)[on])
+        skin.add(melanin=np.minimum(spots, 1.6))
+
+# %% ../nbs/12_phantom.ipynb #319fac3f
+_PEOPLE = ("image_id", "label", "skin_type", "sex", "age", "domain")
+
+
+def people_manifest(
+    table: pd.DataFrame,  # _PEOPLE; perhaps split, patient_id
+) -> pd.DataFrame:  # manifest and sex, age; source 'phantom', path = file name to be
+    "One row a photograph. Raises ValueError naming row and column of what cannot be drawn."
+    if missing := [c for c in _PEOPLE if c not in table]:
+        raise ValueError(f"Missing column(s) {missing}; a table of people has {list(_PEOPLE)}.")
+    t = _drawable(table.reset_index(drop=True))
+    for r in t.itertuples():
+        try:
+            _checked_person(r.sex, r.age, r.domain)
+        except ValueError as e:
+            raise ValueError(f"Row {r.Index}, image_id {r.image_id!r}: {e}") from None
+    bare = phantom_manifest(t[["image_id", "label", "skin_type"]])
+    given = {c: t[c].to_numpy() for c in ("split", "patient_id") if c in t}
+    rows = bare.assign(domain=t.domain.to_numpy(), **{"patient_id": bare.image_id, **given})
+    m = make(rows[[c for c in rows.columns if c in COLUMNS]], source="phantom")
+    return validate(m).assign(sex=t.sex.astype("string"), age=t.age.astype(float))
+
+# %% ../nbs/12_phantom.ipynb #faffcea0
+def write_people(
+    table: pd.DataFrame,  # see `people_manifest`
+    folder,  # files go to folder/people-v<VERSION>.<PEOPLE_VERSION>-<size>px
+    size: int = 64,  # pixels a side
+    partitions: dict | None = None,  # label -> partition, for labels without a recipe
+    jobs: int = 1,  # processes
+    progress: bool = False,  # show a bar
+) -> pd.DataFrame:  # manifest with absolute path and md5
+    """Draw the photographs that are missing or damaged. Raises ValueError, before anything is
+    drawn, naming what cannot be.
+    """
+    m, partitions = people_manifest(table), partitions or {}
+    for label in m.label.dropna().unique():
+        recipe(label, partitions.get(label))
+    home = Path(folder).resolve() / f"people-v{VERSION}.{PEOPLE_VERSION}-{size}px"
+    files = [home / f"{i}.png" for i in m.image_id]
+    work = []
+    for file, r in zip(files, m.itertuples()):
+        who = dict(sex=r.sex, age=float(r.age), clinic=str(r.domain))
+        about = _stamp(r.label, r.skin_type, r.image_id, size, who)
+        scene = r.label, int(r.skin_type), seed_of(r.image_id), size, partitions.get(r.label)
+        work.append((file, about, partial(portray, *scene, **who)))
+    md5 = write_images(work, jobs, progress)
+    return m.assign(path=pd.array(list(map(str, files)), "string"), md5=pd.array(md5, "string"))
+
+# %% ../nbs/12_phantom.ipynb #1e8cea99
+def drawn_people(
+    table: pd.DataFrame,  # see `people_manifest`
+    size: int = 64,  # pixels a side
+    partitions: dict | None = None,  # label -> partition, for labels without a recipe
+    jobs: int = 2,  # processes for what is not there yet
+    folder=None,  # where the files are kept; None for paths().data
+) -> pd.DataFrame:  # manifest with absolute path and md5
+    "Photographs of a table, drawn unless they are there. Raises as `write_people`."
+    return drawn_once(write_people, table, folder, jobs, size=size, partitions=partitions)

@@ -6,7 +6,8 @@
 __all__ = ['TOGETHER', 'LINKS', 'TRAIN_TYPES', 'SKEW_READINGS', 'draw', 'first_rows', 'few_of_each', 'proportional', 'clusters',
            'draw_clusters', 'FlexibleSplit', 'flexible_parts', 'flexible_split', 'SplitError', 'leaks',
            'assert_disjoint', 'drop_leaks', 'group_split', 'group_folds', 'holdout', 'subgroup_split', 'listed_parts',
-           'mark', 'overlap', 'part_sizes', 'mix', 'allocate', 'take', 'training_set', 'skewed']
+           'mark', 'overlap', 'part_sizes', 'mix', 'allocate', 'take', 'training_set', 'skewed', 'kept_numbers',
+           'age_groups', 'fair_cells']
 
 # %% ../nbs/14_splits.ipynb #019ad7a9
 import zlib
@@ -740,3 +741,47 @@ def _check_skew(train: pd.DataFrame, keep: Mapping, by: str, part: str):
             raise ValueError(f"No image of {by} {value!r} in {part!r}; there are {_first(there)}.")
         if isinstance(n, bool) or n != int(n) or n < 0:
             raise ValueError(f"{n!r} images of {by} {value!r} is no number of images.")
+
+# %% ../nbs/14_splits.ipynb #2fb21b4c
+def kept_numbers(
+    there: Mapping,  # value of an attribute -> training images that have it
+    printed: Mapping,  # value -> images that a table prints
+    whole: Iterable,  # values that keep all, and that the others are measured by
+) -> dict:  # value -> how many keep their label, for the values that lose some; see `skewed`
+    """A printed skew at the size of another data set. Raises ValueError for values that are not
+    printed, and where no image has a value that keeps all.
+    """
+    whole, there = list(whole), {k: int(n) for k, n in dict(there).items()}
+    if lost := [v for v in [*whole, *there] if v not in printed]:
+        raise ValueError(f"No number is printed for {lost[0]!r}; there are {_first(printed)}.")
+    size, base = sum(there.get(v, 0) for v in whole), sum(printed[v] for v in whole)
+    if not size or not base:
+        raise ValueError(f"No image has a value that keeps all ({_first(whole)}): nothing to skew.")
+    few = {v: round(size * printed[v] / base) for v in there if v not in whole}
+    return {v: n for v, n in few.items() if n < there[v]}
+
+# %% ../nbs/14_splits.ipynb #0dac6c91
+def age_groups(
+    ages,  # (n,) years, missing where not known
+    edges: tuple,  # ascending; group k is above edges[k] and up to edges[k + 1]
+) -> pd.Series:  # string such as '(15, 25]'; missing outside and where the age is
+    "Ages as half-open intervals. Raises ValueError for edges that do not ascend."
+    if len(edges) < 2 or any(b <= a for a, b in zip(edges, edges[1:])):
+        raise ValueError(f"edges = {edges} must ascend, and be two or more.")
+    names = [f"({a:g}, {b:g}]" for a, b in zip(edges, edges[1:])]
+    years = pd.Series(pd.array(ages, "Float64")).astype(float)
+    return pd.cut(years, list(edges), labels=names).astype("string")
+
+# %% ../nbs/14_splits.ipynb #dad7af52
+def fair_cells(
+    labels: Mapping,  # label -> how often it occurs in the training set
+    values: Iterable,  # of the attribute; each is asked for alike within each label
+    total: int,  # images
+) -> pd.Series:  # images of each label and value, indexed by both; they sum to total
+    "The label distribution kept, uniform over the attribute. Raises ValueError without labels."
+    n = pd.Series(dict(labels), dtype=float)
+    if not n.sum() > 0:
+        raise ValueError("No label occurs: there is no label distribution to keep.")
+    values = list(values)
+    cells = [(label, value) for label in n.index for value in values]
+    return allocate(n / n.sum(), total, cells).rename_axis(["label", "value"])

@@ -1378,11 +1378,12 @@ def _lentigines(s: Scene, skin: Scene, age: float):
         skin.add(melanin=np.minimum(spots, 1.6))
 
 # %% ../nbs/12_phantom.ipynb #319fac3f
+# perhaps also split, patient_id, and parent_id: the image whose scene it is, e.g. with another sex
 _PEOPLE = ("image_id", "label", "skin_type", "sex", "age", "domain")
 
-
+# %% ../nbs/12_phantom.ipynb #faffcea0
 def people_manifest(
-    table: pd.DataFrame,  # _PEOPLE; perhaps split, patient_id
+    table: pd.DataFrame,  # _PEOPLE
 ) -> pd.DataFrame:  # manifest and sex, age; source 'phantom', path = file name to be
     "One row a photograph. Raises ValueError naming row and column of what cannot be drawn."
     if missing := [c for c in _PEOPLE if c not in table]:
@@ -1394,12 +1395,12 @@ def people_manifest(
         except ValueError as e:
             raise ValueError(f"Row {r.Index}, image_id {r.image_id!r}: {e}") from None
     bare = phantom_manifest(t[["image_id", "label", "skin_type"]])
-    given = {c: t[c].to_numpy() for c in ("split", "patient_id") if c in t}
+    given = {c: t[c].to_numpy() for c in ("split", "patient_id", "parent_id") if c in t}
     rows = bare.assign(domain=t.domain.to_numpy(), **{"patient_id": bare.image_id, **given})
     m = make(rows[[c for c in rows.columns if c in COLUMNS]], source="phantom")
     return validate(m).assign(sex=t.sex.astype("string"), age=t.age.astype(float))
 
-# %% ../nbs/12_phantom.ipynb #faffcea0
+# %% ../nbs/12_phantom.ipynb #1e8cea99
 def write_people(
     table: pd.DataFrame,  # see `people_manifest`
     folder,  # files go to folder/people-v<VERSION>.<PEOPLE_VERSION>-<size>px
@@ -1419,13 +1420,14 @@ def write_people(
     work = []
     for file, r in zip(files, m.itertuples()):
         who = dict(sex=r.sex, age=float(r.age), clinic=str(r.domain))
-        about = _stamp(r.label, r.skin_type, r.image_id, size, who)
-        scene = r.label, int(r.skin_type), seed_of(r.image_id), size, partitions.get(r.label)
+        seed = seed_of(r.image_id if pd.isna(r.parent_id) else r.parent_id)
+        about = _stamp(r.label, r.skin_type, r.image_id, size, who) | dict(seed=str(seed))
+        scene = r.label, int(r.skin_type), seed, size, partitions.get(r.label)
         work.append((file, about, partial(portray, *scene, **who)))
     md5 = write_images(work, jobs, progress)
     return m.assign(path=pd.array(list(map(str, files)), "string"), md5=pd.array(md5, "string"))
 
-# %% ../nbs/12_phantom.ipynb #1e8cea99
+# %% ../nbs/12_phantom.ipynb #ffa7247c
 def drawn_people(
     table: pd.DataFrame,  # see `people_manifest`
     size: int = 64,  # pixels a side

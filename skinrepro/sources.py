@@ -472,7 +472,8 @@ def ages(
     if bad.any():
         warnings.warn(
             f"{where}: {int(bad.sum())} of {len(values)} ages are none, first"
-            f" {values[bad].iloc[0]!r} in row {int(np.flatnonzero(bad)[0])}; they count as missing.",
+            f" {values[bad].iloc[0]!r} in row {int(np.flatnonzero(bad)[0])}; they count as"
+            " missing.",
             stacklevel=2,
         )
     return years.mask(bad)

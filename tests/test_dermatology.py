@@ -1,0 +1,481 @@
+"""Dermatology of ktena2023: people as phantoms, atlases and sites, skews and weights, methods.
+What reads well is shown in the notebooks instead.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from skinrepro import fitzpatrick17k, reweight, sources, splits
+from skinrepro.colour import lab
+from skinrepro.papers import ktena2023_dermatology as derm
+from skinrepro.phantom import (
+    AGES,
+    CLINICS,
+    CONDITIONS,
+    HAIR,
+    drawn_people,
+    people_manifest,
+    portray,
+    render,
+    write_people,
+)
+
+DATA = Path(os.environ.get("SKINREPRO_DATA", ""))
+REAL = pytest.mark.skipif(
+    not (DATA / "fitzpatrick17k" / "fitzpatrick17k.csv").is_file(), reason="needs the annotations"
+)
+MINI = dict(data="phantom_people", fraction=0.2, unlabelled=0)
+REPORTED = Path(__file__).parents[1] / "nbs" / "papers" / "ktena2023" / "reported.csv"
+
+
+# ---- phantoms
+
+
+def test_nobody_is_the_image_of_before():
+    """The hash is of images drawn before there were people: a changed pixel, or a changed order of
+    random draws, in either function is seen.
+    """
+    found = [hashlib.sha256(), hashlib.sha256()]
+    for i, condition in enumerate(CONDITIONS):
+        where = condition, 1 + i % 6, 100 + i, 48
+        for h, draw in zip(found, (render, portray)):
+            h.update(draw(*where).tobytes())
+    before = "1836cb0cd92cd782f157e7cf7f993874b05d941a5b0f961c2c8189127e7eafee"
+    assert [h.hexdigest() for h in found] == [before] * 2
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_person_changes_the_picture_and_not_the_scene(seed):
+    scene = dict(condition="psoriasis", skin_type=3, seed=seed, size=64)
+    usual, place = portray(**scene, sex="female", age=30, mask=True)
+    for other in (dict(sex="male", age=30), dict(sex="female", age=80)):
+        image, mask = portray(**scene, **other, mask=True)
+        change = np.abs(image.astype(float) - usual).mean()
+        assert (mask == place).all() and 0.5 < change < 25, (other, change)
+    away = portray(**scene, sex="female", age=30, clinic="distant clinic", mask=True)
+    assert 0 < away[1].sum() < place.sum() or place.sum() == 0  # the lesion is further away
+
+
+def test_age_takes_blood_from_a_lesion_and_gives_spots():
+    "Redness of the lesion beyond that of the skin around falls with age; brown spots come."
+    red, dark = [], []
+    for age in (20, 50, 85):
+        a, spread = [], []
+        for seed in range(10):
+            image, mask = portray("lichen planus", 2, seed, 64, age=age, mask=True)
+            colours = lab(image)
+            a.append(colours[mask > 0.8][:, 1].mean() - colours[mask < 0.05][:, 1].mean())
+            skin, young = (
+                lab(portray("no lesion", 2, seed, 64, age=years))[..., 0] for years in (age, 20)
+            )
+            spread.append((young - skin > 5).mean())
+        red.append(np.mean(a))
+        dark.append(np.mean(spread))
+    assert red[0] > red[1] > red[2] > 0 and dark[0] == 0 < dark[1] < dark[2]
+
+
+def test_men_have_more_hair():
+    def covered(sex):
+        bare = [portray("no lesion", 1, s, 96).astype(float) for s in range(8)]
+        drawn = [portray("no lesion", 1, s, 96, sex=sex).astype(float) for s in range(8)]
+        return np.mean([(b - d > 25).any(-1).mean() for b, d in zip(bare, drawn)])
+
+    assert 0 < 2 * covered("female") < covered("male") < 0.25
+    assert HAIR["male"][0] > HAIR["female"][0]
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (dict(sex="man"), "sex must be one of"),
+        (dict(age=7), "15..95"),
+        (dict(age=float("nan")), "15..95"),
+        (dict(age=True), "15..95"),
+        (dict(age="40"), "15..95"),
+        (dict(clinic="home"), "clinic must be one of"),
+        (dict(skin_type=7), "1..6"),
+    ],
+)
+def test_what_cannot_be_drawn_is_said(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        portray(**dict(condition="psoriasis", skin_type=3, seed=1, size=32) | wrong)
+    assert AGES[0] < AGES[1] and list(CLINICS)[0] == "clinic"
+
+
+def test_people_are_drawn_once_and_rows_are_named(tmp_path):
+    t = derm.people_table("test", 6)
+    first = drawn_people(t, 32, derm.PARTITIONS_OF, jobs=1, folder=tmp_path)
+    stamps = {p: Path(p).stat().st_mtime_ns for p in first.path}
+    again = drawn_people(t, 32, derm.PARTITIONS_OF, jobs=1, folder=tmp_path)
+    assert again.equals(first) and all(Path(p).stat().st_mtime_ns == s for p, s in stamps.items())
+    assert {"sex", "age"} <= set(first.columns) and first.domain.eq("distant clinic").all()
+    assert first.patient_id.is_unique
+    with pytest.raises(ValueError, match="Row 2.*sex must be"):
+        people_manifest(t.assign(sex=[*t.sex[:2], "unknown", *t.sex[3:]]))
+    with pytest.raises(ValueError, match="Missing column.*age"):
+        write_people(t.drop(columns="age"), tmp_path)
+    with pytest.raises(ValueError, match="No recipe for condition"):
+        write_people(t.assign(label="acne"), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+# ---- public data sets
+
+
+@REAL
+def test_the_two_atlases_of_the_real_table():
+    ann = fitzpatrick17k.read_annotations()
+    m = fitzpatrick17k.add_atlases(fitzpatrick17k.to_manifest(ann), ann)
+    n = m.domain.value_counts(dropna=False)
+    assert (
+        n["DermaAmin"] == 12631 and n["Atlas Dermatologico"] == 3905 and m.domain.isna().sum() == 41
+    )
+    assert ann.url[m.domain.isna().to_numpy()].isna().all()
+
+
+@REAL
+def test_27_classes_of_fitzpatrick17k():
+    labels = fitzpatrick17k.read_annotations().label
+    classes = derm.in_classes(labels)
+    n = classes.value_counts()
+    assert len(n) == 27 and set(derm.HIGH_RISK["fitzpatrick17k"]) < set(n.index)
+    assert n["basal cell carcinoma"] == 468 + 62 + 66  # the label and its two variants
+    assert n["squamous cell carcinoma"] == 581 and n["urticaria"] == 151
+    assert not labels.str.contains("bowen|in situ", regex=True).any()  # SCC in situ: no label
+    assert classes[labels == "urticaria pigmentosa"].eq("other").all()
+
+
+@REAL
+def test_people_of_real_tables():
+    t = sources.people("ham10000")
+    assert len(t) == 1000 and t.sex.value_counts().to_dict() == dict(male=547, female=453)
+    assert t.age.between(0, 85).all()
+    t = sources.people("pad_ufes20")
+    assert t.sex.isna().sum() == 254 and t.sex.value_counts().to_dict() == dict(
+        female=239, male=193
+    )
+    assert not t.image_id.str.endswith(".png").any()
+
+
+@REAL
+@pytest.mark.parametrize(
+    "data, places",
+    [
+        (
+            "ham10000",
+            {"vidir_modern": 323, "rosendahl": 341, "vidir_molemax": 221, "vienna_dias": 115},
+        ),
+        ("fitzpatrick17k", {"DermaAmin": 12631, "Atlas Dermatologico": 3905}),
+        ("pad_ufes20", {}),
+    ],
+)
+def test_real_parts_by_place_and_patient(data, places):
+    m = derm.manifest_of(dict(data=data, fraction=1.0, unlabelled=0, labelled="all"))
+    assert m.domain.value_counts().to_dict() == places
+    for domain, part in derm.PLACES[data].items():
+        if domain and part != "train":
+            assert m[m.domain == domain].split.eq(part).all()
+    own = m[m.split.isin(["train", "val", "id_test"])]
+    share = own.split.value_counts(normalize=True)
+    assert abs(share["train"] - 0.8) < 0.04 and set(share.index) == {"train", "val", "id_test"}
+    if m.patient_id.notna().any():
+        assert own.groupby("patient_id").split.nunique().max() == 1
+    assert set(derm.HIGH_RISK[data]) <= set(m.label)
+
+
+def test_ages_that_are_none_are_said():
+    with pytest.warns(UserWarning, match="2 of 5 ages are none, first '414' in row 1"):
+        t = sources.ages(pd.Series(["30", "414", None, "-3", "unknown"]), "a table")
+    assert t[0] == 30 and t.isna().tolist() == [False, True, True, True, True]
+
+
+def test_an_unknown_sex_is_a_gap_and_another_word_an_error(tmp_path):
+    head = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n"
+    row = "HAM_1,ISIC_1,nv,histo,40.0,{},scalp,rosendahl\n"
+    file = tmp_path / "HAM10000_metadata.csv"
+    file.write_text(head + row.format("unknown"))
+    assert sources.people("ham10000", tmp_path).sex.isna().all()
+    file.write_text(head + row.format("diverse"))
+    with pytest.raises(sources.ManifestError, match="line 2, column sex: 'diverse'"):
+        sources.people("ham10000", tmp_path)
+
+
+def test_an_address_of_another_site_is_refused():
+    with pytest.raises(ValueError, match="none of the atlases"):
+        fitzpatrick17k.atlas_of(pd.Series(["https://dermaamin.com.example.org/a.jpg"]))
+
+
+# ---- sampling and weights
+
+
+@pytest.mark.parametrize("values", [2, 6])
+def test_level_one_is_the_fair_distribution_exactly(values):
+    "In each label the weighted shares are p_f; level 0 leaves the counts; the sum stays n."
+    rng = np.random.default_rng(values)
+    y = rng.choice(["a", "b", "c"], 900, p=[0.7, 0.2, 0.1])
+    a = np.array([f"v{min(k, values - 1)}" for k in rng.geometric(0.5, 900) - 1], object)
+    y[: 3 * values], a[: 3 * values] = (
+        np.repeat(list("abc"), values),
+        [f"v{k}" for k in range(values)] * 3,
+    )
+    w = reweight.equality_weights(y, a, 1.0)
+    shares = (
+        pd.Series(w).groupby([y, a]).sum()
+        / pd.Series(y)
+        .value_counts()
+        .sort_index()
+        .reindex(np.repeat(list("abc"), values))
+        .to_numpy()
+    )
+    assert np.allclose(shares, 1 / values, atol=1e-12) and np.isclose(w.sum(), 900)
+    assert (reweight.equality_weights(y, a, 0.0) == 1).all()
+    fair = {f"v{k}": (k + 1) / sum(range(1, values + 1)) for k in range(values)}
+    w = pd.Series(reweight.equality_weights(y, a, 1.0, fair)).groupby([y, a]).sum().unstack()
+    assert np.allclose(w.div(w.sum(axis=1), axis=0), [list(fair.values())] * 3, atol=1e-12)
+    half = reweight.equality_weights(y, a, 0.5)
+    assert np.allclose(half**2, reweight.equality_weights(y, a, 1.0))
+
+
+def test_images_of_unknown_attribute_keep_their_weight():
+    w = reweight.equality_weights(["a"] * 4, ["x", "x", "y", None])
+    assert np.allclose(w, [0.75, 0.75, 1.5, 1])
+    w = reweight.even_weights(["x", "x", "y", None])
+    assert np.allclose(w, [0.75, 0.75, 1.5, 1])
+
+
+def test_weights_refuse_nonsense():
+    with pytest.raises(ValueError, match="equality level"):
+        reweight.equality_weights(["a"], ["x"], -1)
+    with pytest.raises(ValueError, match="No fair share is given for 'x'"):
+        reweight.equality_weights(["a"], ["x"], fair={"y": 1.0})
+    with pytest.raises(ValueError, match="something must be left"):
+        reweight.dominant_labels(["a", "b"], 2)
+    with pytest.raises(ValueError, match="All weights are 0"):
+        reweight.share_drawn([False], 0.5, [0.0])
+
+
+def test_drawing_with_the_share_has_the_expectation_of_equation_8():
+    "Losses of rows: their mean over draws, up to one factor, is the weighted risk."
+    rng = np.random.default_rng(3)
+    real = np.arange(50) < 30
+    w, loss, alpha = rng.uniform(0, 2, 50), rng.uniform(0, 5, 50), 0.3
+    w[~real] *= rng.random(20) < 0.4
+    from skinrepro.batches import mixture_weights
+
+    chance = mixture_weights(real, reweight.share_drawn(real, alpha, w), w)
+    risk = alpha * (w * loss)[real].mean() + (1 - alpha) * (w * loss)[~real].mean()
+    size = alpha * w[real].mean() + (1 - alpha) * w[~real].mean()
+    assert np.isclose((chance * loss).sum(), risk / size)
+
+
+def test_fair_cells_are_uniform_within_labels_and_keep_labels():
+    n = splits.fair_cells(dict(a=700, b=200, c=100), ["x", "y", "z"], 1000)
+    assert n.groupby("label").sum().to_dict() == dict(a=700, b=200, c=100)
+    assert n.groupby("label").agg(lambda v: v.max() - v.min()).max() <= 1
+    with pytest.raises(ValueError, match="No label occurs"):
+        splits.fair_cells({}, ["x"], 10)
+
+
+def test_sampling_words():
+    train = pd.DataFrame(
+        dict(
+            label=["a"] * 6 + ["b"] * 4 + list("cdef") + ["a", "f", "e"],
+            group=["x", "y"] * 7 + ["x"] * 3,
+            source=["phantom"] * 14 + ["synthetic"] * 3,
+        )
+    )
+    w, share = derm.sampling(train, "filtered", 0.5)
+    assert w[-3:].tolist() == [0, 1, 1]  # a, b, c, d are the four most prevalent
+    assert np.isclose(share, 0.5 / (0.5 + 0.5 * 2 / 3))
+    w, _ = derm.sampling(train, "l1+filtered", 0.5)
+    assert np.allclose(w[:10], 1) and np.allclose(
+        w[10:14], 0.5
+    )  # of c .. f only one value is there
+    assert derm.sampling(train, "", 0.25)[1] == 0.25
+    with pytest.raises(derm.ParameterError, match="l0.5"):
+        derm.sampling(train, "evenly")
+
+
+# ---- skews, Tables A2 and A3
+
+
+def printed(artefact):
+    t = pd.read_csv(REPORTED, dtype=str)
+    return t[t.artefact == artefact]
+
+
+@pytest.mark.parametrize("attribute, letter", [("sex", "a"), ("skin", "b"), ("age", "c")])
+def test_tables_a2_and_a3_are_those_of_the_paper(attribute, letter):
+    "The data of the module beside the transcription of the paper."
+    for table, ours in (("A2", derm.TABLE_A2), ("A3", derm.TABLE_A3)):
+        rows = printed(f"table{table}{letter}").value.astype(int).tolist()
+        assert rows == [n for row in ours[attribute].values() for n in row]
+
+
+@pytest.mark.parametrize("attribute", list(derm.ATTRIBUTES))
+def test_skews_have_the_printed_proportions(attribute):
+    whole = list(derm.WHOLE[attribute])
+    p = MINI | dict(fraction=1.0)
+    every = derm.manifest_of(p | dict(labelled="all"))
+    for level in derm.LEVELS:
+        m = derm.skewed(
+            derm.manifest_of(p | dict(labelled=f"{attribute}-{level}")),
+            p | dict(labelled=f"{attribute}-{level}"),
+        )
+        n = m[m.split == "train"].group.value_counts()
+        table = dict(zip(derm.ATTRIBUTES[attribute], derm.TABLE_A2[attribute][level]))
+        base, ours = sum(table[v] for v in whole), n.reindex(whole).fillna(0).sum()
+        for value, k in table.items():
+            if value not in whole:
+                assert n.get(value, 0) <= round(ours * k / base)
+        assert len(m[m.split != "train"]) == len(every[every.split != "train"])
+
+
+def test_fewer_are_among_more():
+    def kept(level):
+        p = MINI | dict(fraction=1.0, labelled=f"sex-{level}")
+        m = derm.skewed(derm.manifest_of(p), p)
+        return set(m[m.split == "train"].image_id)
+
+    assert kept("most") < kept("more") < kept("less")
+
+
+@pytest.mark.parametrize(
+    "asked, words",
+    [
+        ("sex", "such as 'sex-more'"),
+        ("sex-very", "such as 'sex-more'"),
+        ("10", "such as 'sex-more'"),
+    ],
+)
+def test_a_training_set_that_there_is_not(asked, words):
+    with pytest.raises(derm.ParameterError, match=words):
+        derm.skewed(pd.DataFrame(dict(split=["train"])), MINI | dict(labelled=asked))
+
+
+def test_an_attribute_that_nobody_tells():
+    with pytest.raises(derm.ParameterError, match="does not tell sex, only skin"):
+        derm.attribute_of(dict(data="fitzpatrick17k", labelled="sex-less"))
+
+
+def test_contradictions_are_numbered_and_true():
+    t = derm.contradictions()
+    assert t.number.tolist() == list(range(1, len(t) + 1)) and len(t) == 9
+    said = " ".join(t.printed.astype(str))
+    for words in ("age 6633", "age 486", "642", "1157", "115", "+392", "2401, 2495, 2632", "949"):
+        assert words in said, words
+
+
+def test_kept_numbers_refuses_what_is_not_printed():
+    with pytest.raises(ValueError, match="No number is printed for 'x'"):
+        splits.kept_numbers({"x": 3, "f": 2}, {"f": 10}, ["f"])
+    with pytest.raises(ValueError, match="nothing to skew"):
+        splits.kept_numbers({"m": 3}, {"f": 10, "m": 5}, ["f"])
+    with pytest.raises(ValueError, match="must ascend"):
+        splits.age_groups([3], (5, 5, 9))
+
+
+# ---- what is drawn, flips, methods
+
+
+def test_generators_are_asked_for_each_value_alike():
+    for attribute, values in derm.ATTRIBUTES.items():
+        p = MINI | dict(
+            fraction=1.0, labelled=f"{attribute}-more", conditioning="label_property", seed=0
+        )
+        m = derm.skewed(derm.manifest_of(p), p)
+        train = m[m.split == "train"]
+        t = derm.asked(p, 500, train)
+        n = pd.crosstab(t.label, t.group).reindex(columns=values).fillna(0)
+        assert (n.max(axis=1) - n.min(axis=1)).max() <= 1
+        assert t.image_id.is_unique and t.seed.is_unique
+        other = [a for a in derm.ATTRIBUTES if a != attribute][0]
+        apart = t[other].value_counts(normalize=True) - train[other].value_counts(normalize=True)
+        assert apart.abs().max() < 0.08, (attribute, other)
+
+
+def test_flips_change_one_thing_and_are_counted(tmp_path, monkeypatch):
+    t = derm.people_table("id_test", 20)
+    for attribute in derm.ATTRIBUTES:
+        twice = derm.flip(derm.flip(t, attribute), attribute)
+        pd.testing.assert_frame_equal(twice, t)
+        other = derm._counterfactuals(t, attribute)
+        column = dict(skin="skin_type").get(attribute, attribute)
+        assert (other[column].to_numpy() != t[column].to_numpy()).all()
+        rest = [c for c in t if c not in (column, "image_id", "split")]
+        pd.testing.assert_frame_equal(other[rest], t[rest])
+    one = dict(select_on="last", epoch=0)
+    own = pd.DataFrame(
+        dict(image_id=["a", "b", "c", "d"], called=list("xxyy"), group=["f", "f", "m", "m"])
+    ).assign(**one)
+    other = pd.DataFrame(
+        dict(image_id=["d-sex", "b-sex", "a-sex", "c-sex"], called=list("yyxy"))
+    ).assign(**one)
+    n = derm.flips(dict(id_test=own, flipped=other)).set_index("group").value
+    assert n["all"] == 0.25 and n["f"] == 0.5 and n["m"] == 0
+    assert derm.flips(dict(id_test=own)).empty
+
+
+def test_methods_do_not_overlap_and_each_is_found():
+    rows = [
+        dict(
+            trains=m.trains, conditioning=m.conditioning, augment=m.augment, loss=m.loss,
+            weights=m.weights, pretrained=m.pretrained, target="label", true=name,
+        )
+        for name, m in derm.METHODS.items()
+    ]  # fmt: skip
+    t = pd.DataFrame(rows)
+    assert derm.method_of(t).tolist() == t.true.tolist()
+    bare = t.assign(loss=None, weights=None, pretrained=None)  # as records say what was not given
+    assert derm.method_of(bare)[0] == "Baseline"
+    assert derm.method_of(t.assign(target="cell")).eq("").all()
+
+
+def test_missed_by_all_runs():
+    def run(called):
+        return pd.DataFrame(
+            dict(
+                image_id=list("abcd"),
+                label=["melanoma", "melanoma", "acne", "urticaria"],
+                called=called,
+                group=["male"] * 3 + ["female"],
+                part="test",
+            )
+        )
+
+    runs = dict(
+        one=[run(["acne"] * 4), run(["melanoma", "acne", "acne", "acne"])],
+        two=[run(["acne"] * 4)] * 2,
+    )
+    t = derm.missed(runs, "test", "male")
+    assert t.one.to_dict() == dict(a=False, b=True) and t.two.all() and len(t) == 2
+
+
+def test_sampling_schemes_need_a_level():
+    t = pd.DataFrame(
+        dict(
+            metric="top3", group="all", part="id_test", weights=["", "filtered"], seed=0, value=0.5
+        )
+    )
+    with pytest.raises(ValueError, match="No run has an equality level"):
+        derm.sampling_schemes(t)
+    rows = [
+        dict(
+            metric="top3",
+            group="all",
+            part="id_test",
+            weights=f"l{level}{f}",
+            seed=s,
+            value=level + s,
+        )
+        for level in (0, 0.5, 1)
+        for f in ("", "+filtered")
+        for s in (0, 1)
+    ]
+    t = derm.sampling_schemes(pd.DataFrame(rows))
+    assert len(t) == 6 and np.allclose(t["mean"], t.level + 0.5) and t.filtered.sum() == 3

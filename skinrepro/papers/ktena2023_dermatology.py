@@ -8,9 +8,10 @@ __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIAN
            'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'CONDITIONING', 'K', 'METHODS', 'PERFECT', 'BASE', 'in_classes',
            'contradictions', 'people_table', 'attribute_of', 'with_attributes', 'manifest_of', 'load', 'flip', 'flips',
            'skewed', 'labels_of', 'conditions_of', 'told', 'asked', 'truth', 'targets_of', 'names_in', 'numbers_of',
-           'missed', 'judged', 'ceiling', 'Method', 'method_of', 'sampling', 'counts_of', 'counts_layout',
+           'answers', 'missed', 'judged', 'ceiling', 'Method', 'method_of', 'sampling', 'counts_of', 'counts_layout',
            'condition_shares', 'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout',
-           'draw_gains', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed']
+           'draw_gains', 'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes',
+           'draw_missed']
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #50ffeaa2
 from collections.abc import Mapping
@@ -627,25 +628,32 @@ def _spread(t: pd.DataFrame, names: list) -> pd.DataFrame:  # metric central_est
     return pd.DataFrame([row | dict(left_out=", ".join(of.left_out))])
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #ca707bff
-def missed(
-    runs: Mapping,  # name of a setup -> list of predictions, one for each initialisation
+def answers(
+    predictions: pd.DataFrame,  # of one run: image_id, part, group, label, called, select_on
     part: str,  # key of TESTED
     group: str,  # value of the attribute
     data: str = "phantom_people",
-) -> pd.DataFrame:  # image_id x setup: True where all initialisations are wrong
-    "Images of high risk that each setup misses in all of its runs (G.3.4)."
-    out = {}
-    for name, tables in runs.items():
-        wrong = []
-        for t in tables:
-            of = t[t.part.eq(part) & t.group.astype(object).eq(group)]
-            of = of[of.label.isin(HIGH_RISK[data])].drop_duplicates("image_id")
-            of = of.set_index("image_id")
-            wrong.append(of.called.astype(str) != of.label.astype(str))
-        out[name] = pd.concat(wrong, axis=1).all(axis=1)
-    return pd.DataFrame(out).sort_index()
+) -> pd.DataFrame:  # image_id, right
+    "Images of high risk, and whether the run gets them right after its last step."
+    t = predictions[predictions.part.eq(part) & predictions.group.astype(object).eq(group)]
+    t = t[t.select_on.eq("last") & t.label.isin(HIGH_RISK[data])]
+    right = t.called.astype(str).eq(t.label.astype(str))
+    return pd.DataFrame(dict(image_id=t.image_id, right=right)).reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #fe93b3f7
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #284f9dfe
+def missed(
+    table: pd.DataFrame,  # setup, run, image_id, right
+) -> pd.DataFrame:  # row: setup; column: image, in blocks; True where all runs are wrong
+    "Figure G9, one panel. Setups with more runs keep as many as the one with fewest."
+    from skinrepro.shift import block_order, missed_by_all
+
+    runs = table.groupby("setup", sort=False).run.unique()
+    fewest = min(map(len, runs))
+    kept = {r for of in runs for r in of[:fewest]}
+    t = missed_by_all(table[table.run.isin(kept)])
+    return t[block_order(t)]
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #082c6611
 def judged(folder, made: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
     "asked_label, asked_attribute, asked_both: 1, 0; missing where it was not asked."
     from skinrepro.judge import load_judge
@@ -653,7 +661,7 @@ def judged(folder, made: pd.DataFrame, device: str = "cpu") -> pd.DataFrame:
     called = load_judge(folder, device)(made.path).called
     return _as_asked(pd.Series(called), made.label, made.group)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #082c6611
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #2a5848db
 def _as_asked(called: pd.Series, label, group) -> pd.DataFrame:
     said = called.astype(str).str.split(" / ", expand=True)
     label = said[0].eq(pd.Series(np.asarray(label, object)).astype(str)).astype(float)
@@ -663,7 +671,7 @@ def _as_asked(called: pd.Series, label, group) -> pd.DataFrame:
         dict(asked_label=label, asked_attribute=attribute, asked_both=label * attribute)
     )
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #2a5848db
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #f635a884
 def ceiling(folder) -> pd.DataFrame:  # metrics of `judged`, reference 'ceiling'
     "How often the judge of a run is right on images in distribution that it has not seen."
     from pathlib import Path
@@ -675,7 +683,7 @@ def ceiling(folder) -> pd.DataFrame:  # metrics of `judged`, reference 'ceiling'
     true = t.label.astype(str).str.split(" / ", expand=True)
     return mean_rows(_as_asked(t.called, true[0], true[1]), reference="ceiling")
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #1bf714e4
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #ff9430b9
 @dataclass(frozen=True)
 class Method:
     "A way to train the classifier."
@@ -702,7 +710,7 @@ METHODS = {
 PERFECT = "Perfect generator"  # phantoms only
 BASE = "Baseline"
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #ff9430b9
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #27d998cf
 def method_of(
     records: pd.DataFrame,  # of classifier.ipynb
 ) -> pd.Series:  # key of METHODS, PERFECT, or '' for what is neither
@@ -720,7 +728,7 @@ def method_of(
         out = out.mask(usual & mine, name)
     return out.mask(usual & t.trains.eq("truth"), PERFECT)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #c5853818
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #e8a80dd1
 def sampling(
     train: pd.DataFrame,  # training rows: label, group, source
     weights: str,  # see above
@@ -747,7 +755,7 @@ def sampling(
             )
     return w, reweight.share_drawn(real, share_real if (~real).any() else 1.0, w)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #2de5ecb3
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #8c25fe62
 def counts_of(
     p: Mapping,  # data, fraction, unlabelled of a study
     attribute: str,  # key of ATTRIBUTES
@@ -769,7 +777,7 @@ def counts_of(
             rows += [dict(table=table, row=row, value=v, n=n[v], printed=beside.get(v)) for v in n.index]
     return pd.DataFrame(rows)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #8c25fe62
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #6eccdbe0
 def counts_layout(
     t: pd.DataFrame,  # from `counts_of`, one table
 ) -> pd.DataFrame:  # a row each, a column a value: ours (printed)
@@ -786,7 +794,7 @@ def counts_layout(
     wide.columns = [f"{c}, {tones[c]}" if c in tones else c for c in wide.columns]
     return wide.rename_axis("images (printed)").reset_index()
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #8a569f64
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #8f7523c0
 def condition_shares(
     m: pd.DataFrame,  # from `manifest_of`
 ) -> pd.DataFrame:  # part, label, n, share; the most prevalent in distribution first
@@ -799,7 +807,7 @@ def condition_shares(
     place = rows.part.map(list(TESTED).index)
     return rows.assign(place=place).sort_values("place", kind="stable").drop(columns="place")
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #8f7523c0
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #eee36bf2
 def draw_shares(
     t: pd.DataFrame,  # from `condition_shares`
     risky: tuple = (),  # labels that are marked
@@ -822,7 +830,7 @@ def draw_shares(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #09eb7161
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #337021ec
 def with_settings(
     records: pd.DataFrame,  # of classifier.ipynb, one data set
 ) -> pd.DataFrame:  # with method, attribute, level; numbers of other methods are left out
@@ -834,7 +842,7 @@ def with_settings(
 
 _SAME = ["attribute", "level", "seed", "part", "metric", "group", "select_on"]
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #337021ec
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #bf8392cb
 def improvements(
     t: pd.DataFrame,  # from `with_settings`
     metric: str,
@@ -846,7 +854,7 @@ def improvements(
     of = base.reindex(pd.MultiIndex.from_frame(t[_SAME])).to_numpy()
     return t.assign(base=of, gain=t.value - of).dropna(subset="gain").reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #bf8392cb
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #bf7f3c93
 def averaged_over_seeds(
     t: pd.DataFrame,  # rows with `value`
     value: str = "gain",  # column that is averaged
@@ -861,7 +869,7 @@ def averaged_over_seeds(
     place = [out[k].map({v: i for i, v in enumerate(order[k])}) for k in keys]
     return out.iloc[np.lexsort([p.to_numpy() for p in reversed(place)])].reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #bf7f3c93
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #b9890b2e
 def gains_layout(
     t: pd.DataFrame,  # from `averaged_over_seeds`, one attribute
     scale: float = 100.0,
@@ -875,11 +883,11 @@ def gains_layout(
         ["level", "method", *(TESTED[p] for p in TESTED if TESTED[p] in wide or p in set(t.part))]
     ]
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #b9890b2e
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #251b6a38
 def _plus_minus(mean, sd, scale):
     return f"{scale * mean:+.1f}" + ("" if pd.isna(sd) else f" ± {scale * sd:.1f}")
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #251b6a38
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #7a0f070f
 def draw_gains(
     t: pd.DataFrame,  # from `averaged_over_seeds`, one attribute
     label: str,  # of the axis
@@ -918,7 +926,33 @@ def draw_gains(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #7a0f070f
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #c9bb8d8a
+def draw_grid(
+    t: pd.DataFrame,  # from `averaged_over_seeds`, all attributes
+    label: str,  # of the colours
+    scale: float = 100.0,
+):  # matplotlib figure: rows methods, columns attribute, level and part
+    "Figure G4: a table of colours, better than the baseline is green."
+    import matplotlib.pyplot as plt
+
+    methods = [m for m in [*METHODS, PERFECT] if m in set(t.method) and m != BASE]
+    columns = t[["attribute", "level", "part"]].drop_duplicates()
+    wide = t.pivot(index="method", columns=["attribute", "level", "part"], values="mean")
+    values = scale * wide.reindex(methods)[pd.MultiIndex.from_frame(columns)].to_numpy(float)
+    most = max(np.nanmax(np.abs(values)), 1e-9)
+    size = 0.34 * len(columns) + 2.6, 0.30 * len(methods) + 2.0
+    fig, ax = plt.subplots(figsize=size)
+    seen = ax.imshow(values, cmap="PRGn", vmin=-most, vmax=most, aspect="auto")
+    ax.set_yticks(range(len(methods)), methods, fontsize=7)
+    names = [f"{TESTED[p]}, {a}, {v}" for a, v, p in columns.itertuples(index=False)]
+    ax.set_xticks(range(len(names)), names, fontsize=6, rotation=90)
+    for i, j in zip(*np.nonzero(np.isfinite(values))):
+        ax.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=5)
+    fig.colorbar(seen, ax=ax).set_label(label, fontsize=7)
+    fig.tight_layout()
+    return fig
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #fcdb2542
 def sensitivity_and_gap(
     t: pd.DataFrame,  # from `with_settings`
     attribute: str = "sex",
@@ -933,7 +967,7 @@ def sensitivity_and_gap(
     ]
     return pd.concat(found, ignore_index=True)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #c9bb8d8a
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #7c26e3a6
 def draw_sensitivity(
     t: pd.DataFrame,  # from `sensitivity_and_gap`
 ):  # matplotlib figure
@@ -967,7 +1001,7 @@ def draw_sensitivity(
     fig.tight_layout(rect=(0, 0.10, 1, 1))
     return fig
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #7c26e3a6
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #4ee7db8c
 def sampling_schemes(
     records: pd.DataFrame,  # of classifier.ipynb with trains = 'mixed' and weights l..
     metric: str = "top3",  # or top3_gap
@@ -984,7 +1018,7 @@ def sampling_schemes(
     of = of.groupby(["part", "level", "filtered"]).value
     return of.agg(mean="mean", sd="std", draws="count").reset_index()
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #5470070f
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #5219b2e8
 def draw_schemes(t: pd.DataFrame, label: str):  # matplotlib figure
     "A panel for each part; a line with and one without the filter."
     import matplotlib.pyplot as plt
@@ -1004,7 +1038,7 @@ def draw_schemes(t: pd.DataFrame, label: str):  # matplotlib figure
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #5219b2e8
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #078486c2
 def draw_missed(
     tables: Mapping,  # title of a panel -> table from `missed`
 ):  # matplotlib figure
@@ -1013,10 +1047,8 @@ def draw_missed(
 
     fig, axes = plt.subplots(len(tables), 1, figsize=(8, 1.1 * len(tables) + 0.6), squeeze=False)
     for ax, (title, t) in zip(axes[:, 0], tables.items()):
-        order = t.sort_values(list(t.columns), ascending=False, kind="stable")
-        ax.imshow(order.to_numpy(float).T, aspect="auto", cmap="Reds", vmin=0, vmax=1.3)
-        ax.set_yticks(range(t.shape[1]), t.columns, fontsize=7)
-        share = ", ".join(f"{c} {int(v)}" for c, v in t.sum().items())
-        ax.set_title(f"{title}: {len(t)} images, missed by all runs: {share}", fontsize=8)
+        ax.imshow(t.to_numpy(float), aspect="auto", cmap="Reds", vmin=0, vmax=1.3)
+        ax.set_yticks(range(len(t)), [f"{c}: {int(n)}" for c, n in t.sum(axis=1).items()])
+        ax.set_title(f"{title}: {t.shape[1]} images; missed by all runs", fontsize=8)
     fig.tight_layout()
     return fig

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIANTS', 'OTHER', 'CLASSES', 'STUDIES', 'EDGES',
            'ATTRIBUTES', 'TONES', 'LEVELS', 'WHOLE', 'TABLE_A2', 'TABLE_A3', 'TESTED', 'CASES', 'PHANTOMS', 'CLINIC_OF',
-           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'CONDITIONING', 'K', 'METHODS', 'PERFECT', 'BASE', 'in_classes',
-           'contradictions', 'people_table', 'attribute_of', 'with_attributes', 'manifest_of', 'load', 'flip', 'flips',
-           'skewed', 'labels_of', 'conditions_of', 'told', 'asked', 'truth', 'targets_of', 'names_in', 'numbers_of',
-           'answers', 'missed', 'judged', 'ceiling', 'Method', 'method_of', 'sampling', 'counts_of', 'counts_layout',
-           'condition_shares', 'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout',
-           'draw_gains', 'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes',
-           'draw_missed']
+           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'CONDITIONING', 'K', 'METHODS', 'PERFECT', 'BASE', 'SETUPS', 'DOMAINS',
+           'PAIRS', 'TABLE_G1', 'RATED', 'in_classes', 'contradictions', 'people_table', 'attribute_of',
+           'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of', 'conditions_of', 'told',
+           'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed', 'judged', 'ceiling', 'Method',
+           'method_of', 'sampling', 'counts_of', 'counts_layout', 'condition_shares', 'draw_shares', 'with_settings',
+           'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains', 'draw_grid', 'sensitivity_and_gap',
+           'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed', 'domains_of', 'shift_rows',
+           'component_rows', 'nearest_pictures', 'expert_rows', 'table_g1', 'draw_components']
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #50ffeaa2
 from collections.abc import Mapping
@@ -1050,5 +1051,161 @@ def draw_missed(
         ax.imshow(t.to_numpy(float), aspect="auto", cmap="Reds", vmin=0, vmax=1.3)
         ax.set_yticks(range(len(t)), [f"{c}: {int(n)}" for c, n in t.sum(axis=1).items()])
         ax.set_title(f"{title}: {t.shape[1]} images; missed by all runs", fontsize=8)
+    fig.tight_layout()
+    return fig
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #56100138
+SETUPS = {"learned": "Learned augms.", "heuristic": "Heuristic augms.", "randaugment": "RandAugment"}
+DOMAINS = ("ID train", "ID eval", "OOD", "Generated")  # OOD is OOD 1
+PAIRS = (  # in the order of Table G1
+    ("ID train", "OOD"),
+    ("ID train", "ID eval"),
+    ("ID train", "Generated"),
+    ("Generated", "OOD"),
+    ("ID eval", "OOD"),
+    ("ID eval", "Generated"),
+)
+TABLE_G1 = {  # setup -> means of the pairs
+    "learned": (0.6279, 0.0121, 0.2472, 0.6992, 0.6107, 0.2374),
+    "heuristic": (0.7778, 0.0209, 0.3580, 0.7682, 0.7596, 0.3052),
+    "randaugment": (0.4748, 0.0128, 0.1262, 0.4151, 0.4554, 0.1037),
+}
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #6a31472e
+def domains_of(
+    m: pd.DataFrame,  # from `skewed`, absolute paths
+    made: pd.DataFrame,  # generated images
+    most: int = 2000,  # images of a domain
+) -> dict:  # name of DOMAINS -> manifest
+    "Images whose descriptions are compared."
+    parts = {name: m[m.split == s] for name, s in zip(DOMAINS, ("train", "id_test", "test"))}
+    parts["Generated"] = made
+    return {k: t.head(most).reset_index(drop=True) for k, t in parts.items()}
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #b2711df1
+def shift_rows(
+    features: Mapping,  # name of DOMAINS -> (n, d)
+    estimates: int = 30,
+    size: int = 300,  # images of an estimate; fewer where a domain has fewer
+    seed: int = 0,
+) -> pd.DataFrame:  # metric mmd2, group 'ID train / OOD', draw, value, n
+    "Table G1: squared discrepancies of a network, one row for each estimate."
+    from skinrepro.shift import shift_table
+
+    size = min(size, *(len(x) for x in features.values()))
+    t = shift_table(features, PAIRS, estimates, size, seed)
+    rows = dict(metric="mmd2", group=t.domain_1 + " / " + t.domain_2, draw=t.draw, value=t.mmd2)
+    return pd.DataFrame(rows).assign(n=size)
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #0c4ed422
+def component_rows(
+    features: Mapping,  # name of DOMAINS -> (n, d)
+    seed: int = 0,
+) -> pd.DataFrame:  # metric components, group (domain), share, value, n
+    "Figure G8: how many principal components a share of the variance needs; equal numbers of images."
+    from skinrepro.shift import components_needed
+
+    size, rows = min(len(x) for x in features.values()), []
+    for name, x in features.items():
+        for share, k in components_needed(x, size=size, seed=seed).items():
+            rows.append(dict(metric="components", group=name, share=share, value=float(k), n=size))
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #bbf4df1a
+def nearest_pictures(
+    made: pd.DataFrame,  # generated images
+    m: pd.DataFrame,  # from `skewed`
+    label: str = "melanoma",
+    size: int = 32,  # px at which images are compared
+) -> pd.DataFrame:  # image_id, path, nearest_id, nearest_path, distance, place, typical
+    """Figure 9: the nearest training image of each generated one of a label, in pixels, beside how
+    near real images that were held out are. Empty where none was generated.
+    """
+    from skinrepro.images import pixels
+    from skinrepro.shift import nearest_training
+
+    own = made[made.label == label].reset_index(drop=True)
+    train, held = (m[m.split == s].reset_index(drop=True) for s in ("train", "id_test"))
+    if own.empty:
+        return pd.DataFrame(columns="image_id path nearest_id nearest_path distance".split())
+    found = nearest_training(*(pixels(t.path, size) for t in (own, train, held)))
+    near = train.iloc[found.nearest.to_numpy()].reset_index(drop=True)
+    about = dict(image_id=own.image_id, path=own.path, group=own.group)
+    about |= dict(nearest_id=near.image_id, nearest_path=near.path, nearest_label=near.label)
+    return pd.DataFrame(about).join(found.drop(columns="nearest"))
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #78f2c047
+RATED = {  # four common conditions and those of high risk (3.3), of phantoms
+    "phantom_people": ("eczema", "psoriasis", "acne", "seborrheic keratosis", *_RISKS),
+}
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #1cbd4359
+def expert_rows(
+    seen: Mapping,  # rater -> {"Generated": probabilities, "ID eval": probabilities}
+    images: Mapping,  # "Generated" and "ID eval" -> manifest, the same rows
+    labels: list,  # names of the classes
+    rated: tuple,  # conditions that are rated
+    each: int = 61,  # images of a condition, at most
+) -> pd.DataFrame:  # metric (question), group (generated, real), value (mean), sd, raters, n
+    "What raters say of images of eight conditions."
+    from skinrepro import raters
+
+    found = []
+    least = {r: raters.sufficient_at(s["ID eval"]) for r, s in seen.items()}
+    for what, name in (("Generated", "generated"), ("ID eval", "real")):
+        t = images[what].reset_index(drop=True)
+        own = t.label.isin(rated) & (t.groupby("label").cumcount() < each)
+        rows = np.flatnonzero(own.to_numpy())
+        if not len(rows):
+            continue
+        p = {r: np.asarray(s[what])[rows] for r, s in seen.items()}
+        ids = t.image_id.iloc[rows].tolist()
+        ratings = raters.network_ratings(p, ids, labels, least)
+        truth = dict(zip(ids, t.label.iloc[rows]))
+        of = raters.study_table(raters.rater_answers(ratings, truth, labels, ties="mean"))
+        of = of.rename(columns=dict(question="metric", mean="value"))
+        found.append(of.assign(group=name))
+    return pd.concat(found, ignore_index=True).dropna(subset="value")
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #d80a99fa
+def table_g1(
+    records: pd.DataFrame,  # of dermatology_analyses.ipynb: metric mmd2
+) -> pd.DataFrame:  # domain 1, domain 2, a column a setup (ours, printed), p of learned against
+    "Table G1: mean ± sd of the estimates, and whether the ways of training differ."
+    from skinrepro.shift import compare_shifts
+
+    t, rows = records[records.metric.eq("mmd2")], []
+    for k, pair in enumerate(PAIRS):
+        of = t[t.group.eq(" / ".join(pair))]
+        row = {"domain 1": pair[0], "domain 2": pair[1]}
+        for setup, name in SETUPS.items():
+            v = of[of.setup.eq(setup)].value
+            row[name] = f"{v.mean():.4f} ± {v.std():.4f}" if len(v) else "not run"
+            row[f"{name}, printed"] = f"{TABLE_G1[setup][k]:.4f}"
+        for setup in ("heuristic", "randaugment"):
+            a, b = (of[of.setup.eq(s)].value for s in ("learned", setup))
+            p = compare_shifts(a, b).pvalue if len(a) and len(b) and b.mean() > 0 else np.nan
+            row[f"p, learned and {SETUPS[setup]}"] = "" if np.isnan(p) else f"{p:.2g}"
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #36b51686
+def draw_components(
+    records: pd.DataFrame,  # of dermatology_analyses.ipynb: metric components
+):  # matplotlib figure
+    "Figure G8: a panel for each domain, means over initialisations."
+    import matplotlib.pyplot as plt
+
+    t = records[records.metric.eq("components")]
+    t = t.assign(share=t.share.astype(float))
+    fig, axes = plt.subplots(1, len(DOMAINS), figsize=(3 * len(DOMAINS), 2.6), squeeze=False)
+    for ax, domain in zip(axes[0], DOMAINS):
+        for setup, name in SETUPS.items():
+            v = t[t.group.eq(domain) & t.setup.eq(setup)].groupby("share").value.agg(["mean", "std"])
+            if len(v):
+                ax.errorbar(100 * v.index, v["mean"], v["std"].fillna(0), fmt="o-", label=name)
+        ax.set(title=domain, xlabel="variance (%)")
+    axes[0][0].set_ylabel("principal components")
+    axes[0][0].legend(frameon=False, fontsize=7)
     fig.tight_layout()
     return fig

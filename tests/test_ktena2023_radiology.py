@@ -8,7 +8,6 @@ import pytest
 from conftest import ROOT
 
 from skinrepro import runs
-from skinrepro.grid import read_grid
 from skinrepro.papers import ktena2023 as ktena
 from skinrepro.papers import ktena2023_radiology as radiology
 from skinrepro.phantom_radiograph import FINDINGS, LABELS, NO_FINDING, co_occurrence, finding_shares

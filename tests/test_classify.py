@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import save_file
 
 from skinrepro import networks
-from skinrepro.classify import class_loss, data_parts, label_loss, predict, train_classifier
+from skinrepro.classify import (
+    LOSSES,
+    class_loss,
+    data_parts,
+    focal_loss,
+    label_loss,
+    predict,
+    train_classifier,
+)
 from skinrepro.loop import Training
 from skinrepro.networks import (
     ARCHITECTURES,
@@ -589,3 +597,46 @@ def test_parts_are_normalised_as_published_and_rows_are_told(tmp_path, monkeypat
     several, _ = data_parts(m, ["b", "a"], "resnet18", 32, targets=columns, **options)
     orders = [torch.cat([r for _, _, r in several(e)]).tolist() for e in (0, 1)]
     assert orders[0] != orders[1] and sorted(orders[0]) == sorted(orders[1]) == list(range(8))
+
+
+class TestFocalLoss:
+    "Lin et al. 2017; torchvision's is the peer."
+
+    def drawn(self, k=4):
+        g = torch.Generator().manual_seed(3)
+        return 4 * torch.randn(50, k, generator=g), (torch.rand(50, k, generator=g) < 0.2).long()
+
+    @pytest.mark.parametrize("gamma, alpha", [(2.0, 0.25), (0.0, 0.5), (5.0, 0.9), (1.5, None)])
+    def test_of_labels_it_is_torchvisions(self, gamma, alpha):
+        from torchvision.ops import sigmoid_focal_loss
+
+        logits, present = self.drawn()
+        theirs = sigmoid_focal_loss(
+            logits, present.float(), -1 if alpha is None else alpha, gamma, "none"
+        )
+        ours = focal_loss(gamma, alpha)
+        assert torch.isclose(ours(logits, present), theirs.mean())
+        weights = torch.rand(50, generator=torch.Generator().manual_seed(1))
+        assert torch.isclose(ours(logits, present, weights), (theirs.mean(1) * weights).mean())
+
+    def test_of_classes_it_is_the_formula(self):
+        logits, _ = self.drawn()
+        codes = torch.arange(50) % 4
+        p = logits.double().softmax(1)[torch.arange(50), codes]
+        each = -((1 - p) ** 2) * p.log()
+        assert torch.isclose(focal_loss()(logits, codes).double(), each.mean(), rtol=1e-5)
+        plain = focal_loss(gamma=0.0, alpha=None)
+        assert torch.isclose(plain(logits, codes), class_loss(logits, codes))
+
+    def test_certain_outputs_have_a_gradient(self):
+        logits = torch.tensor([[40.0, -40.0]], requires_grad=True)
+        focal_loss()(logits, torch.tensor([[1, 0]])).backward()
+        assert torch.isfinite(logits.grad).all()
+
+    @pytest.mark.parametrize("wrong", [dict(gamma=-1.0), dict(alpha=1.5), dict(gamma=float("nan"))])
+    def test_what_is_no_setting_is_refused(self, wrong):
+        with pytest.raises(ValueError, match="gamma = .* must be from 0, alpha"):
+            focal_loss(**wrong)
+
+    def test_it_trains_by_name(self):
+        assert LOSSES["entropy"] is None and LOSSES["focal"] is not None

@@ -289,16 +289,16 @@ def test_sampling_words():
             source=["phantom"] * 14 + ["synthetic"] * 3,
         )
     )
-    w, share = derm.sampling(train, "filtered", 0.5)
+    w, share = derm.weighted(train, "filtered", 0.5)
     assert w[-3:].tolist() == [0, 1, 1]  # a, b, c, d are the four most prevalent
     assert np.isclose(share, 0.5 / (0.5 + 0.5 * 2 / 3))
-    w, _ = derm.sampling(train, "l1+filtered", 0.5)
+    w, _ = derm.weighted(train, "l1+filtered", 0.5)
     assert np.allclose(w[:10], 1) and np.allclose(
         w[10:14], 0.5
     )  # of c .. f only one value is there
-    assert derm.sampling(train, "", 0.25)[1] == 0.25
+    assert derm.weighted(train, "", 0.25)[1] == 0.25
     with pytest.raises(derm.ParameterError, match="l0.5"):
-        derm.sampling(train, "evenly")
+        derm.weighted(train, "evenly")
 
 
 # ---- skews, Tables A2 and A3
@@ -425,13 +425,14 @@ def test_methods_do_not_overlap_and_each_is_found():
     rows = [
         dict(
             trains=m.trains, conditioning=m.conditioning, augment=m.augment, loss=m.loss,
-            weights=m.weights, pretrained=m.pretrained, target="label", true=name,
+            sampling=m.sampling, arch="resnet152" if m.other else "bit_101x3", true=name,
+            target="label",
         )
         for name, m in derm.METHODS.items()
     ]  # fmt: skip
     t = pd.DataFrame(rows)
     assert derm.method_of(t).tolist() == t.true.tolist()
-    bare = t.assign(loss=None, weights=None, pretrained=None)  # as records say what was not given
+    bare = t.assign(loss=None, sampling=None, arch=None)  # as records say what was not given
     assert derm.method_of(bare)[0] == "Baseline"
     assert derm.method_of(t.assign(target="cell")).eq("").all()
 
@@ -459,7 +460,7 @@ def test_missed_by_all_runs():
 def test_sampling_schemes_need_a_level():
     t = pd.DataFrame(
         dict(
-            metric="top3", group="all", part="id_test", weights=["", "filtered"], seed=0, value=0.5
+            metric="top3", group="all", part="id_test", sampling=["", "filtered"], seed=0, value=0.5
         )
     )
     with pytest.raises(ValueError, match="No run has an equality level"):
@@ -469,7 +470,7 @@ def test_sampling_schemes_need_a_level():
             metric="top3",
             group="all",
             part="id_test",
-            weights=f"l{level}{f}",
+            sampling=f"l{level}{f}",
             seed=s,
             value=level + s,
         )

@@ -6,16 +6,18 @@
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
            'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS',
            'TARGETS', 'HOW_MADE', 'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL',
-           'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'PARAMETERS', 'phantom_counts', 'load', 'without_labels', 'skew',
-           'conditions_of', 'numbers_in', 'network_of', 'train_generator', 'generator_of', 'smallest', 'weights_of',
-           'drawer_of', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method',
-           'method_of', 'accuracy_rows', 'targets_of', 'tests_of', 'pool_of', 'some_of', 'first_of_cells',
-           'check_accept', 'judged', 'ceiling_of', 'accepted', 'as_drawn', 'mean_colours', 'statement', 'with_settings',
-           'with_gain', 'counts_of', 'beside_printed', 'needed', 'cost', 'rehearsed']
+           'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'PARAMETERS', 'HISTOPATHOLOGY', 'Modality', 'phantom_counts',
+           'load', 'without_labels', 'skew', 'conditions_of', 'numbers_in', 'network_of', 'train_generator',
+           'generator_of', 'smallest', 'weights_of', 'parameters_of', 'drawer_of', 'enlarged_rows', 'specs',
+           'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of', 'accuracy_rows',
+           'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of', 'first_of_cells',
+           'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted', 'as_drawn',
+           'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed', 'needed', 'cost',
+           'rehearsed', 'modality_of']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +26,7 @@ import pandas as pd
 
 from ..claims import Claim, Rule
 from ..core import check_choice, hash_text, paths
-from ..manifest import UNLABELLED, Study
+from ..manifest import COLUMNS, UNLABELLED, Study
 from ..runs import ParameterError, handed_on, made_for
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #06ae67f8
@@ -76,6 +78,44 @@ STUDIES = {
         ),
     ]
 }
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a54cacb1
+@dataclass(frozen=True)
+class Modality:
+    "What generator, images and classifier must know of a kind of images."
+
+    name: str
+    studies: Mapping  # data set -> Study
+    # (p, side of phantoms in px) -> manifest with split, domain, group; hash of the inventory
+    load: Callable
+    skewed: Callable  # (manifest, p) -> the training set that p asks for
+    conditions: Callable  # (conditioning, data) -> ddpm.Conditions
+    told: Callable  # manifest -> a column for each part of the conditions
+    # (p, images, training rows or None) -> what is to be drawn, as `generate` takes it
+    asked: Callable
+    truth: Callable  # (p, side in px) -> manifest of what a perfect generator would draw
+    targets: Callable  # (manifest, target) -> its rows, names of the outputs, (n, k) or None
+    numbers: Callable  # (part -> predictions, p) -> records
+    judged: Callable  # (folder of a judge's run, manifest, device) -> a column a question
+    ceiling: Callable  # folder of a judge's run -> the same of real images, as records
+    as_drawn: Callable  # (real, generated) -> real images in the mixture that was drawn
+    kind: Callable  # manifest -> (n,) by which colours and distances are told apart
+    groupings: Callable  # manifest -> list of (n,), by which judgements are
+    cell: Callable  # manifest -> (n,) text: what stands beside a picture
+    tested: Callable  # p -> how many images test
+    needed: Callable  # p -> manifest of the real images that `load` looks at
+    # (training rows, p) -> weight of each, share of real images among draws; for `sampling`
+    weighted: Callable | None = None
+    guided: tuple = ("label",)  # parts that are not known where guidance comes from
+    learns: tuple = ("train", "unlabelled")  # parts that a generator sees
+    tests: tuple = ("id_val", "test")  # parts that test, of those that there are
+    counted: str = "domain"  # column by which images are counted
+    colours: int = 3  # channels of what is generated
+    several: bool = False  # may an image have several labels?
+    flips: str = "all"  # which mirror images are as good, one of ddpm.FLIPS
+    generator: str = "generator"  # section of the grid that trains what draws
+    side: Mapping = field(default_factory=lambda: dict(paper=96, mini=64))  # px, what is drawn
+    rehearsal: Mapping = field(default_factory=dict)  # parameters of a short run
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #21577295
 def phantom_counts(
@@ -253,6 +293,7 @@ def numbers_in(text: str) -> tuple:  # '1,2' -> (1, 2); '' -> ()
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #95e82a2e
 def network_of(
     p: Mapping,  # parameters of a run of generator.ipynb
+    colours: int = 3,  # channels of an image
 ):  # ddpm.Network
     "The network that a run asks for (Table E1b). Raises ValueError for what does not fit."
     from skinrepro.ddpm import Network, nearest_levels
@@ -273,6 +314,9 @@ def network_of(
         wiener=p["wiener"],
         modulated=p["modulated"],
         gain=p["gain"],
+        colours=colours,
+        context=colours if p.get("low") else 0,
+        residual=bool(p.get("low") and p["wiener"]),
     )
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #37fa4b84
@@ -292,18 +336,42 @@ LEARNING = {"usual": _as_usual, "short": _in_short}  # constant rate, or few ste
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #292908b3
 def train_generator(
-    m: pd.DataFrame,  # images that it learns from: train and unlabelled, from `skew`
+    m: pd.DataFrame,  # images that it learns from, from `skewed` of the modality
     p: Mapping,  # parameters of a run of generator.ipynb
     device: str = "cpu",
     progress: bool = True,
-) -> Path:  # folder as ddpm.load_ddpm reads it
-    "Train a generator, made once. Raises ParameterError, or as `ddpm.teach_ddpm`."
+) -> Path:  # folder as ddpm.load_ddpm or, with low, cascade.load_upsampler reads it
+    "Train a generator, or an upsampler, made once. Raises ParameterError, or as `ddpm.teach_ddpm`."
+    from skinrepro.cascade import teach_upsampler
     from skinrepro.ddpm import teach_ddpm
     from skinrepro.images import pixels
-    from skinrepro.loop import Training
     from skinrepro.manifest import content_hash
 
-    settings = Training(
+    how, small = modality_of(p["data"]), p.get("low")
+    learning = replace(LEARNING[p["learning"]](), drop=p["drop_rate"], flips=how.flips)
+    conditions = how.conditions(p["conditioning"], p["data"])
+    told = conditions.encode(how.told(m))
+    shared = dict(
+        home=_taught(),
+        data=content_hash(m),
+        start=generator_of(p["start"], dict(p, labelled=NONE)) if p["start"] else None,
+        device=device,
+        progress=progress,
+    )
+    taught = network_of(p, how.colours), conditions, _training(p), learning
+
+    def images():
+        return pixels(m.path, p["size"])[..., : how.colours]
+
+    if small:
+        return teach_upsampler(images, told, small, *taught, **shared)
+    return teach_ddpm(images, told, *taught, **shared)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #9354dd52
+def _training(p: Mapping):
+    from skinrepro.loop import Training
+
+    return Training(
         p["steps"],
         p["batch_size"],
         p["lr"],
@@ -314,50 +382,41 @@ def train_generator(
         weight_decay=p["weight_decay"],
         every=100,
     )
-    learning = replace(LEARNING[p["learning"]](), drop=p["drop_rate"])
-    conditions = conditions_of(p["conditioning"], p["data"])
-    return teach_ddpm(
-        lambda: pixels(m.path, p["size"]),
-        conditions.encode(m[list(conditions.parts)].astype(object)),
-        network_of(p),
-        conditions,
-        settings,
-        learning,
-        home=_taught(),
-        data=content_hash(m),
-        start=generator_of(p["start"], dict(p, labelled=NONE)) if p["start"] else None,
-        device=device,
-        progress=progress,
-    )
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #a7400797
 def generator_of(
     run_id: str,  # of a run of generator.ipynb
     parameters: Mapping,  # of the run that uses it
+    given: str = "generator",  # the parameter that names it: generator or upsampler
 ) -> Path:  # folder as ddpm.load_ddpm reads it
     """What a run has trained; at profile smoke without any, a tiny one. Raises ParameterError when
     there is none, or for something else.
     """
     if not run_id and parameters["profile"] == "smoke":
-        return _tiny(parameters)
+        return _tiny(parameters, given)
     made = made_for(
         "ktena2023",
         run_id,
         "generator",
         parameters,
         ("conditioning", *SPLIT_BY),
-        given="generator",
+        given=given,
         needed="Images are drawn by a generator",
         differs="was trained on something else",
     )
+    if bool(made.parameters.get("low")) != (given == "upsampler"):
+        does, other = ("draws", "generator") if given == "upsampler" else ("enlarges", "upsampler")
+        raise ParameterError(f"{given} = {run_id!r} {does}: give it as {other}.")
     return handed_on(made, TAUGHT, _taught())["model"]
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #538c3650
-def _tiny(p) -> Path:  # folder of a generator that has learned nothing
-    asked = smallest() | {k: p[k] for k in ("conditioning", *SPLIT_BY)}
-    m, _ = load(p["data"], 64, p["fraction"], p["unlabelled"], p["missing"])
-    m = skew(m, p["labelled"], p["few_of"])
-    m = m[m.split.isin(["train", "unlabelled"])].reset_index(drop=True)
+def _tiny(p, given: str) -> Path:  # folder of a generator that has learned nothing
+    how, asked = modality_of(p["data"]), smallest() | {k: p[k] for k in ("conditioning", *SPLIT_BY)}
+    if given == "upsampler":
+        asked |= dict(low=asked["size"], size=2 * asked["size"])
+    m, _ = how.load(p, 64)
+    m = how.skewed(m, p)
+    m = m[m.split.isin(how.learns)].reset_index(drop=True)
     return train_generator(m, asked, progress=False)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #cbadac2e
@@ -377,24 +436,75 @@ def weights_of(
     about = kept_json(Path(folder) / "ddpm.json")
     return f"DDPM of {about['network']['size']} px, {folder.name}", about["weights_hash"]
 
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #c37d4fd2
+def parameters_of(
+    folder,  # from `train_generator`
+) -> int:
+    "How many weights a generator has learned."
+    from skinrepro.ddpm import load_ddpm
+
+    return load_ddpm(folder).parameter_count()
+
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #ef3debda
 def drawer_of(
     folder,  # from `train_generator`
     sampler: str = "ddim",  # key of SAMPLERS
     steps: int = 20,  # of the sampler
     device: str = "cpu",
+    guided: tuple = ("label",),  # parts that guidance moves away from, see `Modality`
+    upsampler=None,  # folder of the second network of a cascade, from `train_generator`
 ):  # generate.Drawer
     """What draws with a generator. Guidance moves away from an image of the same hospital whose
     label is not known: away from nothing known at all, the label is what suffers (21_ddpm).
     """
+    from skinrepro.cascade import load_upsampler
     from skinrepro.ddpm import Sampling
     from skinrepro.pixel_drawer import pixel_drawer
 
-    method = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
-    return pixel_drawer(folder, Sampling(method, steps, away_from=("label",)), device=device)
+    how = Sampling(SAMPLERS[check_choice("sampler", sampler, SAMPLERS)], steps, away_from=guided)
+    larger = load_upsampler(upsampler, how, device=device) if upsampler else None
+    return pixel_drawer(folder, how, device=device, upsampler=larger)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #94ad26d9
 SAMPLERS = {"ddpm": "ancestral", "ddim": "ddim", "dpm": "dpm"}
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #44ca76bf
+def enlarged_rows(
+    folder,  # of an upsampler, from `train_generator`
+    m: pd.DataFrame,  # manifest of the real images that are reduced
+    p: Mapping,  # parameters of the run
+    device: str = "cpu",
+) -> tuple[pd.DataFrame, dict]:  # metrics with value and n; name -> (n, s, s, C) uint8
+    """How well real images come back: agreement with the small image (dB), and the gradient energy
+    of enlarged images and of bilinear ones, as shares of that of the real ones.
+    """
+    from skinrepro.cascade import agreement, gradient_energy, load_upsampler
+    from skinrepro.ddpm import Sampling
+    from skinrepro.images import pixels
+
+    how = modality_of(p["data"])
+    upsampler = load_upsampler(folder, Sampling("ddim", 20), device=device)
+    real = pixels(m.path, p["size"])[..., : how.colours]
+    small, bilinear = _reduced(real, p["low"])
+    told = how.conditions(p["conditioning"], p["data"]).encode(how.told(m))
+    large = upsampler(small, told, range(len(m)))
+    seen = dict(small=small, bilinear=bilinear, enlarged=large, real=real)
+    energy = {k: float(gradient_energy(v).mean()) for k, v in seen.items()}
+    found = dict(agreement=float(agreement(large, small).mean()))
+    found |= {f"energy_{k}": energy[k] / energy["real"] for k in ("enlarged", "bilinear")}
+    rows = pd.DataFrame(dict(metric=list(found), value=list(found.values())))
+    return rows.assign(group="all", n=len(m)), seen
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0fe994b2
+def _reduced(images: np.ndarray, low: int) -> tuple:  # of bytes: small, and large again, bilinear
+    import torch
+
+    from skinrepro.cascade import enlarged, reduced
+    from skinrepro.ddpm import to_bytes
+
+    x = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    small = reduced(x, low, torch.ones(len(x)) > 0).round()
+    return tuple(to_bytes(t / 127.5 - 1).numpy() for t in (small, enlarged(small, x.shape[-1])))
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6664743b
 SPECS = "image_id seed label domain guidance".split()
@@ -475,11 +585,13 @@ def train_rows(
     from skinrepro.splits import mix
 
     trains = check_choice("trains", p["trains"], TRAINS)
-    real = m[m.split != "unlabelled"].reset_index(drop=True)
+    how = modality_of(p["data"])
+    parts = ("train", "val", *how.tests)
+    real = m.loc[m.split.isin(parts).fillna(False), COLUMNS].reset_index(drop=True)
     if trains == "real":
         return real, None
     if trains == "truth":
-        made, record = truth(p, size), None
+        made, record = how.truth(p, size), None
     else:
         made, record = images_of(p["images"], p)
     wanted = p["n_synthetic"] or len(made)
@@ -488,7 +600,8 @@ def train_rows(
             f"n_synthetic = {wanted}: there are {len(made)} images. Draw more (`images` of the run"
             " that draws them), or use fewer."
         )
-    made = made.iloc[:wanted].assign(split="train", group=made.domain[:wanted])
+    made = made.iloc[:wanted].assign(split="train")
+    made = made.assign(group=made.group.fillna(made.domain))
     return mix(real, made, both=trains in ("mixed", "pretrain")), record
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #f5800cbe
@@ -523,11 +636,28 @@ def sampler_of(
     from skinrepro.batches import planned_sampler
 
     real, share = train.source.ne("synthetic").to_numpy(), p["share_real"]
+    if p.get("sampling"):
+        within, plan = _weighted(train, p)
+        return planned_sampler(
+            real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"], within
+        )
     if p["trains"] == "pretrain":
         plan = [(1 - share, 0.0), (share, 1.0)]
     else:
         plan = [(1.0, share if p["trains"] == "mixed" else float(real.all()))]
     return planned_sampler(real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"])
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #8104ea1e
+def _weighted(train: pd.DataFrame, p: Mapping) -> tuple:  # weights of the rows, plan
+    "What a modality weighs. Raises ParameterError where it weighs nothing."
+    how = modality_of(p["data"])
+    if how.weighted is None or p["trains"] not in ("real", "mixed"):
+        raise ParameterError(
+            f"sampling = {p['sampling']!r}: {how.name} with trains = {p['trains']!r} has no"
+            " weights. Leave it out, or use data of dermatology with trains = 'real' or 'mixed'."
+        )
+    within, share = how.weighted(train, p)
+    return within, [(1.0, share)]
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #8ca6fb4e
 def augmentation_of(
@@ -620,21 +750,60 @@ def _gap(rows, hospitals, keys):
 def targets_of(
     m: pd.DataFrame,  # from `train_rows`
     target: str = "label",  # one of TARGETS
-) -> tuple[pd.DataFrame, list]:  # rows that have a target, as their label; names of the classes
-    "What is to be learned."
+) -> tuple[pd.DataFrame, list, None]:  # rows that have a target, as their label; their names; None
+    "What is to be learned: one class of each image."
     if check_choice("target", target, TARGETS) == "label":
-        return m, list(LABELS)
+        return m, list(LABELS), None
     known = m[m.domain.isin(TRAINED)].reset_index(drop=True)
     cells = known.label.astype(str) + " / " + known.domain.astype(str)
-    return known.assign(label=cells.astype("string")), CELLS
+    return known.assign(label=cells.astype("string")), CELLS, None
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #ff4d6966
 CELLS = [f"{label} / {hospital}" for hospital in TRAINED for label in LABELS]
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #29c315a3
-def tests_of(m: pd.DataFrame) -> tuple:  # names of the parts that test, of those that there are
+def tests_of(
+    m: pd.DataFrame,
+    data: str = "phantom_histology",  # data set, of any modality
+) -> tuple:  # names of the parts that test, of those that there are
     "In and out of distribution."
-    return tuple(part for part in ("id_val", "test") if (m.split == part).any())
+    return tuple(part for part in modality_of(data).tests if (m.split == part).any())
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #3d4e6a6c
+def predicted(
+    m: pd.DataFrame,  # from `targets` of the modality
+    targets,  # (n, k) of zeros and ones, or None: one class each
+    labels: list,  # names of the outputs
+    probabilities: Mapping,  # part -> (epochs, n, k), from `classify.train_classifier`
+    log: pd.DataFrame,  # its log
+    rules: list,  # from `classify.rules_for`
+) -> dict:  # part -> predictions of the chosen epochs
+    "What stands in the record of single images."
+    from skinrepro.classify import predictions_table
+
+    out = {}
+    for part, p in probabilities.items():
+        rows = (m.split == part).to_numpy(bool)
+        t = predictions_table(m[rows], p, log, rules, None if targets is not None else labels)
+        if targets is not None:
+            y = np.tile(np.asarray(targets)[rows].astype("int8"), (len(rules), 1))
+            t = t.join(pd.DataFrame(y, columns=[f"y_{k}" for k in range(y.shape[1])]))
+        out[part] = t
+    return out
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0e095e72
+def thresholds_of(
+    predictions: Mapping,  # from `predicted`
+):  # (k,) of a judge of several labels; None for one of classes
+    "From which probability on a judge calls a label, by the images that choose; else half."
+    from skinrepro.judge import equal_thresholds
+
+    t = predictions.get("val", next(iter(predictions.values())))
+    y = [c for c in t if c.startswith("y_")]
+    if not y:
+        return None
+    found = equal_thresholds(t[[f"p{c[1:]}" for c in y]], t[y])
+    return np.where(np.isnan(found), 0.5, found)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #b4fd9920
 def pool_of(
@@ -651,9 +820,10 @@ def some_of(
     count: int = 4,  # images of each label and part
 ) -> pd.DataFrame:  # as `figures.gallery` takes it
     "A few images of each part and label."
-    t = m[m.split.isin(["train", "id_val", "val", "test"])].sample(frac=1, random_state=0)
+    parts = ("train", "id_val", "id_test", "val", "test")
+    t = m[m.split.isin(parts)].sample(frac=1, random_state=0)
     t = t[t.groupby(["split", "label"]).cumcount() < count]
-    order = {part: i for i, part in enumerate(("train", "id_val", "val", "test"))}
+    order = {part: i for i, part in enumerate(parts)}
     t = t.sort_values(
         ["split", "label"], key=lambda c: c.map(order) if c.name == "split" else c.astype(str)
     )
@@ -664,13 +834,27 @@ def some_of(
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6a917e4a
 def first_of_cells(
     m: pd.DataFrame,  # manifest of generated images
-    count: int,  # of each label and hospital
+    count: int,  # of each cell
+    cell: Callable | None = None,  # of the modality; None: label and hospital
 ) -> pd.DataFrame:  # as `figures.gallery` takes it
     "The first images of each cell."
-    where = m.domain.fillna("any hospital").astype(str)
-    t = m.assign(row=m.label.astype(str) + "\n" + where)
+    t = m.assign(row=(cell or _cell)(m))
     t = t[t.groupby("row").cumcount() < count]
     return t.assign(column=(t.groupby("row").cumcount() + 1).astype(str)).sort_values("row")
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #7c2602b4
+def _cell(m: pd.DataFrame) -> pd.Series:
+    return m.label.astype(str) + "\n" + m.domain.fillna("any hospital").astype(str)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #cccc2b88
+def with_groups(
+    made: pd.DataFrame,  # manifest from `generate`
+    wanted: pd.DataFrame,  # what was asked, the same rows
+) -> pd.DataFrame:
+    "A generator was asked for a group (a sex): what it drew is of this group."
+    if "group" not in wanted:
+        return made
+    return made.assign(group=pd.array(wanted.group.to_numpy(), "string"))
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #0c123547
 ACCEPT = ("all", "asked_label", "asked_both")
@@ -700,17 +884,51 @@ def _judge_run(run_id: str, p: Mapping):
         differs="was trained for something else",
     )
 
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #a98ba0f4
+def kept_network(
+    run_id: str,  # of a run of classifier.ipynb with keep = True
+    p: Mapping,  # parameters of the run that looks through it
+    given: str,  # name of the parameter that holds the id
+    device: str = "cpu",
+):  # judge.Judge
+    """A classifier that was kept; at profile smoke without any, one that has learned nothing.
+    Raises ParameterError.
+    """
+    from skinrepro.judge import Judge, load_judge
+    from skinrepro.networks import build
+
+    if not run_id and p["profile"] == "smoke":
+        names = modality_of(p["data"]).conditions("label", p["data"]).parts["label"]
+        model = build("resnet_plain", len(names), p["size"], seed=len(given))
+        return Judge(model, names, "resnet_plain", p["size"], device)
+    made = made_for(
+        "ktena2023",
+        run_id,
+        "classifier",
+        dict(p, keep=True),
+        ("keep", "data", "labelled", "seed"),
+        given=given,
+        needed="Images are looked at by a classifier",
+        differs="was trained for something else",
+    )
+    return load_judge(made.folder, device)
+
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #d0b60321
 def judged(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
     made: pd.DataFrame,  # manifest of generated images
     p: Mapping,  # parameters of the run that asks
     device: str = "cpu",
-) -> pd.DataFrame:  # asked_label, asked_hospital, asked_both: 1.0, 0.0; NaN where it was not asked
+) -> pd.DataFrame:  # a column a question: 1.0, 0.0; NaN where it was not asked
     "What a judge says. Raises ParameterError without one."
+    return modality_of(p["data"]).judged(_judge_run(run_id, p).folder, made, device)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #155541db
+def _patches_judged(folder, made: pd.DataFrame, device: str) -> pd.DataFrame:
+    "asked_label, asked_hospital, asked_both"
     from skinrepro.judge import load_judge
 
-    called = load_judge(_judge_run(run_id, p).folder, device)(made.path).called
+    called = load_judge(folder, device)(made.path).called
     parts = pd.Series(called).str.split(" / ", expand=True)
     label = parts[0].eq(made.label.astype(str).to_numpy()).astype(float)
     hospital = parts[1].eq(made.domain.astype(object).to_numpy()).astype(float)
@@ -722,12 +940,16 @@ def judged(
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #65abcb81
 def ceiling_of(
     run_id: str,  # of a run of classifier.ipynb with target = "cell"
-) -> pd.DataFrame:  # metric asked_label, asked_hospital, asked_both; reference 'ceiling'
+    p: Mapping,  # parameters of the run that asks
+) -> pd.DataFrame:  # metrics of `judged`; reference 'ceiling'
     "How often the judge is right on images in distribution that it has not seen."
-    from skinrepro.metrics import mean_rows
-    from skinrepro.runs import find
+    return modality_of(p["data"]).ceiling(_judge_run(run_id, p).folder)
 
-    t = pd.read_parquet(find("ktena2023", run_id).folder / "predictions.parquet")
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5d4df911
+def _patches_ceiling(folder) -> pd.DataFrame:
+    from skinrepro.metrics import mean_rows
+
+    t = pd.read_parquet(Path(folder) / "predictions.parquet")
     t = t[t.part == "id_val"]
     said, true = (t[c].astype(str).str.split(" / ", expand=True) for c in ("called", "label"))
     right = dict(
@@ -772,19 +994,20 @@ def as_drawn(
 def mean_colours(
     made: pd.DataFrame,  # manifest of generated images
     real: pd.DataFrame,  # of real images in the same mixture, see `as_drawn`
+    kind: Callable = lambda m: m.label,  # of the modality: by what they are told apart
 ) -> pd.DataFrame:  # metric red_off, green_off, blue_off (grey levels), group, value, n
-    "Mean of each channel of generated images minus that of real ones, by label."
+    "Mean of each channel of generated images minus that of real ones, all and by kind."
     from skinrepro.ddpm import colour_drift
     from skinrepro.images import pixels
 
     rows = []
-    for label in ("all", *LABELS):
-        a, b = ((t if label == "all" else t[t.label == label]) for t in (made, real))
+    for name in ("all", *sorted(set(kind(real).dropna()))):
+        a, b = (t if name == "all" else t[kind(t).eq(name).fillna(False)] for t in (made, real))
         if len(a) < 2 or len(b) < 2:
             continue
         drift = colour_drift(pixels(a.path, 32), pixels(b.path, 32)).drift
-        for name, value in zip(("red_off", "green_off", "blue_off"), drift):
-            rows.append(dict(metric=name, group=label, value=float(value), n=len(a)))
+        for metric, value in zip(("red_off", "green_off", "blue_off"), drift):
+            rows.append(dict(metric=metric, group=name, value=float(value), n=len(a)))
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #17104e93
@@ -947,9 +1170,10 @@ def with_gain(
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #92f04b4b
 def counts_of(
     m: pd.DataFrame,  # from `load`
+    by: str = "domain",  # column whose values are counted
 ) -> pd.DataFrame:  # metric n_images, part, group (hospital, or all), value, n
     "Images of each part and hospital, and the sums, as rows of a record."
-    of = m.assign(group=m.domain.fillna("unknown")).groupby(["split", "group"]).size()
+    of = m.assign(group=m[by].fillna("unknown")).groupby(["split", "group"]).size()
     total = m.groupby("split").size()
     t = pd.concat(
         [of.rename("value").reset_index(), total.rename("value").reset_index().assign(group="all")]
@@ -1032,6 +1256,10 @@ def needed(
     p: dict,  # parameters of a run on real images: data, perhaps fraction, unlabelled
 ) -> pd.DataFrame:  # manifest with absolute paths
     "Images that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    return modality_of(p["data"]).needed(p)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #cb2e546b
+def _patches_needed(p: Mapping) -> pd.DataFrame:
     from skinrepro.photographs import listed
 
     m = listed(p["data"])
@@ -1047,29 +1275,36 @@ def cost(
     from skinrepro.estimate import classifier_work, ddpm_work, drawing_work, start_work
 
     p, kind = run.parameters, run.notebook.stem
+    if kind not in ("generator", "images", "classifier"):
+        return [start_work()], 1e5  # a toy
+    how = modality_of(p["data"])
     if kind == "generator":
-        work = ddpm_work(network_of(p), p["batch_size"], p["precision"], p["steps"])
+        work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
         return [start_work(), work], 4 * PARAMETERS["large" if p["size"] > 64 else "small"]
     if kind == "images":
-        size = 96 if p["profile"] == "paper" else 64
-        work = drawing_work(_like(p["profile"]), p["count"] * p["steps"])
-        return [start_work(), work], p["count"] * size**2 * 2.5
-    if kind == "classifier":
-        tested = sum(n for part in ("id_val", "val", "test") for n in TABLE_A1[part].values())
-        seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * tested * p["fraction"]
-        return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
-    return [start_work()], 1e5  # a toy
+        size = how.side["paper" if p["profile"] == "paper" else "mini"]
+        sections = [how.generator, *(["radiology_upsampler"] if p["upsampler"] else [])]
+        work = [drawing_work(_like(p["profile"], s), p["count"] * p["steps"]) for s in sections]
+        return [start_work(), *work], p["count"] * size**2 * 2.5
+    seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
+    return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #0f5ae495
+def _patches_tested(p: Mapping) -> float:
+    printed = (n for part in ("id_val", "val", "test") for n in TABLE_A1[part].values())
+    return sum(printed) * p["fraction"]
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #f7ddcc17
 PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #475f9d01
 @cache
-def _like(profile: str):  # network of the generators of a profile
+def _like(profile: str, section: str = "generator"):  # network of the generators of a profile
     from skinrepro.grid import read_grid
 
     runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
-    return network_of(next(r.parameters for r in runs if r.section == "generator"))
+    p = next(r.parameters for r in runs if r.section == section)
+    return network_of(p, modality_of(p["data"]).colours)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9ef5921a
 def rehearsed(
@@ -1078,17 +1313,74 @@ def rehearsed(
 ) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
     "How a run is rehearsed."
     p, notebook = run.parameters, run.notebook.stem
-    kind = {k: p[k] for k in "trains augment target sampler toy".split() if k in p}
-    if notebook == "generator":
-        kind, short = dict(conditioning=p["conditioning"]), dict(steps=2, labelled="2")
-    elif notebook == "images":
-        kind, short = dict(accept=p["accept"]), dict(count=4, steps=2, accept="all", labelled="2")
-    elif notebook == "classifier":
-        short = dict(steps=2, looks=1, labelled="all" if p["trains"] == "truth" else "2")
-        short |= dict(n_synthetic=12 if p["trains"] == "truth" else 0, accept="", guidance=0.0)
-    else:
+    kind = {k: p[k] for k in "trains augment target sampler toy data loss arch".split() if k in p}
+    if notebook not in ("generator", "images", "classifier"):
         return kind, {}
-    short |= dict(fraction=0.0005, unlabelled=4)
+    few = dict(modality_of(p["data"]).rehearsal)
+    if notebook == "generator":
+        kind = dict(conditioning=p["conditioning"], data=p["data"], low=p["low"])
+        short = dict(steps=2)
+    elif notebook == "images":
+        kind = dict(accept=p["accept"], data=p["data"])
+        short = dict(count=4, steps=2, accept="all")
+    else:
+        short = dict(steps=2, looks=1, accept="", guidance=0.0)
+        short |= dict(n_synthetic=12 if p["trains"] == "truth" else 0)
+        few |= dict(labelled="all") if p["trains"] == "truth" else {}
+    short |= few
     if not gpu:
         short |= dict(batch_size=2)
     return kind, {k: v for k, v in short.items() if k in p}
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #1adadaf9
+def _specs(p: Mapping, images: int, train: pd.DataFrame | None = None) -> pd.DataFrame:
+    "See `specs`; labels as in the training rows, or evenly."
+    share = 0.5 if train is None else (train.label == "tumor").mean()
+    return specs(p["conditioning"], p["data"], images, share, p.get("guidance", 1.0), p["seed"])
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #4faf95d8
+def _patches_scored(predictions: Mapping, p: Mapping) -> pd.DataFrame:
+    "See `accuracy_rows`."
+    told = p["data"] != "pcam" and p["target"] == "label"
+    return accuracy_rows(predictions, TRAINED if told else ())
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #b8c44664
+def _patches_grouped(m: pd.DataFrame) -> list:
+    "Label, hospital, both."
+    cells = m.label.astype(str) + " / " + m.domain.fillna("not told").astype(str)
+    return [m.label, m.domain.astype(object), cells]
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #d4a519a3
+HISTOPATHOLOGY = Modality(
+    "histopathology",
+    STUDIES,
+    load=lambda p, size: load(p["data"], size, p["fraction"], p["unlabelled"], p["missing"]),
+    skewed=lambda m, p: skew(m, p["labelled"], p["few_of"]),
+    conditions=conditions_of,
+    told=lambda m: m[["label", "domain"]].astype(object),
+    asked=_specs,
+    truth=truth,
+    targets=targets_of,
+    numbers=_patches_scored,
+    judged=_patches_judged,
+    ceiling=_patches_ceiling,
+    as_drawn=as_drawn,
+    kind=lambda m: m.label,
+    groupings=_patches_grouped,
+    cell=_cell,
+    tested=_patches_tested,
+    needed=_patches_needed,
+    rehearsal=dict(fraction=0.0005, unlabelled=4, labelled="2"),
+)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #36348c66
+def modality_of(
+    data: str,  # data set of any modality
+) -> Modality:
+    "Raises ValueError for a data set that none has."
+    from skinrepro.papers.ktena2023_dermatology import DERMATOLOGY
+    from skinrepro.papers.ktena2023_radiology import RADIOLOGY
+
+    of = HISTOPATHOLOGY, RADIOLOGY, DERMATOLOGY
+    known = {name: m for m in of for name in m.studies}
+    return known[check_choice("data", data, known)]

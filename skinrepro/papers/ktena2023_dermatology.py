@@ -5,14 +5,15 @@
 # %% auto #0
 __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIANTS', 'OTHER', 'CLASSES', 'STUDIES', 'EDGES',
            'ATTRIBUTES', 'TONES', 'LEVELS', 'WHOLE', 'TABLE_A2', 'TABLE_A3', 'TESTED', 'CASES', 'PHANTOMS', 'CLINIC_OF',
-           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'CONDITIONING', 'K', 'METHODS', 'PERFECT', 'BASE', 'SETUPS', 'DOMAINS',
-           'PAIRS', 'TABLE_G1', 'RATED', 'in_classes', 'contradictions', 'people_table', 'attribute_of',
-           'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of', 'conditions_of', 'told',
-           'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed', 'judged', 'ceiling', 'Method',
-           'method_of', 'sampling', 'counts_of', 'counts_layout', 'condition_shares', 'draw_shares', 'with_settings',
-           'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains', 'draw_grid', 'sensitivity_and_gap',
-           'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed', 'domains_of', 'shift_rows',
-           'component_rows', 'nearest_pictures', 'expert_rows', 'table_g1', 'draw_components']
+           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'CONDITIONING', 'K', 'METHODS', 'PERFECT', 'NETWORKS', 'BASE', 'SETUPS',
+           'DOMAINS', 'PAIRS', 'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions', 'people_table',
+           'attribute_of', 'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of',
+           'conditions_of', 'told', 'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed',
+           'judged', 'ceiling', 'Method', 'method_of', 'weighted', 'counts_of', 'counts_layout', 'condition_shares',
+           'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains',
+           'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed',
+           'domains_of', 'shift_rows', 'component_rows', 'nearest_pictures', 'expert_rows', 'table_g1',
+           'draw_components', 'as_drawn', 'cell_of', 'tested', 'needed']
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #50ffeaa2
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ import pandas as pd
 
 from ..core import check_choice, hash_text
 from ..manifest import COLUMNS, UNLABELLED, Study
+from .ktena2023 import Modality
 from ..runs import ParameterError
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #4a75b352
@@ -249,10 +251,10 @@ def attribute_of(
     first, _, level = str(p["labelled"]).partition("-")
     if p["labelled"] in ("all", "none"):
         return HAS[p["data"]][0]
-    if first not in ATTRIBUTES or level not in LEVELS:
+    if first not in ATTRIBUTES or level not in (*LEVELS, "all"):
         raise ParameterError(
             f"labelled = {p['labelled']!r}: give 'all', 'none', or an attribute and a level such as"
-            f" 'sex-more' ({', '.join(ATTRIBUTES)}; {', '.join(LEVELS)})."
+            f" 'sex-more' ({', '.join(ATTRIBUTES)}; {', '.join(LEVELS)}, all)."
         )
     if first not in HAS[p["data"]]:
         raise ParameterError(
@@ -420,7 +422,7 @@ def skewed(
     from skinrepro import splits
 
     attribute, train = attribute_of(p), (m.split == "train").to_numpy(bool)
-    if p["labelled"] == "all":
+    if p["labelled"].endswith("all"):
         return m
     if p["labelled"] == "none":
         label, split = m.label.mask(train, pd.NA), m.split.mask(train, UNLABELLED)
@@ -693,22 +695,23 @@ class Method:
     conditioning: str = ""  # of the generator
     augment: str = "none"
     loss: str = "entropy"
-    weights: str = ""  # see `sampling`
-    pretrained: bool = False
+    sampling: str = ""  # see `weighted`
+    other: bool = False  # another network, whose weights are of ImageNet-1k
 
 
 METHODS = {
     "Baseline": Method(),
     "Heuristic (IN augms)": Method(augment="dermatology"),
     "RandAugment": Method(augment="strong"),
-    "RandAugment + IN augms": Method(augment="dermatology+strong"),
-    "Oversampling": Method(weights="even"),
+    "RandAugment + IN augms": Method(augment="strong+dermatology"),
+    "Oversampling": Method(sampling="even"),
     "Focal loss": Method(loss="focal"),
-    "Pretrained on IN-21K": Method(pretrained=True),
-    "Label conditioning": Method("mixed", "label", weights="filtered"),
-    "Label & property conditioning": Method("mixed", "label_property", weights="filtered"),
+    "Other pretraining": Method(other=True),
+    "Label conditioning": Method("mixed", "label", sampling="filtered"),
+    "Label & property conditioning": Method("mixed", "label_property", sampling="filtered"),
 }
 PERFECT = "Perfect generator"  # phantoms only
+NETWORKS = ("resnet_plain", "bit_101x3")  # of all methods but the other pretraining
 BASE = "Baseline"
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #27d998cf
@@ -719,20 +722,21 @@ def method_of(
     t, out = records, pd.Series("", index=records.index)
     given = {
         c: t[c].fillna(d).replace("", d) if c in t else pd.Series(d, t.index)
-        for c, d in (("loss", "entropy"), ("weights", ""), ("pretrained", False))
+        for c, d in (("loss", "entropy"), ("sampling", ""), ("arch", NETWORKS[0]))
     }
+    other = ~given["arch"].isin(NETWORKS)
     usual = t.target.eq("label")
     for name, m in METHODS.items():
         mine = t.trains.eq(m.trains) & t.conditioning.fillna("").eq(m.conditioning)
         mine &= t.augment.eq(m.augment) & given["loss"].eq(m.loss)
-        mine &= given["weights"].eq(m.weights) & given["pretrained"].astype(bool).eq(m.pretrained)
+        mine &= given["sampling"].eq(m.sampling) & other.eq(m.other)
         out = out.mask(usual & mine, name)
     return out.mask(usual & t.trains.eq("truth"), PERFECT)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #e8a80dd1
-def sampling(
+def weighted(
     train: pd.DataFrame,  # training rows: label, group, source
-    weights: str,  # see above
+    sampling: str,  # see above
     share_real: float = 0.5,  # alpha of equation 8; D.1 calls the share of generated images so
 ) -> tuple[np.ndarray, float]:  # weight of each row, share of real images among draws
     "Weights and share for `batches.planned_sampler`. Raises ParameterError for other words."
@@ -740,7 +744,7 @@ def sampling(
 
     real = train.source.ne("synthetic").to_numpy()
     w, labels, group = np.ones(len(train)), train.label.to_numpy(), train.group.to_numpy()
-    for word in filter(None, str(weights or "").split("+")):
+    for word in filter(None, str(sampling or "").split("+")):
         level = pd.to_numeric(word[1:], errors="coerce") if word.startswith("l") else np.nan
         if word == "even":
             w[real] *= reweight.even_weights(group[real])
@@ -751,7 +755,7 @@ def sampling(
             w[real] *= reweight.equality_weights(labels[real], group[real], level)
         else:
             raise ParameterError(
-                f"weights = {weights!r}: give '', 'even', 'filtered', 'l' and a level such as"
+                f"sampling = {sampling!r}: give '', 'even', 'filtered', 'l' and a level such as"
                 " 'l0.5', or two of them joined by '+'."
             )
     return w, reweight.share_drawn(real, share_real if (~real).any() else 1.0, w)
@@ -1004,17 +1008,17 @@ def draw_sensitivity(
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #4ee7db8c
 def sampling_schemes(
-    records: pd.DataFrame,  # of classifier.ipynb with trains = 'mixed' and weights l..
+    records: pd.DataFrame,  # of classifier.ipynb with trains = 'mixed' and sampling l..
     metric: str = "top3",  # or top3_gap
     parts: tuple = ("id_test", "test"),
 ) -> pd.DataFrame:  # part, level, filtered, mean, sd, draws
     "Figure G10. Raises ValueError where no run has a level."
     t = records[records.metric.eq(metric) & records.group.eq("all") & records.part.isin(parts)]
-    words = t["weights"].fillna("").astype(str)
+    words = t["sampling"].fillna("").astype(str)
     level = words.str.extract(r"(?:^|\+)l([0-9.]+)")[0].astype(float)
     t = t.assign(level=level, filtered=words.str.contains("filtered")).dropna(subset="level")
     if t.empty:
-        raise ValueError("No run has an equality level: weights = 'l0', 'l0.5+filtered' ...")
+        raise ValueError("No run has an equality level: sampling = 'l0', 'l0.5+filtered' ...")
     of = t.drop_duplicates(["part", "level", "filtered", "seed"])
     of = of.groupby(["part", "level", "filtered"]).value
     return of.agg(mean="mean", sd="std", draws="count").reset_index()
@@ -1102,7 +1106,7 @@ def component_rows(
     features: Mapping,  # name of DOMAINS -> (n, d)
     seed: int = 0,
 ) -> pd.DataFrame:  # metric components, group (domain), share, value, n
-    "Figure G8: how many principal components a share of the variance needs; equal numbers of images."
+    "Figure G8: components that a share of the variance needs; equally many images of each."
     from skinrepro.shift import components_needed
 
     size, rows = min(len(x) for x in features.values()), []
@@ -1209,3 +1213,58 @@ def draw_components(
     axes[0][0].legend(frameon=False, fontsize=7)
     fig.tight_layout()
     return fig
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #6a2fe9d4
+def as_drawn(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:  # rows of real
+    "Where values of the attribute were asked for alike, equally many real images of each."
+    if made.group.isna().all():
+        return real
+    there = real[real.group.isin(set(made.group.dropna())).fillna(False)]
+    place = there.groupby("group").cumcount()
+    least = max(there.groupby("group").size().min(), 2)
+    return there[place < least]
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #33455b02
+def cell_of(m: pd.DataFrame) -> pd.Series:  # text
+    "What stands beside a picture: condition and attribute."
+    return m.label.astype(str) + "\n" + m.group.astype(object).fillna("not told").astype(str)
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #ae189033
+def tested(p: Mapping) -> float:
+    "How many images test, or choose."
+    if p["data"] == "phantom_people":
+        return p["fraction"] * sum(n for part, (*_, n) in PHANTOMS.items() if part != "train")
+    return 0.4 * dict(fitzpatrick17k=16577, ham10000=10015, pad_ufes20=2298)[p["data"]] * p["fraction"]
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #f5ec5dd7
+def needed(p: Mapping) -> pd.DataFrame:  # manifest
+    "Images that `load` looks at; they need not be there. Raises as `photographs.listed`."
+    return manifest_of(dict(labelled="all", unlabelled=0, fraction=1.0) | dict(p))[COLUMNS]
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #59265e4b
+DERMATOLOGY = Modality(
+    "dermatology",
+    STUDIES,
+    load=load,
+    skewed=skewed,
+    conditions=conditions_of,
+    told=told,
+    asked=asked,
+    truth=truth,
+    targets=targets_of,
+    numbers=numbers_of,
+    judged=judged,
+    ceiling=ceiling,
+    as_drawn=as_drawn,
+    kind=lambda m: m.group,
+    groupings=lambda m: [m.label, m.group.astype(object)],
+    cell=cell_of,
+    tested=tested,
+    needed=needed,
+    weighted=lambda train, p: weighted(train, p["sampling"], p["share_real"]),
+    tests=(*TESTED, FLIPPED),
+    counted="group",
+    generator="dermatology_generator",
+    side=dict(paper=256, mini=64),
+    rehearsal=dict(fraction=0.03, unlabelled=4),
+)

@@ -12,8 +12,8 @@ __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIAN
            'judged', 'ceiling', 'Method', 'method_of', 'weighted', 'counts_of', 'counts_layout', 'condition_shares',
            'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains',
            'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed',
-           'domains_of', 'shift_rows', 'component_rows', 'nearest_pictures', 'expert_rows', 'table_g1',
-           'draw_components', 'as_drawn', 'cell_of', 'tested', 'needed']
+           'domains_of', 'shift_rows', 'component_rows', 'nearest_pictures', 'expert_rows', 'experts_layout',
+           'table_g1', 'draw_components', 'as_drawn', 'cell_of', 'tested', 'needed']
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #50ffeaa2
 from collections.abc import Mapping
@@ -311,7 +311,7 @@ def _bare_people(t: pd.DataFrame) -> pd.DataFrame:
     "The manifest of a table, without files; the skin type where somebody knows it."
     from skinrepro.phantom import people_manifest
 
-    return _hidden(people_manifest(t), t)
+    return _hidden(people_manifest(t.drop(columns="split")), t)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #57e8f43e
 def _hidden(m: pd.DataFrame, t: pd.DataFrame) -> pd.DataFrame:
@@ -362,7 +362,7 @@ def load(
 
         t = _people(p)
         t = pd.concat([t, _counterfactuals(t, attribute_of(p))], ignore_index=True)
-        m = _hidden(drawn_people(t, size, PARTITIONS_OF), t)
+        m = _hidden(drawn_people(t.drop(columns="split"), size, PARTITIONS_OF), t)
         return with_attributes(m, attribute_of(p)), ""
     from skinrepro.photographs import photographs
 
@@ -555,11 +555,11 @@ def targets_of(
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #663b0c16
 def names_in(m: pd.DataFrame) -> list:
-    "Classes of these images, in the order of their study."
+    "Classes of the study that these images are of, in its order, whether each is there or not."
     there = set(m.label.dropna())
     for study in STUDIES.values():
         if study.labels and there <= set(study.labels):
-            return [label for label in study.labels if label in there]
+            return list(study.labels)
     return sorted(there)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #fda0ad4f
@@ -1171,7 +1171,32 @@ def expert_rows(
         found.append(of.assign(group=name))
     return pd.concat(found, ignore_index=True).dropna(subset="value")
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #d80a99fa
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #06c4a0c8
+def experts_layout(
+    t: pd.DataFrame,  # group, metric, value, sd, of `expert_rows`
+    printed: pd.DataFrame,  # metric, images (synthetic, real), printed
+) -> pd.DataFrame:  # question, a column for generated and real, ours and printed
+    "Answers of networks beside those of dermatologists."
+    from skinrepro.raters import QUESTIONS
+
+    rows, as_printed = [], dict(generated="synthetic", real="real")
+    for question in QUESTIONS:
+        row, scale = dict(question=question), 1 if question == "confidence" else 100
+        for group, name in as_printed.items():
+            of = t[t.metric.eq(question) & t.group.eq(group)]
+            r = of.iloc[0] if len(of) else None
+            row[group] = "" if r is None else _mean_sd(scale * r.value, scale * r.sd)
+            p = printed[printed.metric.eq(question) & printed.images.eq(name)]
+            p = p[p.cited.isna()] if "cited" in p else p
+            row[f"{group}, printed"] = p.printed.iloc[0] if len(p) else ""
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #e8c06bb8
+def _mean_sd(mean, sd):
+    return f"{mean:.1f}" + ("" if pd.isna(sd) else f" ± {sd:.1f}")
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #ddad7baf
 def table_g1(
     records: pd.DataFrame,  # of dermatology_analyses.ipynb: metric mmd2
 ) -> pd.DataFrame:  # domain 1, domain 2, a column a setup (ours, printed), p of learned against
@@ -1193,7 +1218,7 @@ def table_g1(
         rows.append(row)
     return pd.DataFrame(rows)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #36b51686
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #4c3fc614
 def draw_components(
     records: pd.DataFrame,  # of dermatology_analyses.ipynb: metric components
 ):  # matplotlib figure
@@ -1214,7 +1239,7 @@ def draw_components(
     fig.tight_layout()
     return fig
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #6a2fe9d4
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #ae189033
 def as_drawn(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:  # rows of real
     "Where values of the attribute were asked for alike, equally many real images of each."
     if made.group.isna().all():
@@ -1224,24 +1249,24 @@ def as_drawn(real: pd.DataFrame, made: pd.DataFrame) -> pd.DataFrame:  # rows of
     least = max(there.groupby("group").size().min(), 2)
     return there[place < least]
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #33455b02
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #f5ec5dd7
 def cell_of(m: pd.DataFrame) -> pd.Series:  # text
     "What stands beside a picture: condition and attribute."
     return m.label.astype(str) + "\n" + m.group.astype(object).fillna("not told").astype(str)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #ae189033
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #59265e4b
 def tested(p: Mapping) -> float:
     "How many images test, or choose."
     if p["data"] == "phantom_people":
         return p["fraction"] * sum(n for part, (*_, n) in PHANTOMS.items() if part != "train")
     return 0.4 * dict(fitzpatrick17k=16577, ham10000=10015, pad_ufes20=2298)[p["data"]] * p["fraction"]
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #f5ec5dd7
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #897cf0d3
 def needed(p: Mapping) -> pd.DataFrame:  # manifest
     "Images that `load` looks at; they need not be there. Raises as `photographs.listed`."
     return manifest_of(dict(labelled="all", unlabelled=0, fraction=1.0) | dict(p))[COLUMNS]
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #59265e4b
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #fce31bea
 DERMATOLOGY = Modality(
     "dermatology",
     STUDIES,

@@ -438,23 +438,29 @@ def test_methods_do_not_overlap_and_each_is_found():
 
 
 def test_missed_by_all_runs():
-    def run(called):
-        return pd.DataFrame(
+    def run(setup, name, called):
+        table = pd.DataFrame(
             dict(
                 image_id=list("abcd"),
                 label=["melanoma", "melanoma", "acne", "urticaria"],
                 called=called,
                 group=["male"] * 3 + ["female"],
                 part="test",
+                select_on="last",
             )
         )
+        return derm.answers(table, "test", "male").assign(setup=setup, run=name)
 
-    runs = dict(
-        one=[run(["acne"] * 4), run(["melanoma", "acne", "acne", "acne"])],
-        two=[run(["acne"] * 4)] * 2,
-    )
-    t = derm.missed(runs, "test", "male")
-    assert t.one.to_dict() == dict(a=False, b=True) and t.two.all() and len(t) == 2
+    runs = [
+        run("one", "1", ["acne"] * 4),
+        run("one", "2", ["melanoma", "acne", "acne", "acne"]),
+        run("two", "3", ["acne"] * 4),
+        run("two", "4", ["acne"] * 4),
+        run("two", "5", ["melanoma"] * 4),  # one more run than the other has: left out
+    ]
+    t = derm.missed(pd.concat(runs))
+    assert t.loc["one"].to_dict() == dict(a=False, b=True) and t.loc["two"].all()
+    assert list(t.columns) == ["b", "a"]  # missed by both stand first; acne is no high risk
 
 
 def test_sampling_schemes_need_a_level():
@@ -480,3 +486,108 @@ def test_sampling_schemes_need_a_level():
     ]
     t = derm.sampling_schemes(pd.DataFrame(rows))
     assert len(t) == 6 and np.allclose(t["mean"], t.level + 0.5) and t.filtered.sum() == 3
+
+
+# ---- numbers, analyses, the modality
+
+
+def predictions(n=60, seed=0, **more):
+    "Made-up predictions of a part, of twelve classes, equally often women and men."
+    rng = np.random.default_rng(seed)
+    p = rng.dirichlet(np.ones(12), n)
+    t = pd.DataFrame(p, columns=[f"p_{k}" for k in range(12)])
+    label = np.array(derm.LABELS, object)[np.arange(n) % 12]
+    called = np.array(derm.LABELS, object)[p.argmax(1)]
+    own = dict(label=label, called=called, group=["female", "male"] * (n // 2), select_on="last")
+    return t.assign(image_id=[f"i{k}" for k in range(n)], epoch=0, **own, **more)
+
+
+def test_numbers_of_a_part_are_those_counted_by_hand():
+    t = predictions()
+    p = MINI | dict(labelled="sex-more", target="label")
+    rows = derm.numbers_of({"id_test": t}, p)
+    value = rows.set_index(["metric", "group"]).value
+    q = t[[f"p_{k}" for k in range(12)]].to_numpy()
+    place = (q > q[np.arange(60), np.arange(60) % 12][:, None]).sum(1)
+    assert np.isclose(value["top3", "all"], (place < 3).mean())
+    women = (t.group == "female").to_numpy()
+    gap = (place[women] < 3).mean() - (place[~women] < 3).mean()
+    assert np.isclose(value["top3_gap", "all"], abs(gap))
+    risky = t.label.isin(derm.HIGH_RISK["phantom_people"]).to_numpy()
+    assert np.isclose(value["sensitivity", "all"], (t.called == t.label)[risky].mean())
+    assert value["n_label", "melanoma"] == 5 and 0 <= value["central_estimate", "all"] < 0.5
+
+
+def test_a_group_without_high_risk_is_said_and_has_no_sensitivity(capsys):
+    t = predictions()
+    risky = t.label.isin(derm.HIGH_RISK["phantom_people"])
+    t = t[~risky | t.group.eq("female")].reset_index(drop=True)
+    rows = derm.numbers_of({"test": t}, MINI | dict(labelled="sex-more", target="label"))
+    assert "No image of high risk: male" in capsys.readouterr().out
+    own = rows[rows.metric == "sensitivity"]
+    assert set(own.group) == {"all", "female"} and rows.value.notna().all()
+    assert not rows.metric.eq("sensitivity_gap").any()
+
+
+def test_dermatology_is_a_modality():
+    from skinrepro.papers import ktena2023 as ktena
+
+    how = ktena.modality_of("phantom_people")
+    assert how.name == "dermatology" and ktena.modality_of("ham10000") is how
+    m = pd.DataFrame(
+        dict(label=["a", "b"] * 2, group=["x", "x", "y", "y"], source=["real"] * 4, split="train")
+    )
+    p = dict(
+        data="phantom_people", sampling="even", trains="real", share_real=0.5, steps=200,
+        batch_size=8, looks=1, seed=0,
+    )  # fmt: skip
+    rows = ktena.sampler_of(m.head(3), p)(0)
+    assert abs(np.isin(rows, [2]).mean() - 0.5) < 0.06  # the only y is drawn as often as both x
+    for wrong in (dict(data="phantom_histology"), dict(trains="synthetic")):
+        with pytest.raises(derm.ParameterError, match="has no weights"):
+            ktena.sampler_of(m, p | wrong)
+
+
+def test_kept_networks_are_those_that_were_asked_for(tmp_path, monkeypatch):
+    from skinrepro.papers import ktena2023 as ktena
+
+    p = dict(profile="smoke", data="phantom_people", size=32, labelled="sex-more", seed=0)
+    net = ktena.kept_network("", p, "heuristic")
+    assert tuple(net.labels) == derm.LABELS
+    with pytest.raises(derm.ParameterError, match="give the id of a run of classifier"):
+        ktena.kept_network("", p | dict(profile="mini"), "heuristic")
+
+
+def test_the_headline_of_table_g1_and_the_pair_that_goes_the_other_way():
+    rows = printed("tableG1")
+    of = rows[rows.metric == "MMD"]
+    table = {}
+    for keys, value in zip(of["keys"], of.value.astype(float)):
+        k = dict(part.split("=") for part in keys.split(";"))
+        table[k["augmentation"], f"{k['domain1']} / {k['domain2']}"] = value
+    names = dict(learned="learned", heuristic="heuristic", randaugment="RandAugment")
+    for setup, name in names.items():
+        ours = [table[name, " / ".join(pair)] for pair in derm.PAIRS]
+        assert ours == list(derm.TABLE_G1[setup])
+    assert (
+        round(100 * (1 - sum(derm.TABLE_G1["learned"]) / sum(derm.TABLE_G1["heuristic"])), 1)
+        == 18.6
+    )
+
+
+def test_analyses_refuse_too_few_images_softly():
+    rng = np.random.default_rng(1)
+    features = {name: rng.normal(size=(8, 3)) for name in derm.DOMAINS}
+    t = derm.shift_rows(features, 3, 300)
+    assert (t.n == 8).all() and len(t) == 18  # as many as the smallest domain has
+
+
+def test_nearest_pictures_are_the_nearest(tmp_path):
+    t = derm.people_table("train", 14).assign(label="melanoma")
+    m = drawn_people(t.drop(columns="split"), 32, derm.PARTITIONS_OF, jobs=1, folder=tmp_path)
+    m = derm.with_attributes(m, "sex").assign(split=["train"] * 8 + ["id_test"] * 6)
+    made = m[m.split == "train"].head(2).assign(image_id=["g0", "g1"], source="synthetic")
+    found = derm.nearest_pictures(made, m)
+    assert found.nearest_id.tolist() == m.image_id.head(2).tolist()  # copies are found
+    assert np.allclose(found.distance, 0) and (found.place == 0).all()
+    assert derm.nearest_pictures(made.assign(label="acne"), m).empty

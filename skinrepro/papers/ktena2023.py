@@ -112,6 +112,7 @@ class Modality:
     several: bool = False  # may an image have several labels?
     flips: str = "all"  # which mirror images are as good, one of ddpm.FLIPS
     generator: str = "generator"  # section of the grid that trains what draws
+    upsampler: Mapping = field(default_factory=dict)  # profile -> the one that trains what enlarges
     side: Mapping = field(default_factory=lambda: dict(paper=96, mini=64))  # px, what is drawn
     rehearsal: Mapping = field(default_factory=dict)  # parameters of a short run
 
@@ -1258,10 +1259,10 @@ def cost(
         work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
         return [start_work(), work], 4 * PARAMETERS["large" if p["size"] > 64 else "small"]
     if kind == "images":
-        size = how.side["paper" if p["profile"] == "paper" else "mini"]
-        sections = [how.generator, *(["radiology_upsampler"] if p["upsampler"] else [])]
-        work = [drawing_work(_like(p["profile"], s), p["count"] * p["steps"]) for s in sections]
-        return [start_work(), *work], p["count"] * size**2 * 2.5
+        known = "paper" if p["profile"] == "paper" else "mini"
+        sections = [how.generator, *([how.upsampler[known]] if p["upsampler"] else [])]
+        work = [drawing_work(_like(known, s), p["count"] * p["steps"]) for s in sections]
+        return [start_work(), *work], p["count"] * how.side[known] ** 2 * 2.5
     seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
     return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
 
@@ -1278,7 +1279,8 @@ PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 def _like(profile: str, section: str = "generator"):  # network of the generators of a profile
     from skinrepro.grid import read_grid
 
-    runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
+    known = "paper" if profile == "paper" else "mini"
+    runs = read_grid(paths().papers / "ktena2023", known, section)
     p = next(r.parameters for r in runs if r.section == section)
     return network_of(p, modality_of(p["data"]).colours)
 

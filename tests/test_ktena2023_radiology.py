@@ -8,6 +8,7 @@ import pytest
 from conftest import ROOT
 
 from skinrepro import runs
+from skinrepro.grid import read_grid
 from skinrepro.papers import ktena2023 as ktena
 from skinrepro.papers import ktena2023_radiology as radiology
 from skinrepro.phantom_radiograph import FINDINGS, LABELS, NO_FINDING, co_occurrence, finding_shares
@@ -259,3 +260,70 @@ class TestTraining:
         rows += [plain | dict(trains="truth"), plain | dict(trains="real", target="cell")]
         found = radiology.method_of(pd.DataFrame(rows)).tolist()
         assert found == [*radiology.METHODS, ktena.PERFECT, ""]
+
+
+class TestGrid:
+    def test_what_a_run_takes_is_known_of_each_kind(self):
+        kinds = set()
+        for profile in ("mini", "paper"):
+            for run in read_grid(PAPER, profile):
+                if run.parameters.get("data") not in radiology.STUDIES or run.section in kinds:
+                    continue
+                kinds.add(run.section)
+                work, disk = ktena.cost(run)
+                assert len(work) > 1 and all(w.amount > 0 for w in work[1:]) and disk > 0
+                about, short = ktena.rehearsed(run, True)
+                assert about["data"] == run.parameters["data"]
+                assert set(short) <= set(run.parameters)
+        assert len(kinds) == 9
+
+    def test_a_cascade_draws_twice(self):
+        grid = read_grid(PAPER, "mini", "cascade_images")
+        twice = next(r for r in grid if r.section == "cascade_images")
+        once = next(r for r in read_grid(PAPER, "mini") if r.section == "radiology_images")
+        assert len(ktena.cost(twice)[0]) == len(ktena.cost(once)[0]) + 1
+
+    def test_all_methods_train_as_long(self):
+        for profile in ("mini", "paper"):
+            for_film = [
+                r.parameters
+                for r in read_grid(PAPER, profile)
+                if r.notebook.stem == "classifier"
+                and r.parameters["data"] in radiology.STUDIES
+                and r.parameters["target"] == "label"
+            ]
+            assert len({(p["steps"], p["batch_size"], p["lr"]) for p in for_film}) == 1
+            assert {p["seed"] for p in for_film} == set(ktena.SEEDS)
+            names = radiology.method_of(pd.DataFrame(for_film)).value_counts()
+            assert set(names) == {5} and set(radiology.METHODS) <= set(names.index)
+
+
+def test_from_reports_to_areas_with_a_cascade_and_a_judge(tmp_path, monkeypatch):
+    "Four notebooks at their smallest, one on the other."
+    for name in ("RUNS", "FIGURES"):
+        monkeypatch.setenv(f"SKINREPRO_{name}", str(tmp_path / name.lower()))
+
+    def made(notebook, **p):
+        p = dict(data="phantom_radiograph", unlabelled=0) | p
+        runs.execute_notebook(PAPER / f"{notebook}.ipynb", tmp_path / "out.ipynb", p)
+        folders = (tmp_path / "runs" / "ktena2023").glob(f"{notebook}-*")
+        return max(folders, key=lambda f: f.stat().st_mtime)
+
+    judge = made("classifier", target="cell")
+    assert (judge / "judge.json").is_file()
+    generator = made("generator", unlabelled=3)
+    told = pd.read_csv(generator / "records.csv").set_index("metric").value
+    assert told["n_unlabelled"] == 3 and told["n_labelled"] == radiology.LEAST
+    generator = made("generator")
+    asked = dict(generator=generator.name, judge=judge.name, upsampler="", count=14)
+    images = made("images", **asked)
+    t = pd.read_csv(images / "records.csv")
+    assert {"asked_sex", "asked_label"} <= set(t.metric[t.reference.eq("ceiling")])
+    m = pd.read_parquet(images / "manifest.parquet")
+    assert set(m.group) == set(radiology.SEXES) and m["labels"].notna().all()
+    how = dict(trains="synthetic", conditioning="label_property", loss="focal")
+    classifier = made("classifier", images=images.name, **how)
+    t = pd.read_csv(classifier / "records.csv")
+    assert set(t.part[t.metric.eq("auc")]) == {"id_test", "test", "val"}
+    seen = pd.read_parquet(classifier / "predictions.parquet")
+    assert {"y_4", "p_4", "group"} <= set(seen) and "called" not in seen

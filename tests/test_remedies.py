@@ -70,6 +70,7 @@ from skinrepro import (
 from skinrepro.cli import app
 from skinrepro.core import paths
 from skinrepro.papers import fairskin2024, ktena2023, lopezperez2025, wang2024
+from skinrepro.papers import ktena2023_radiology as radiology
 
 CASES = {}  # parts of messages -> how one of them is raised and followed
 SAID = []  # messages that a case has seen
@@ -124,6 +125,7 @@ ADVICE = re.compile(rf"`|(?:^|[.;:,(\n] ?|\bor |\band |\bto )(?:{'|'.join(VERBS)
 # no remedy: what is meant is a fact, or what the reader has to change is his own table or argument
 # and the message names neither a command nor a value
 PLAIN = """
+give one probability, 0..1, for each of
 must be one number for each image, finite and not negative
 must be from 0 and add up to 1
 build the manifest with histology_manifest
@@ -608,6 +610,29 @@ def generated_patches(place, monkeypatch):
     more = pd.concat([m, m.assign(image_id=m.image_id + "b")], ignore_index=True)
     judged = pd.DataFrame(dict(asked_label=[1.0] * 24))
     assert len(ktena2023.accepted(more, judged, "asked_label")) == 24
+
+
+@remedy("radiographs keep their labels", "give it as {}")
+def generated_radiographs(place, monkeypatch):
+    m = manifest.make(pd.DataFrame(dict(image_id=["a"], path="a.png", label="edema")))
+    said = refused(radiology.skewed, m, dict(labelled="3"))
+    radiology.skewed(m, dict(labelled=named("labelled", said)))
+    refused(radiology.asked, dict(conditioning="label", data="chexpert", seed=0), 0)
+    p = ktena2023.smallest() | dict(data="phantom_radiograph", profile="mini")
+    weights = paths().runs / "ktena2023" / "weights"
+    model = runs.made_once(weights, "ddpm", {}, lambda _: pd.DataFrame(dict(step=[1])), "0")
+    for low, given in ((16, "generator"), (None, "upsampler")):
+        file = paths().papers / "ktena2023" / "generator.ipynb"
+        run = runs.Run("ktena2023", "", file, p | dict(low=low))
+        run.folder.mkdir(parents=True)
+        about = dict(paper="ktena2023", notebook="generator", parameters=run.parameters)
+        (run.folder / "run.json").write_text(json.dumps(about))
+        (run.folder / "records.csv").write_text("run_id\nx\n")
+        runs.hand_on(run.folder / ktena2023.TAUGHT, model=model)
+        said = refused(ktena2023.generator_of, run.id, p, given)
+        other = re.search(r"give it as (\w+)\.", said)[1]
+        SAID.append(said.replace(f"as {other}", "as {}"))
+        assert ktena2023.generator_of(run.id, p, other) == model
 
 
 @remedy("or start anew")

@@ -6,14 +6,14 @@
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
            'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS',
            'TARGETS', 'HOW_MADE', 'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL',
-           'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'PARAMETERS', 'HISTOPATHOLOGY', 'Modality', 'phantom_counts',
-           'load', 'without_labels', 'skew', 'conditions_of', 'numbers_in', 'network_of', 'train_generator',
-           'generator_of', 'smallest', 'weights_of', 'parameters_of', 'drawer_of', 'enlarged_rows', 'specs',
-           'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of', 'accuracy_rows',
-           'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of', 'first_of_cells',
-           'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted', 'as_drawn',
-           'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed', 'needed', 'cost',
-           'rehearsed', 'modality_of']
+           'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS', 'HISTOPATHOLOGY', 'Modality',
+           'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of', 'numbers_in', 'network_of',
+           'train_generator', 'generator_of', 'smallest', 'weights_of', 'parameters_of', 'drawer_of', 'enlarged_rows',
+           'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of',
+           'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
+           'first_of_cells', 'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted',
+           'as_drawn', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed',
+           'needed', 'cost', 'rehearsed', 'modality_of']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 from collections.abc import Callable, Mapping
@@ -114,6 +114,7 @@ class Modality:
     several: bool = False  # may an image have several labels?
     flips: str = "all"  # which mirror images are as good, one of ddpm.FLIPS
     generator: str = "generator"  # section of the grid that trains what draws
+    upsampler: Mapping = field(default_factory=dict)  # profile -> the one that trains what enlarges
     side: Mapping = field(default_factory=lambda: dict(paper=96, mini=64))  # px, what is drawn
     rehearsal: Mapping = field(default_factory=dict)  # parameters of a short run
 
@@ -1214,12 +1215,29 @@ SETTINGS = {  # table -> section of the grid, printed row -> parameter, or what 
     "tableE1c": ("", {}),
 }
 
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #be58b320
+FURTHER = {  # modality -> table -> section of the grid, and rows that are not as above
+    "radiology": {
+        "tableE1a": (
+            "radiology_real",
+            {
+                "pretraining dataset": "= ImageNet-21k",
+                "resnet width": "= 2",
+                "learning schedule": "lr_schedule",
+                "weight decay": "weight_decay",
+            },
+        ),
+        "tableE1b": ("radiology_generator", {}),
+        "tableE1c": ("radiology_upsampler", {"output resolution": "size"}),
+    },
+}
+
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6bbb4afa
 def beside_printed(
     printed: pd.DataFrame,  # metric, modality, printed: rows of one table
     table: str,  # key of SETTINGS
 ) -> pd.DataFrame:  # hyperparameter, a column per modality, and what the paper profile has
-    "A printed table of settings, and ours for histopathology."
+    "A printed table of settings, and ours."
     section, rows = SETTINGS[table]
     wide = printed.pivot(index="metric", columns="modality", values="printed")
     wide = wide.loc[list(dict.fromkeys(printed.metric))].fillna("–")
@@ -1230,6 +1248,11 @@ def beside_printed(
         p = _settings_of(section)
         ours = [_told(p, rows[name]) for name in out.hyperparameter]
         out.insert(2, "histopathology, here", ours)
+    for modality, tables in FURTHER.items():
+        further, changes = tables[table]
+        own, p = (rows or SETTINGS["tableE1b"][1]) | changes, _settings_of(further)
+        ours = [_told(p, own[name]) for name in out.hyperparameter]
+        out.insert(list(out).index(modality) + 1, f"{modality}, here", ours)
     return out
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #3d22fd7c
@@ -1246,10 +1269,12 @@ def _told(p: dict, which: str) -> str:
         return which[2:]
     value = p[which]
     if which == "arch":
-        return str(value).removeprefix("resnet")
+        return str(value).removeprefix("resnet").removeprefix("bit_").split("x")[0]
     if which in ("multipliers", "attention"):
         return f"({value})"
-    return f"{value:.0e}".replace("e-0", "e-") if which == "lr" else str(value)
+    if which in ("lr", "weight_decay"):
+        return f"{value:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return str(value)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #c08e9fc5
 def needed(
@@ -1282,10 +1307,10 @@ def cost(
         work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
         return [start_work(), work], 4 * PARAMETERS["large" if p["size"] > 64 else "small"]
     if kind == "images":
-        size = how.side["paper" if p["profile"] == "paper" else "mini"]
-        sections = [how.generator, *(["radiology_upsampler"] if p["upsampler"] else [])]
-        work = [drawing_work(_like(p["profile"], s), p["count"] * p["steps"]) for s in sections]
-        return [start_work(), *work], p["count"] * size**2 * 2.5
+        known = "paper" if p["profile"] == "paper" else "mini"
+        sections = [how.generator, *([how.upsampler[known]] if p["upsampler"] else [])]
+        work = [drawing_work(_like(known, s), p["count"] * p["steps"]) for s in sections]
+        return [start_work(), *work], p["count"] * how.side[known] ** 2 * 2.5
     seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
     return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
 
@@ -1302,7 +1327,8 @@ PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 def _like(profile: str, section: str = "generator"):  # network of the generators of a profile
     from skinrepro.grid import read_grid
 
-    runs = read_grid(paths().papers / "ktena2023", "paper" if profile == "paper" else "mini")
+    known = "paper" if profile == "paper" else "mini"
+    runs = read_grid(paths().papers / "ktena2023", known, section)
     p = next(r.parameters for r in runs if r.section == section)
     return network_of(p, modality_of(p["data"]).colours)
 

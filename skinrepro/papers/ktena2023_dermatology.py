@@ -168,12 +168,16 @@ def contradictions() -> pd.DataFrame:  # number, where, printed, against
         sums = {k: sum(v[part]) for k, v in a3.items()}
         if len(set(sums.values())) > 1:
             of = ", ".join(f"{k} {n}" for k, n in sums.items())
-            say(f"Table A3, {TESTED[part]}", of, "the same images: one sum (ages outside (15, 90]?)")
+            say(
+                f"Table A3, {TESTED[part]}", of, "the same images: one sum (ages outside (15, 90]?)"
+            )
     say("Table A3, OOD 2", sum(a3["sex"]["test_2"]), f"{CASES['test_2']} images in 3.2.3")
     for level, most in (("less", 1000), ("more", 100)):
         say(f"Table A2a, {level} skewed", a2["sex"][level][1], f"at most {most} in 3.2.3")
     grown = a2["age"]["more"][0] - a2["age"]["less"][0]
-    say("Table A2c, (15, 25]", f"{grown:+d} from less to more skewed", "instances are removed (A.3)")
+    say(
+        "Table A2c, (15, 25]", f"{grown:+d} from less to more skewed", "instances are removed (A.3)"
+    )
     four = [a2["age"][k][3] for k in LEVELS]
     say("Table A2c, (45, 55]", ", ".join(map(str, four)), "instances are removed (A.3)")
     known = sum(a3["skin"]["test"][:6]) + sum(a3["skin"]["test_2"][:6])
@@ -197,7 +201,9 @@ def people_table(
     part: str,  # key of PHANTOMS
     n: int,  # images, each of another person; the first rows of a longer table are the same
     name: str = "ktena2023",  # start of the image ids; another name is an independent set
-) -> pd.DataFrame:  # image_id, label, skin_type, sex, age, domain, split: see phantom.people_manifest
+) -> (
+    pd.DataFrame
+):  # image_id, label, skin_type, sex, age, domain, split: see phantom.people_manifest
     "People of a clinic. Raises ValueError for a part that there is not."
     check_choice("part", part, PHANTOMS)
     clinic, of, _ = PHANTOMS[part]
@@ -779,7 +785,9 @@ def counts_of(
             group = t.group.where(t.group.isin(values[:-1])).fillna("unknown")
             n = group.value_counts().reindex(values).fillna(0).astype(int)
             beside = dict(zip(names, printed))
-            rows += [dict(table=table, row=row, value=v, n=n[v], printed=beside.get(v)) for v in n.index]
+            rows += [
+                dict(table=table, row=row, value=v, n=n[v], printed=beside.get(v)) for v in n.index
+            ]
     return pd.DataFrame(rows)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #6eccdbe0
@@ -787,9 +795,7 @@ def counts_layout(
     t: pd.DataFrame,  # from `counts_of`, one table
 ) -> pd.DataFrame:  # a row each, a column a value: ours (printed)
     "The table in the paper's shape."
-    shown = t.n.map("{:,}".format) + t.printed.map(
-        lambda v: "" if pd.isna(v) else f" ({int(v):,})"
-    )
+    shown = t.n.map("{:,}".format) + t.printed.map(lambda v: "" if pd.isna(v) else f" ({int(v):,})")
     wide = t.assign(shown=shown).pivot(index="row", columns="value", values="shown")
     wide = wide.loc[list(dict.fromkeys(t.row)), list(dict.fromkeys(t.value))]
     empty = wide.columns[t.groupby("value").n.sum().reindex(wide.columns).eq(0).to_numpy()]
@@ -869,7 +875,10 @@ def averaged_over_seeds(
     of = t.drop_duplicates([*keys, "seed"]).groupby(keys)[value]
     out = of.agg(mean="mean", sd="std", draws="count").reset_index()
     order = dict(
-        attribute=list(ATTRIBUTES), level=list(LEVELS), part=list(TESTED), method=[*METHODS, PERFECT]
+        attribute=list(ATTRIBUTES),
+        level=list(LEVELS),
+        part=list(TESTED),
+        method=[*METHODS, PERFECT],
     )
     place = [out[k].map({v: i for i, v in enumerate(order[k])}) for k in keys]
     return out.iloc[np.lexsort([p.to_numpy() for p in reversed(place)])].reset_index(drop=True)
@@ -1035,7 +1044,11 @@ def draw_schemes(t: pd.DataFrame, label: str):  # matplotlib figure
             of = t[t.part.eq(part) & t.filtered.eq(filtered)].sort_values("level")
             if len(of):
                 ax.errorbar(
-                    of.level, 100 * of["mean"], 100 * of.sd.fillna(0), fmt="o-", color=colour,
+                    of.level,
+                    100 * of["mean"],
+                    100 * of.sd.fillna(0),
+                    fmt="o-",
+                    color=colour,
                     label=name,
                 )
         ax.set(title=TESTED[part], xlabel="equality level l", ylabel=label)
@@ -1059,7 +1072,11 @@ def draw_missed(
     return fig
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #56100138
-SETUPS = {"learned": "Learned augms.", "heuristic": "Heuristic augms.", "randaugment": "RandAugment"}
+SETUPS = {
+    "learned": "Learned augms.",
+    "heuristic": "Heuristic augms.",
+    "randaugment": "RandAugment",
+}
 DOMAINS = ("ID train", "ID eval", "OOD", "Generated")  # OOD is OOD 1
 PAIRS = (  # in the order of Table G1
     ("ID train", "OOD"),
@@ -1230,7 +1247,11 @@ def draw_components(
     fig, axes = plt.subplots(1, len(DOMAINS), figsize=(3 * len(DOMAINS), 2.6), squeeze=False)
     for ax, domain in zip(axes[0], DOMAINS):
         for setup, name in SETUPS.items():
-            v = t[t.group.eq(domain) & t.setup.eq(setup)].groupby("share").value.agg(["mean", "std"])
+            v = (
+                t[t.group.eq(domain) & t.setup.eq(setup)]
+                .groupby("share")
+                .value.agg(["mean", "std"])
+            )
             if len(v):
                 ax.errorbar(100 * v.index, v["mean"], v["std"].fillna(0), fmt="o-", label=name)
         ax.set(title=domain, xlabel="variance (%)")
@@ -1259,7 +1280,9 @@ def tested(p: Mapping) -> float:
     "How many images test, or choose."
     if p["data"] == "phantom_people":
         return p["fraction"] * sum(n for part, (*_, n) in PHANTOMS.items() if part != "train")
-    return 0.4 * dict(fitzpatrick17k=16577, ham10000=10015, pad_ufes20=2298)[p["data"]] * p["fraction"]
+    return (
+        0.4 * dict(fitzpatrick17k=16577, ham10000=10015, pad_ufes20=2298)[p["data"]] * p["fraction"]
+    )
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #897cf0d3
 def needed(p: Mapping) -> pd.DataFrame:  # manifest

@@ -35,6 +35,8 @@ from skinrepro.sources import (
     MissingImages,
     first_of_copies,
     read_camelyon17,
+    read_chestxray14,
+    read_chexpert,
     read_ham10000,
     read_pad_ufes20,
     read_pcam,
@@ -282,6 +284,10 @@ READERS = {
     "ham10000": lambda folder, label_source: read_ham10000(folder, "keep", md5=False),
     "camelyon17": lambda folder, label_source: read_camelyon17(folder, "keep", md5=False),
     "pcam": lambda folder, label_source: read_pcam(folder, "keep", md5=False),
+    "chexpert": lambda folder, label_source: read_chexpert(folder, "keep", md5=False),
+    "nih_chestxray14": lambda folder, label_source: read_chestxray14(
+        folder, "keep", md5=False, lists="optional"
+    ),
 }
 
 # %% ../nbs/17_photographs.ipynb #11c7d06d

@@ -7,7 +7,7 @@ __all__ = ['PHANTOM', 'FITZPATRICK17K', 'CAMELYON17', 'PCAM', 'CHEXPERT', 'CHEST
            'CAMELYON17_COUNTS', 'CHEST_FINDINGS', 'OLDEST', 'CHEST_FACTS', 'Source', 'source_folder', 'MissingImages',
            'where_to_get', 'first_of_copies', 'read_pad_ufes20', 'read_ham10000', 'read_camelyon17', 'count_camelyon17',
            'check_camelyon17', 'export_pcam', 'read_pcam', 'chexpert_annotations', 'chestxray14_annotations',
-           'packaged_annotations', 'read_chexpert', 'read_chestxray14']
+           'packaged_annotations', 'chest_annotations', 'read_chexpert', 'read_chestxray14']
 
 # %% ../nbs/13_sources.ipynb #8562632c
 import os
@@ -1225,6 +1225,26 @@ def _chexpert_home(folder: Path) -> Path:
         )
     return homes[0]
 
+# %% ../nbs/13_sources.ipynb #c4e6f001
+def chest_annotations(
+    data: str,  # 'chexpert' (train.csv and valid.csv) or 'nih_chestxray14'
+    folder=None,  # one's own copy; None for $SKINREPRO_DATA/<data>
+    lists: str = "error",  # of ChestX-ray14, as of `read_chestxray14`
+) -> pd.DataFrame:  # as of `chexpert_annotations`, `chestxray14_annotations`, with split
+    "The tables of one's own copy; no image is looked for. Raises as the readers."
+    check_choice("lists", lists, ["error", "optional"])
+    if check_choice("data", data, _PACKAGED) == "chexpert":
+        home = _chexpert_home(source_folder(CHEXPERT, folder))
+        files = [home / name for name in ("train.csv", "valid.csv") if (home / name).is_file()]
+        if len(files) == 1:
+            warnings.warn(f"No {home / 'valid.csv'}: there is no split 'val'.", stacklevel=3)
+        return pd.concat(map(chexpert_annotations, files), ignore_index=True)
+    folder = source_folder(CHESTXRAY14, folder)
+    tables = [folder / f"Data_Entry_2017{year}.csv" for year in ("_v2020", "")]
+    file = next((f for f in tables if f.is_file()), tables[0])
+    t = chestxray14_annotations(file)
+    return t.assign(split=_listed_splits(folder, t.image_id + ".png", file, lists))
+
 # %% ../nbs/13_sources.ipynb #c4e60015
 def read_chexpert(
     folder=None,  # the small or the full download; None for $SKINREPRO_DATA/chexpert
@@ -1242,14 +1262,8 @@ def read_chexpert(
     """
     check_choice("missing", missing, ["error", "drop", "keep"])
     folder = source_folder(CHEXPERT, folder)
-    home = _chexpert_home(folder)
-    tables = [chexpert_annotations(home / "train.csv")]
-    if (home / "valid.csv").is_file():
-        tables.append(chexpert_annotations(home / "valid.csv"))
-    else:
-        warnings.warn(f"No {home / 'valid.csv'}: there is no split 'val'.", stacklevel=2)
-    t = pd.concat(tables, ignore_index=True)
-    rows = _chest_rows(t, "CheXpert").assign(path=f"{home}{os.sep}" + t.place)
+    t = chest_annotations("chexpert", folder)
+    rows = _chest_rows(t, "CheXpert").assign(path=f"{_chexpert_home(folder)}{os.sep}" + t.place)
     counts_only = missing == "keep" and not md5
     absent = pd.Series(False, t.index) if counts_only else _not_there(rows.path)
     rows = _in_place(rows, absent, folder, missing, md5, CHEXPERT)
@@ -1309,10 +1323,7 @@ def read_chestxray14(
     """
     check_choice("lists", lists, ["error", "optional"])
     folder = source_folder(CHESTXRAY14, folder)
-    tables = [folder / "Data_Entry_2017_v2020.csv", folder / "Data_Entry_2017.csv"]
-    file = next((f for f in tables if f.is_file()), tables[0])
-    t = chestxray14_annotations(file)
-    split = _listed_splits(folder, t.image_id + ".png", file, lists)
-    rows = _chest_rows(t.assign(split=split), "ChestX-ray14")
+    t = chest_annotations("nih_chestxray14", folder, lists)
+    rows = _chest_rows(t, "ChestX-ray14")
     rows = _attach_images(rows, folder, ".png", missing, md5, CHESTXRAY14)
     return _chest_manifest(rows, CHESTXRAY14)

@@ -148,7 +148,7 @@ _CHEST_LABELS = (
 CHEXPERT = Source(
     name="chexpert",
     title="CheXpert: 223,648 chest radiographs of 64,740 patients, 14 observations",
-    licence="Stanford University Dataset Research Use Agreement (research only, not passed on)",
+    licence="Stanford University Dataset Research Use Agreement",
     citation=(
         "Irvin et al., CheXpert: a large chest radiograph dataset with uncertainty labels and"
         " expert comparison, AAAI 2019, arXiv:1901.07031"
@@ -158,7 +158,10 @@ CHEXPERT = Source(
         "train.csv, valid.csv, train/patient*/study*/*.jpg and valid/..., in the folder or in its"
         " CheXpert-v1.0-small or CheXpert-v1.0, as unpacked"
     ),
-    needs="11 GB (small: 390 px) or 440 GB; a free account, and the agreement signed",
+    needs=(
+        "11 GB (small: 390 px) or 440 GB; a free account, and the agreement signed: research only,"
+        " not to be passed on"
+    ),
     how=(
         "sign the agreement at the homepage, download and unpack CheXpert-v1.0-small or"
         " CheXpert-v1.0; train.csv alone comes with the package torchxrayvision (`make chest`)"

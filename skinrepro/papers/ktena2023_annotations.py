@@ -7,7 +7,7 @@ __all__ = ['TABLES', 'SEXES', 'OF_FIGURES', 'STATES', 'YEARS', 'PRINTED', 'SHARE
            'NEAREST', 'DRAWN', 'SAID_COLOURS', 'annotations_of', 'number', 'by_sex', 'co_occurrences', 'said_of',
            'ages_of', 'totals_of', 'Spread', 'split_spread', 'by_patients', 'rules', 'Counted', 'counted',
            'selections_of', 'split_rows', 'rule_rows', 'of_table', 'matrix_of', 'images_in', 'draw_co_occurrence',
-           'draw_labels', 'printed_rows', 'printed_shown', 'credit_of', 'rules_told', 'sentences']
+           'draw_labels', 'printed_rows', 'printed_shown', 'credit_of', 'sources_of', 'rules_told', 'sentences']
 
 # %% ../../nbs/papers/ktena2023/counting.ipynb #c4c00003
 from collections.abc import Mapping
@@ -386,7 +386,7 @@ def draw_co_occurrence(
     selections = [s for s in dict.fromkeys(t.selection) if t.selection.eq(s).any()]
     selections = [s for s in selections if (t.metric.eq("co_occurrence") & t.selection.eq(s)).any()]
     with style():
-        size = (3.1 * len(selections) + 0.9, 3.3)
+        size = (2.5 * len(selections) + 1.2, 3.3)
         fig, axes = plt.subplots(1, len(selections), figsize=size, squeeze=False, sharey=True)
         for ax, selection in zip(axes[0], selections):
             m = 100 * matrix_of(t, selection)
@@ -423,7 +423,8 @@ def draw_labels(
             n = n.reindex(np.arange(0, ages.row.astype(float).max() + YEARS, YEARS), fill_value=0)
             left.bar(n.index + YEARS / 2, n, YEARS * 0.9, bottom=below, color=colour, label=sex)
             below = below + n
-        left.set(xlabel=f"age, bins of {YEARS} years", ylabel="images", title=_unknown_ages(t))
+        top = " (90: and older)" if TABLES[t.table.iloc[0]][0] == "chexpert" else ""
+        left.set(xlabel=f"age, bins of {YEARS} years{top}", ylabel="images", title=_unknown_ages(t))
         left.legend()
         _stack_said(right, said)
         what = TABLES[t.table.iloc[0]][1]
@@ -512,7 +513,20 @@ def credit_of(t: pd.DataFrame) -> str:  # records of one table
 
     data, what = TABLES[t.table.iloc[0]]
     source = next((s for s in SOURCES if s.name == data), None)
-    return f"Annotations only, no image: {what}. {source.credit}" if source else what
+    if source is None:
+        return what
+    return f"Annotations only, no image: {source.title.partition(':')[0]} ({source.licence})"
+
+# %% ../../nbs/papers/ktena2023/counting.ipynb #c4c20000
+def sources_of(
+    *tables: pd.DataFrame,  # records of a table each
+) -> list[str]:
+    "Title, licence and citation of what was counted."
+    from skinrepro.sources import SOURCES
+
+    credit = {s.name: s.credit for s in SOURCES}
+    names = [TABLES[t.table.iloc[0]][0] for t in tables if len(t)]
+    return [credit[n] for n in dict.fromkeys(names) if n in credit]
 
 # %% ../../nbs/papers/ktena2023/counting.ipynb #c4c0002c
 def rules_told(
@@ -563,14 +577,14 @@ def _told_counts(t) -> list[str]:
     m = 100 * matrix_of(t, WHOLE)
     pairs = m.mask(np.eye(len(m), dtype=bool)).stack()
     with_effusion = ", ".join(
-        f"{m.loc[f, 'pleural effusion']:.1f} % of {f}"
+        f"{m.loc[f, 'pleural effusion']:.1f} % of those with {f}"
         for f in ("atelectasis", "consolidation", "edema")
     )
     other = [s for s in dict.fromkeys(t.selection) if s not in (WHOLE, "rules")][0]
     apart = (100 * matrix_of(t, other) - m).abs().max().max()
     return [
         f"{n['all']:,} images of {people:,.0f} people, {n['male']:,} of men and {n['female']:,} of"
-        f" women. Pleural effusion is present in {with_effusion}; the twenty ratios between two"
+        f" women. Of images, pleural effusion is present in {with_effusion}; the twenty ratios between two"
         f" findings have mean {pairs.mean():.1f} % and run from {pairs.min():.1f} to"
         f" {pairs.max():.1f} %. In {other} they differ by at most {apart:.1f} points.",
     ]
@@ -584,7 +598,7 @@ def _told_split(t) -> list[str]:
         off = _one(t, metric="split_off", group=g)
         parts.append(
             f"{PRINTED[data][g]:,} printed beside {r.value:,.0f} [{r.low:,.0f}, {r.high:,.0f}]"
-            f" ({g}, {off:+.1f} standard deviations)"
+            f" ({g}, {off:+.2f} standard deviations)"
         )
     share = 100 * PRINTED[data]["all"] / images_in(t, WHOLE)
     return [

@@ -3,6 +3,7 @@ executed, and the state is mended. A message with advice that is not followed he
 """
 
 import ast
+import gzip
 import hashlib
 import json
 import re
@@ -673,6 +674,54 @@ def histology(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=lambda f, mode: np.load(f)))
     exec(code, {})
     assert sources.read_pcam(pcam).label.tolist() == ["tumor"]
+
+
+@remedy(
+    'pass lists="optional"',
+    "Take lists and table of one release",
+    "`make chest`",
+    "This torchxrayvision has no",
+    "the same images in two sizes",
+)
+def chest_radiographs(place, monkeypatch):
+    import importlib.util
+
+    home = place / "data" / "nih_chestxray14"
+    about = "Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    rows = ["a.png,Edema,0,1,50,M,PA", "b.png,No Finding,0,2,60,F,AP"]
+    for i, row in enumerate(rows):
+        picture(home / "images" / row.split(",")[0], i)
+    table = "\n".join([f"Image Index,Finding Labels,{about}", *rows])
+    (home / "Data_Entry_2017.csv").write_text(table)
+    said = refused(sources.read_chestxray14)
+    assert len(sources.read_chestxray14(lists=named("lists", said))) == 2
+    for test in ("c.png", "b.png"):  # of another release, then the right one
+        (home / "train_val_list.txt").write_text("a.png\n")
+        (home / "test_list.txt").write_text(f"{test}\n")
+        if test == "c.png":
+            assert sources.CHESTXRAY14.homepage in refused(sources.read_chestxray14)
+    assert sources.read_chestxray14()["split"].tolist() == ["train", "test"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = refused(sources.packaged_annotations, "nih_chestxray14")
+    target, package = re.search(r"`make (\w+)`, or `pip install ([\w.=]+)`", said).groups()
+    assert f"\n{target}: " in (ROOT / "Makefile").read_text()
+    assert f'{target} = ["{package}"]' in (ROOT / "pyproject.toml").read_text()
+    spec = types.SimpleNamespace(origin=str(place / "torchxrayvision" / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)  # installed, without data
+    file = Path(re.search(r"has no ([^:]+):", refused(sources.packaged_annotations, "chexpert"))[1])
+    file = file.with_name("Data_Entry_2017_v2020.csv.gz")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(gzip.compress(table.encode()))
+    assert len(sources.packaged_annotations("nih_chestxray14")) == 2
+    for name in ("CheXpert-v1.0", "CheXpert-v1.0-small"):
+        (place / name).mkdir()
+        (place / name / "train.csv").write_text("")
+    said = refused(sources.chest_annotations, "chexpert", place)
+    (place / "CheXpert-v1.0" / "train.csv").unlink()  # the one that is named is read
+    named_one = re.search(r"folder='([^']+)'", said)[1]
+    assert named_one.endswith("-small") and "not a readable csv" in refused(
+        sources.chest_annotations, "chexpert", named_one
+    )
 
 
 @remedy("Use store.take(rows)", "or store.parts", "Build them alike", "See cache_pair")

@@ -259,7 +259,7 @@ def rules(
             out.append((*names, "people", *map(people, sexes)))
     out = pd.DataFrame(out, columns=[*RULE, "all", "male", "female"])
     out["off"] = sum((out[s] - printed[s]).abs() for s in SEXES)
-    out["restrictions"] = out[RULE[:-1]].ne(PLAIN).sum(axis=1)
+    out["restrictions"] = out[RULE[:-1]].ne(list(PLAIN)).sum(axis=1)
     return out.sort_values(["off", "restrictions"], kind="stable", ignore_index=True)
 
 # %% ../../nbs/papers/ktena2023/counting.ipynb #c4c0001c
@@ -584,8 +584,8 @@ def _told_counts(t) -> list[str]:
     apart = (100 * matrix_of(t, other) - m).abs().max().max()
     return [
         f"{n['all']:,} images of {people:,.0f} people, {n['male']:,} of men and {n['female']:,} of"
-        f" women. Of images, pleural effusion is present in {with_effusion}; the twenty ratios between two"
-        f" findings have mean {pairs.mean():.1f} % and run from {pairs.min():.1f} to"
+        f" women. Of images, pleural effusion is present in {with_effusion}; the twenty ratios"
+        f" between two findings have mean {pairs.mean():.1f} % and run from {pairs.min():.1f} to"
         f" {pairs.max():.1f} %. In {other} they differ by at most {apart:.1f} points.",
     ]
 

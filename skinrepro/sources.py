@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PHANTOM', 'FITZPATRICK17K', 'CAMELYON17', 'PCAM', 'CHEXPERT', 'CHESTXRAY14', 'PAD_UFES20', 'HAM10000', 'SOURCES',
-           'CAMELYON17_COUNTS', 'CHEST_FINDINGS', 'OLDEST', 'CHEST_FACTS', 'Source', 'source_folder', 'MissingImages',
+           'CAMELYON17_COUNTS', 'CHEST_FINDINGS', 'CHEST_FACTS', 'Source', 'source_folder', 'MissingImages',
            'where_to_get', 'first_of_copies', 'read_pad_ufes20', 'read_ham10000', 'read_camelyon17', 'count_camelyon17',
            'check_camelyon17', 'export_pcam', 'read_pcam', 'chexpert_annotations', 'chestxray14_annotations',
            'packaged_annotations', 'chest_annotations', 'read_chexpert', 'read_chestxray14']
@@ -987,7 +987,7 @@ _CHESTXRAY14_OTHERS = (
 _NOTHING = "No Finding"  # in both collections
 
 # %% ../nbs/13_sources.ipynb #c4e60005
-OLDEST = 120  # years; nobody in these collections can be older
+_OLDEST = 120  # years; nobody in these collections can be older
 
 
 def _years(
@@ -1001,7 +1001,7 @@ def _years(
     _refuse(file, t, t[column].notna() & told[0].isna(), column, "is not an age in whole years")
     unit = told[1].map({"M": 12, "D": 365}).fillna(1).astype(int)
     years = pd.to_numeric(told[0]).astype("Int64") // unit
-    return years.mask((years < youngest) | (years > OLDEST))
+    return years.mask((years < youngest) | (years > _OLDEST))
 
 # %% ../nbs/13_sources.ipynb #c4e60006
 def _sexes(

@@ -543,6 +543,7 @@ def rules_told(
     wide = wide.assign(away=away, run_id=t.run_id.iloc[0], data=t.data.iloc[0])
     columns = ["rule", "unit", "all", "male", "female", "male off", "female off"]
     wide = wide.sort_values(["away", "rule"], kind="stable", ignore_index=True)
+    wide[columns[2:]] = wide[columns[2:]].astype(int)
     return wide[[*columns, "run_id", "data"]]
 
 # %% ../../nbs/papers/ktena2023/counting.ipynb #c4c0002d

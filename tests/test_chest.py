@@ -16,7 +16,7 @@ from PIL import Image
 from skinrepro import phantom_radiograph, photographs, sources
 from skinrepro.core import has_data
 from skinrepro.manifest import ManifestError
-from skinrepro.papers import ktena2023_annotations as counting
+from skinrepro.papers import ktena2023_counting as counting
 from skinrepro.tables import read_reported
 
 FIVE = list(sources.CHEST_FINDINGS)

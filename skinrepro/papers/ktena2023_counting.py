@@ -151,7 +151,7 @@ class Spread(NamedTuple):
         "How many standard deviations a number is away."
         return (printed - self.mean) / self.sd
 
-
+# %% ../../nbs/papers/ktena2023/counting.ipynb #c4c3d001
 def split_spread(
     images,  # (P,) images of each patient that are counted, e.g. those of men
     share: float,  # of the patients that are drawn, in (0, 1)
@@ -269,7 +269,7 @@ class Counted(NamedTuple):
     rows: pd.DataFrame  # metric, group, value, low, high, n, selection, row, column
     taken: pd.DataFrame  # a row a selection, with a hash of its images and findings
 
-
+# %% ../../nbs/papers/ktena2023/counting.ipynb #c4c3d002
 def counted(
     p: Mapping,  # parameters: table, share, seed, count
 ) -> Counted:

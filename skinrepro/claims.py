@@ -184,6 +184,8 @@ class Finding:
     mde: float = float("nan")  # minimum detectable effect of the smallest of these test sets
     mde_low: float = float("nan")  # if the classifiers disagree on 15 % of the images
     mde_high: float = float("nan")  # on 35 %
+    # of a claim that two sides are the same: how far the interval may reach to either side
+    margin: float = float("nan")
     note: str = ""  # what was left out
     data: str = ""
     profile: str = ""
@@ -395,6 +397,7 @@ def _finding(claim, part, verdict, results, margin, note, records, tests) -> Fin
         mde=mde[1],
         mde_low=mde[0],
         mde_high=mde[2],
+        margin=margin if claim.direction == "same" else Finding.margin,
         note=note,
         data=str(one.get("data", "")),
         profile=str(one.get("profile", "")),
@@ -584,7 +587,16 @@ def printed_records(
     return t.assign(**more).reset_index(drop=True)
 
 # %% ../nbs/62_claims.ipynb #f70f131c
-SHOWN = ("printed", "effect", "low", "high", "mde", "mde_low", "mde_high")  # in a claim's unit
+SHOWN = (
+    "printed",
+    "effect",
+    "low",
+    "high",
+    "mde",
+    "mde_low",
+    "mde_high",
+    "margin",
+)  # in a claim's unit
 
 # %% ../nbs/62_claims.ipynb #c125cadb
 def evaluate(
@@ -608,6 +620,8 @@ def evaluate(
             reason = "; ".join(_incomparable(records, ours.runs, setting or {}, sizes))
             rows.append(row | dict(reason=reason, source=c.source))
     t = pd.DataFrame(rows)
+    if all(c.direction != "same" for c in claims):
+        t = t.drop(columns="margin", errors="ignore")
     t.attrs["rule"] = claim_rule(claims)
     return t
 

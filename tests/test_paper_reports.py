@@ -512,6 +512,12 @@ def test_claims_of_lopezperez_have_all_repetitions(lopez):
     assert (t.repetitions == 10).all() and "not run" not in set(t.verdict)
     wanted = {f"{n}.{s}" for n in ("claims", "metrics", "gaps") for s in ("md", "csv", "tex")}
     assert wanted <= {f.name for f in lopez.iterdir()}
+    alike = t.claim.str.contains("does not tell")
+    assert t.margin[alike].to_list() == pytest.approx([0.05 * 0.3], rel=1e-3)
+    assert t.margin[~alike].isna().all()
+    rows = (lopez / "claims.md").read_text(encoding="utf-8").splitlines()
+    (row,) = [r for r in rows if r.startswith("| The latent standard deviation does not tell")]
+    assert "| ± 0.015 |" in row and sum("±" in r for r in rows) == 1
 
 
 def sections(profile):

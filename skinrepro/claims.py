@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'DIRECTIONS', 'DETECTABLE', 'SHOWN', 'pairs', 'complete', 'effect_interval', 'Unit', 'Rule', 'against',
-           'Finding', 'Claim', 'detectable', 'gap_records', 'claim_rule', 'printed_records', 'evaluate', 'effect_text',
-           'claims_layout']
+           'Finding', 'Claim', 'detectable', 'gap_records', 'claim_rule', 'printed_records', 'evaluate', 'margins',
+           'effect_text', 'claims_layout']
 
 # %% ../nbs/62_claims.ipynb #7b5532f8
 from collections.abc import Callable, Mapping
@@ -184,8 +184,6 @@ class Finding:
     mde: float = float("nan")  # minimum detectable effect of the smallest of these test sets
     mde_low: float = float("nan")  # if the classifiers disagree on 15 % of the images
     mde_high: float = float("nan")  # on 35 %
-    # of a claim that two sides are the same: how far the interval may reach to either side
-    margin: float = float("nan")
     note: str = ""  # what was left out
     data: str = ""
     profile: str = ""
@@ -397,7 +395,6 @@ def _finding(claim, part, verdict, results, margin, note, records, tests) -> Fin
         mde=mde[1],
         mde_low=mde[0],
         mde_high=mde[2],
-        margin=margin if claim.direction == "same" else Finding.margin,
         note=note,
         data=str(one.get("data", "")),
         profile=str(one.get("profile", "")),
@@ -587,16 +584,7 @@ def printed_records(
     return t.assign(**more).reset_index(drop=True)
 
 # %% ../nbs/62_claims.ipynb #f70f131c
-SHOWN = (
-    "printed",
-    "effect",
-    "low",
-    "high",
-    "mde",
-    "mde_low",
-    "mde_high",
-    "margin",
-)  # in a claim's unit
+SHOWN = ("printed", "effect", "low", "high", "mde", "mde_low", "mde_high")  # in a claim's unit
 
 # %% ../nbs/62_claims.ipynb #c125cadb
 def evaluate(
@@ -620,10 +608,21 @@ def evaluate(
             reason = "; ".join(_incomparable(records, ours.runs, setting or {}, sizes))
             rows.append(row | dict(reason=reason, source=c.source))
     t = pd.DataFrame(rows)
-    if all(c.direction != "same" for c in claims):
-        t = t.drop(columns="margin", errors="ignore")
     t.attrs["rule"] = claim_rule(claims)
     return t
+
+# %% ../nbs/62_claims.ipynb #f70f131d
+def margins(
+    claims,  # list of Claim
+    records: pd.DataFrame,  # of our runs
+) -> list[float]:  # in the units that `evaluate` shows; nan for other claims, and without records
+    "How far an interval may reach to either side of zero where a claim says that nothing differs."
+    out = []
+    for c in claims:
+        tests = _tests(c, records, dict(c.where)) if c.direction == "same" else []
+        have = [t for t in tests if len(t.pairs)]
+        out.append(_margin(c, have) * UNITS[c.rule.unit].scale if have else float("nan"))
+    return out
 
 # %% ../nbs/62_claims.ipynb #5a4e0c03
 def _incomparable(records: pd.DataFrame, ids: str, setting: Mapping, sizes) -> list[str]:

@@ -406,7 +406,8 @@ def test_committed_tables_are_stamped_and_honest():
         )
     t = pd.read_csv(home / "table1.csv")
     assert len(t) == 40 and set(t.verdict) == {"equal"}
-    assert "CC BY 4.0" in (home / "pad_ufes20.md").read_text()
+    other = (home / "pad_ufes20.md").read_text()
+    assert "CC BY 4.0" in other and "| n_train | n_test | draws |" in other
     r = read_record(home / "records.csv")
     assert set(r.profile) == {"mini"} and {
         "data_hash",

@@ -319,6 +319,9 @@ def test_a_table_of_shifts_draws_the_same_images_for_each_network():
 
     assert t.mmd2[0] == pytest.approx(kid(u[i], z[j]))
     assert again.mmd2[0] == pytest.approx(kid(2 * u[i], 2 * z[j]))
+    rng = RNG([1, 2])  # the third pair has draws of its own
+    i, j = rng.choice(70, 30, replace=False), rng.choice(60, 30, replace=False)
+    assert t.mmd2[8] == pytest.approx(kid(z[i], u[::-1][j]))
     with pytest.raises(ValueError, match="no domain 'ood'"):
         shift.shift_table(dict(ID=u), [("ID", "ood")])
     with pytest.raises(ValueError, match="ID and OOD: size = 300"):
@@ -472,6 +475,8 @@ def test_neighbours_pass_over_kin_and_take_a_reference():
     t = shift.nearest_training(made, train, held)
     apart = np.linalg.norm(held[:, None] - train, axis=2)
     assert t.typical[0] == pytest.approx(np.median(apart.min(1)))
+    itself = shift.nearest_training(held, train, held).place
+    assert sorted(itself) == pytest.approx(np.arange(1, 26) / 25)  # as near counts
     family = shift.nearest_training(made, train, held, ["p"] * 20 + ["q"] * 20, ["p"] * 25)
     assert family.typical[0] == pytest.approx(np.median(apart[:, 20:].min(1)))
     with pytest.raises(ValueError, match="give a reference"):
@@ -570,6 +575,7 @@ def test_kappa_is_that_of_torchmetrics(seed):
     assert ours.kappa == pytest.approx(float(theirs), abs=1e-5) and ours.n == 12
     lone = np.vstack([counts, [1, 0, 0], [0, 0, 0]])  # one rater agrees with nobody: not counted
     assert raters.concord(lone) == ours
+    assert raters.concord([[2, 0], [1, 1]])[:2] == (1 / 2, (9 + 1) / 16)
     with pytest.raises(ValueError, match="No image has two raters"):
         raters.concord([[1, 0]])
 
@@ -646,6 +652,8 @@ def test_plots_draw_the_numbers():
     figures.block_plot(axes[0], missed[shift.block_order(missed)])
     marks = [len(c.get_segments()) for c in axes[0].collections]
     assert marks == missed.sum(axis=1).tolist() == [int(t.get_text()) for t in axes[0].texts]
+    at = [s[0][0] - 0.5 for s in axes[0].collections[0].get_segments()]
+    assert at == np.flatnonzero(missed[shift.block_order(missed)].iloc[0]).tolist()
     table = pd.DataFrame(dict(x=[1.0], y=[2.0], x_sd=[0.5], y_sd=[np.nan], label=["m"]))
     figures.spread_plot(axes[1], table, dict(m="k"))
     assert len(axes[1].containers[0].lines[2]) == 1  # no bar where there is no spread

@@ -33,6 +33,7 @@ RESERVED = (  # keys of a section that are no parameters
     "needs",
     "extra",
     "defines",
+    "keeps",
     "like",
     "skip",
     "reads",
@@ -149,12 +150,12 @@ def _resources(given: dict, where: str) -> dict:  # of each run
 
 # %% ../nbs/07_grid.ipynb #105b857e
 def _overridden(
-    asked: dict, defaults: dict, defines: list, override: dict, where: str, texts: set
+    asked: dict, defaults: dict, body: dict, override: dict, where: str, texts: set
 ):  # parameters, or None when the section has none of the values that it is asked for
     "What a user asks instead, where the notebook has the parameter."
-    asked = dict(asked)
+    asked, defines = dict(asked), body.get("defines", [])
     for k, v in override.items():
-        if k not in defaults:
+        if k not in defaults or k in body.get("keeps", []):
             continue
         if isinstance(v, Typed):
             one = k in texts or any(
@@ -203,7 +204,7 @@ def _section(
     asked |= {k: v for k, v in own.items() if k not in RESERVED}
     allowed = ranges(file.parent)
     texts = {k for k, rule in allowed.items() if isinstance(rule, dict) and "each" in rule}
-    asked = _overridden(asked, defaults, body.get("defines", []), override, where, texts)
+    asked = _overridden(asked, defaults, body, override, where, texts)
     if asked is None:
         return None
     check_parameters({k: _listed(v)[0] for k, v in asked.items() if _listed(v)}, defaults, where)
@@ -308,13 +309,18 @@ def _refuse_empty(named: list, sections: dict, grid: dict, file: Path, profile: 
 # %% ../nbs/07_grid.ipynb #343bad14
 def _refuse_unheard(override: dict, sections: dict, out: dict, grid: dict, file: Path):
     "Raise for a parameter that no notebook of the sections has."
-    lost = [k for k in override if not any(k in sections[n].defaults for n in out)]
+    lost = [
+        k
+        for k in override
+        if not any(k in sections[n].defaults and k not in grid[n].get("keeps", []) for n in out)
+    ]
     if not lost:
         return
     other = [
-        f"[{n}] is defined by other values"
+        f"[{n}] {says}"
+        for key, says in (("defines", "is defined by other values"), ("keeps", "keeps its own"))
         for n, body in grid.items()
-        if set(lost) & set(body.get("defines", []))
+        if set(lost) & set(body.get(key, []))
     ]
     raise ParameterError(
         f"{file}: no notebook of the section(s) {list(out)} has a parameter {lost}; "

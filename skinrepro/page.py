@@ -197,7 +197,7 @@ def _not_here(absent: list, paper: str, page: Path) -> str:
         return ""
     rows = []
     for a in absent:
-        file = paths().root / a.files.split()[0]
+        file = paths().root / next(iter(a.files.split()), "")  # none yet: no file
         link = html.escape(os.path.relpath(file, page.parent))
         where = f'<a href="{link}">{html.escape(a.files)}</a>' if file.is_file() else "none"
         rows.append(f"<li>{html.escape(a.name)}: committed {where} ({html.escape(a.verdict)})</li>")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from skinrepro import first, page
 from skinrepro.cli import app
+from skinrepro.core import paths
 from skinrepro.tables import PHANTOM_STAMP
 
 
@@ -59,6 +61,18 @@ def test_one_page_holds_both_and_needs_nothing_else(seen):
         assert (seen[1] / link).exists(), link
     assert "nbs/papers/wang2024: report.ipynb" in text  # where the table comes from
     assert "figures/wang2024/fig2.png" in text.partition("Not regenerated here")[2]
+
+
+def test_the_page_says_what_nobody_has_made_yet(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path))
+    made = paths().made / "ktena2023"
+    made.mkdir(parents=True)
+    shutil.copy(ROOT / "figures" / "ktena2023" / "tableE1a.md", made)
+    listed = page.artefacts(ROOT / "nbs" / "papers" / "ktena2023")
+    lacking = replace(listed[0], files="")
+    monkeypatch.setattr(page, "artefacts", lambda folder: [lacking, *listed[1:]])
+    text = page.write_page("ktena2023").read_text(encoding="utf-8")
+    assert f"{lacking.name}: committed none" in text.partition("Not regenerated here")[2]
 
 
 def test_the_judge_is_the_file_that_its_record_describes(tmp_path, monkeypatch):

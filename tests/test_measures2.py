@@ -342,15 +342,24 @@ def test_the_rank_test_is_scipys_and_counts_pairs():
 
 
 def test_the_headline_is_a_ratio_of_means_and_one_pair_goes_the_other_way():
-    t = read_reported(ROOT / "nbs" / "papers" / "ktena2023" / "reported.csv")
-    t = t[t.artefact == "tableG1"]
-    g1 = t[t.metric == "MMD"].pivot(
-        index=["domain1", "domain2"], columns="augmentation", values="value"
+    pairs = ["train OOD", "train eval", "train made", "made OOD", "eval OOD", "eval made"]
+    g1 = pd.DataFrame(  # Table G1 as printed
+        dict(
+            learned=[0.6279, 0.0121, 0.2472, 0.6992, 0.6107, 0.2374],
+            heuristic=[0.7778, 0.0209, 0.3580, 0.7682, 0.7596, 0.3052],
+            RandAugment=[0.4748, 0.0128, 0.1262, 0.4151, 0.4554, 0.1037],
+        ),
+        pairs,
     )
-    said = t[t.metric == "MMD reduction"].value.item()
-    assert round(100 * shift.relative_reduction(g1.learned, g1.heuristic), 1) == said == 18.6
-    other = g1[g1.RandAugment > g1.learned]
-    assert len(g1) == 6 and other.index.tolist() == [("ID train", "ID eval")]
+    assert round(100 * shift.relative_reduction(g1.learned, g1.heuristic), 1) == 18.6
+    assert shift.relative_reduction(g1.learned, g1.heuristic) == pytest.approx(
+        1 - 2.4345 / 2.9897, abs=1e-4
+    )
+    assert g1.index[g1.RandAugment > g1.learned].tolist() == ["train eval"]
+    t = read_reported(ROOT / "nbs" / "papers" / "ktena2023" / "reported.csv")
+    t = t[t.artefact.eq("tableG1") & t.metric.eq("MMD")]
+    for name, of in t.groupby("augmentation") if len(t) else ():  # what the paper's folder has
+        assert sorted(of.value) == sorted(g1[name])
 
 
 @pytest.mark.parametrize("shape", [(40, 12), (30, 100)])
@@ -499,8 +508,10 @@ def test_the_example_of_the_paper_is_exact(by):
     soft = raters.soft_labels(ratings(*EXAMPLE), "ABCD", by).loc["i"]
     assert soft.tolist() == pytest.approx([1 / 2, 1 / 6, 0, 1 / 3], abs=1e-15)
     printed = read_reported(ROOT / "nbs" / "papers" / "ktena2023" / "reported.csv")
-    printed = printed[printed.metric == "soft label"].set_index("label").value
-    assert soft.round(3).to_dict() == printed.to_dict()
+    printed = printed[printed.metric == "soft label"]
+    printed = printed.set_index("label").value if len(printed) else printed
+    assert soft.round(3).to_dict() == dict(A=0.5, B=0.167, C=0.0, D=0.333)
+    assert printed.empty or printed.to_dict() == soft.round(3).to_dict()
     assert raters.canonical(soft.to_frame().T, "A", 0.5) and not raters.canonical(
         soft.to_frame().T, "A"
     )
@@ -658,6 +669,11 @@ def test_plots_draw_the_numbers():
     figures.spread_plot(axes[1], table, dict(m="k"))
     assert len(axes[1].containers[0].lines[2]) == 1  # no bar where there is no spread
     figures.banded_line(axes[2], [0, 1, 2], [1, 2, 3], [0.1, np.nan, 0.1])
+    figures.banded_line(axes[2], [0, 1], [1, 2], [0.5, 0.25])
+    corners = {tuple(v) for v in axes[2].collections[-1].get_paths()[0].vertices.tolist()}
+    assert {(0, 0.5), (0, 1.5), (1, 1.75), (1, 2.25)} <= corners
+    figures.share_bars(axes[1], pd.DataFrame(dict(a=[0.75, 0.25])))
+    assert [b.get_width() for b in axes[1].patches] == [75, 25]
     with pytest.raises(ValueError, match="add up to 0.9"):
         figures.share_bars(axes[0], pd.DataFrame(dict(a=[0.5, 0.4])))
     plt.close(fig)

@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['FAIRNESS', 'group_counts', 'parity_gaps', 'demographic_parity_of', 'demographic_parity', 'accuracy_disparity',
            'accuracy_gap', 'essp', 'WorstGroup', 'worst_group', 'Chance', 'expected_disparity', 'disparity_intervals',
-           'compare_fairness', 'fairness', 'Gap', 'best_to_worst', 'performance_gaps']
+           'compare_fairness', 'fairness', 'Gap', 'best_to_worst', 'performance_gaps', 'group_gaps',
+           'difference_density', 'difference_mode', 'posterior_differences', 'sampled_mode', 'CentralEstimate',
+           'central_estimate']
 
 # %% ../nbs/54_fairness.ipynb #78f229d3
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -394,3 +397,167 @@ def performance_gaps(
         )
     )
     return pd.concat([first, found], ignore_index=True)
+
+# %% ../nbs/54_fairness.ipynb #ecc1ceb3
+def group_gaps(
+    table: pd.DataFrame,  # metric, group, value, n: one number for each
+    groups: Iterable | None = None,  # that the gaps speak of; None: all in the table but 'all'
+) -> pd.DataFrame:  # metric '<metric>_gap', group 'all', value, n, best, worst, left_out
+    """Best minus worst group of each measure that two groups have; `n` is the smallest group's.
+    Raises ValueError for a group that the table has not. Source: Ktena et al. 2023, appendix F.2.
+    """
+    of_groups = table[table.group != "all"]
+    names = list(of_groups.group.unique()) if groups is None else list(groups)
+    strange = [g for g in names if g not in set(of_groups.group)]
+    if strange:
+        raise ValueError(f"No number of {strange}: the table has {sorted(set(of_groups.group))}.")
+    rows = []
+    for metric, t in of_groups[of_groups.group.isin(names)].groupby("metric", sort=False):
+        if t.group.duplicated().any():
+            g = t.group[t.group.duplicated()].iloc[0]
+            raise ValueError(f"Two numbers of {metric}, {g}: select one rule or run first.")
+        t = t[t.value.notna()].set_index("group")
+        if len(t) < 2:
+            continue
+        best, worst = t.value.idxmax(), t.value.idxmin()
+        lacking = ", ".join(str(g) for g in names if g not in t.index)
+        value = float(t.value[best] - t.value[worst])
+        rows.append((f"{metric}_gap", "all", value, int(t.n.min()), best, worst, lacking))
+    columns = ["metric", "group", "value", "n", "best", "worst", "left_out"]
+    return pd.DataFrame(rows, columns=columns)
+
+# %% ../nbs/54_fairness.ipynb #771460e1
+def difference_density(
+    d: float,  # in [-1, 1]
+    hits: tuple,  # right answers in the group, and in the outgroup
+    n: tuple,  # images of both
+    nodes: int = 400,  # of Gauss and Legendre's rule
+) -> float:
+    "Posterior density of the difference of two rates with independent uniform priors."
+    low = max(_quantile(hits[0], n[0], True), d + _quantile(hits[1], n[1], True))
+    high = min(_quantile(hits[0], n[0], False), d + _quantile(hits[1], n[1], False))
+    if high <= low:
+        return 0.0
+    x, weight = _legendre(nodes)
+    x = low + (high - low) * (x + 1) / 2
+    both = _rate_density(x, hits[0], n[0]) * _rate_density(x - d, hits[1], n[1])
+    return float((high - low) / 2 * (weight * both).sum())
+
+# %% ../nbs/54_fairness.ipynb #6453591e
+@cache
+def _legendre(nodes: int):
+    return np.polynomial.legendre.leggauss(nodes)
+
+# %% ../nbs/54_fairness.ipynb #4d5c8498
+@cache
+def _quantile(k: int, n: int, lowest: bool) -> float:  # outside there is nothing to integrate
+    from scipy.special import betaincinv
+
+    if lowest:
+        return float(betaincinv(1 + k, 1 + n - k, 1e-13))
+    return 1 - float(betaincinv(1 + n - k, 1 + k, 1e-13))
+
+# %% ../nbs/54_fairness.ipynb #bef243f9
+def _rate_density(x, k: int, n: int):  # of Beta(1 + k, 1 + n - k)
+    from scipy.special import betaln, xlog1py, xlogy
+
+    return np.exp(xlogy(k, x) + xlog1py(n - k, -x) - betaln(1 + k, 1 + n - k))
+
+# %% ../nbs/54_fairness.ipynb #8a082766
+def difference_mode(
+    hits: tuple,  # right answers in the group, and in the outgroup
+    n: tuple,  # images of both
+) -> float:  # in [-1, 1]
+    "The most probable difference, from the density itself. Raises ValueError for n = 0."
+    from scipy.optimize import minimize_scalar
+
+    _check_hits(hits, n)
+    means = [(1 + k) / (2 + m) for k, m in zip(hits, n)]
+    sd = sum(p * (1 - p) / (3 + m) for p, m in zip(means, n)) ** 0.5
+    middle = means[0] - means[1]
+    bounds = max(-1, middle - 3 * sd), min(1, middle + 3 * sd)  # a mode is within 1.8 of the mean
+    return float(
+        minimize_scalar(
+            lambda d: -difference_density(d, hits, n),
+            bounds=bounds,
+            method="bounded",
+            options=dict(xatol=1e-9),
+        ).x
+    )
+
+# %% ../nbs/54_fairness.ipynb #b384e65a
+def _check_hits(hits, n):
+    if not all(0 <= k <= m and m > 0 for k, m in zip(hits, n)):
+        raise ValueError(
+            f"{hits[0]} of {n[0]} images of the group and {hits[1]} of {n[1]} of the others are"
+            " right: both need an image, and no more right answers than images."
+        )
+
+# %% ../nbs/54_fairness.ipynb #fb2a1f61
+def posterior_differences(
+    hits: tuple,  # right answers in the group, and in the outgroup
+    n: tuple,  # images of both
+    samples: int = 100_000,
+    seed: int = 0,
+) -> np.ndarray:  # (samples,) in [-1, 1]
+    "Samples of the difference of two rates with independent uniform priors."
+    _check_hits(hits, n)
+    rng = np.random.default_rng(seed)
+    a, b = (rng.beta(1 + k, 1 + m - k, samples) for k, m in zip(hits, n))
+    return a - b
+
+# %% ../nbs/54_fairness.ipynb #707ea82b
+def sampled_mode(
+    x,  # (n,) samples
+    how: str = "kde",  # kde: Gaussian kernel of Scott's width; histogram: fullest of 100 bins
+) -> float:
+    "The most probable value, as far as samples tell."
+    from scipy.ndimage import gaussian_filter1d
+
+    x = np.asarray(x, dtype=float)
+    bins = dict(kde=2048, histogram=100)[check_choice("how", how, ["kde", "histogram"])]
+    counts, edges = np.histogram(x, bins)
+    width = edges[1] - edges[0]
+    if how == "kde":
+        scott = x.std() * len(x) ** -0.2
+        counts = gaussian_filter1d(counts.astype(float), scott / width, mode="constant")
+    i = int(counts.argmax())
+    return float((edges[i] + edges[i + 1]) / 2)
+
+# %% ../nbs/54_fairness.ipynb #1442e0b8
+class CentralEstimate(NamedTuple):
+    "Spread of the most probable differences between groups and their outgroups."
+
+    value: float  # standard deviation over the groups (of all of them: divided by their number)
+    modes: dict  # group -> most probable difference, in [-1, 1]
+    n: int  # images of the smallest group
+    left_out: tuple  # groups without an image
+
+# %% ../nbs/54_fairness.ipynb #497318c1
+def central_estimate(
+    right,  # (n,) is each image right? e.g. from `metrics.top_k`
+    group,  # (n,) group of each image
+    groups: Iterable | None = None,  # that there should be; None: those that occur
+    how: str = "kde",  # kde, histogram (both of samples), or exact
+    samples: int = 100_000,
+    seed: int = 0,
+) -> CentralEstimate:
+    """The central best estimate of fairness; groups without an image are named and left out. Raises
+    ValueError for fewer than two groups with images. Source: Ktena et al. 2023, appendix F.2.
+    """
+    right = np.asarray(right).astype(bool).astype(int)
+    present = set(pd.unique(np.asarray(group, dtype=object)))
+    asked = sorted(present) if groups is None else list(groups)
+    left_out = tuple(g for g in asked if g not in present)
+    z, names = _group_codes(group, len(right), [g for g in asked if g in present])
+    n, hits = np.bincount(z), np.bincount(z, right).astype(int)
+    check_choice("how", how, ["kde", "histogram", "exact"])
+    modes = {}
+    for i, name in enumerate(names):
+        h, m = (hits[i], hits.sum() - hits[i]), (n[i], n.sum() - n[i])
+        if how == "exact":
+            modes[name] = difference_mode(h, m)
+        else:
+            drawn = posterior_differences(h, m, samples, [seed, i])
+            modes[name] = sampled_mode(drawn, how)
+    return CentralEstimate(float(np.std(list(modes.values()))), modes, int(n.min()), left_out)

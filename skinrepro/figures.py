@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STYLE', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'VERMILION', 'GREY', 'VERDICT_COLOURS', 'NOT_COMPARABLE', 'style',
            'read_picture', 'save_figure', 'forest', 'beside_printed', 'printed_legend', 'gallery', 'label_grid',
-           'canvas', 'box', 'arrow', 'picture']
+           'canvas', 'box', 'arrow', 'picture', 'spread_plot', 'share_bars', 'block_plot', 'banded_line']
 
 # %% ../nbs/61_figures.ipynb #ae0445a6
 from collections.abc import Mapping
@@ -486,3 +486,77 @@ def picture(
     )
     if text:
         ax.text(x, y - size / 2 - 0.05, text, ha="center", va="top", size=6.5, linespacing=1.1)
+
+# %% ../nbs/61_figures.ipynb #d3c77caf
+def spread_plot(
+    ax,
+    table: pd.DataFrame,  # a row for each point: x, y, label; optional: x_sd, y_sd (NaN: none)
+    colours: Mapping,  # label -> colour
+    marks: Mapping | None = None,  # label -> marker, where it is no dot
+):
+    "Points with their standard deviations in both directions."
+    for r in table.to_dict("records"):
+        sd = {f"{k}err": r[f"{k}_sd"] for k in "xy" if r.get(f"{k}_sd") == r.get(f"{k}_sd", np.nan)}
+        ax.errorbar(
+            r["x"],
+            r["y"],
+            **sd,
+            fmt=(marks or {}).get(r["label"], "o"),
+            color=colours[r["label"]],
+            capsize=2,
+            label=r["label"],
+        )
+
+# %% ../nbs/61_figures.ipynb #98b47225
+def share_bars(
+    axes,  # one for each column of the table
+    table: pd.DataFrame,  # row: label; column: domain; shares that add up to 1 in each column
+    marked: tuple = (),  # labels in another colour, e.g. the high-risk ones
+):
+    "Share of each label in each domain. Raises ValueError for columns that are no shares."
+    off = (table.sum() - 1).abs()
+    if (off > 1e-6).any() or (table < 0).any(axis=None):
+        raise ValueError(
+            f"The shares of {off.idxmax()} add up to {table.sum()[off.idxmax()]:g}, not 1."
+        )
+    colours = [VERMILION if name in marked else BLUE for name in table.index]
+    for ax, name in zip(np.atleast_1d(axes), table.columns, strict=True):
+        ax.barh(range(len(table)), 100 * table[name], color=colours)
+        ax.set(title=name, xlabel="share, %", ylim=(len(table) - 0.5, -0.5))
+    np.atleast_1d(axes)[0].set_yticks(range(len(table)), table.index)
+
+# %% ../nbs/61_figures.ipynb #3a6b8d64
+def block_plot(
+    ax,
+    missed: pd.DataFrame,  # row: setup; column: image, in the order of drawing; bool
+    colours: Mapping | None = None,  # row -> colour
+    xlabel: str = "image, in blocks of those whom the same miss",
+):
+    "A row of marks for each setup, with the number of marks at its end."
+    for i, (name, row) in enumerate(missed.iterrows()):
+        at = np.flatnonzero(row.to_numpy(dtype=bool))
+        colour = (colours or {}).get(name, "0.25")
+        ax.vlines(at + 0.5, i - 0.38, i + 0.38, color=colour, lw=1.2)
+        ax.text(1.01, i, str(len(at)), transform=ax.get_yaxis_transform(), va="center", size=7)
+    ax.set(xlim=(0, max(1, missed.shape[1])), ylim=(len(missed) - 0.5, -0.5), xlabel=xlabel)
+    ax.set_yticks(range(len(missed)), missed.index)
+    ax.grid(False)
+
+# %% ../nbs/61_figures.ipynb #1559cd34
+def banded_line(
+    ax,
+    x,  # (n,) where
+    mean,  # (n,)
+    sd=None,  # (n,); NaN: no band there
+    colour: str = BLUE,
+    label: str = "",
+    style: str = "-",  # of the line
+):
+    "A line, and a band of one standard deviation around it."
+    x, mean = np.asarray(x, dtype=float), np.asarray(mean, dtype=float)
+    ax.plot(x, mean, marker="o", ls=style, color=colour, label=label or None)
+    if sd is not None:
+        sd = np.asarray(sd, dtype=float)
+        ax.fill_between(
+            x, mean - sd, mean + sd, color=colour, alpha=0.18, lw=0, where=np.isfinite(sd)
+        )

@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'check_codes', 'top1', 'confusion', 'accuracy', 'precision', 'recall', 'f1', 'performance', 'by_group',
-           'score', 'recall_gap', 'shares', 'total_variation', 'mean_rows']
+           'score', 'recall_gap', 'shares', 'total_variation', 'mean_rows', 'top_k', 'class_mean', 'Sensitivity',
+           'sensitivity', 'ranked_by_group', 'score_ranked', 'auc_by_label', 'MeanAuc', 'mean_auc', 'auc_by_group']
 
 # %% ../nbs/50_metrics.ipynb #f208552f
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -247,3 +249,235 @@ def mean_rows(
         if t[k].notna().any()
     ]
     return pd.DataFrame(rows).assign(**keys)
+
+# %% ../nbs/50_metrics.ipynb #0f913c17
+def top_k(
+    probabilities,  # (n, c), each row sums to 1
+    y,  # (n,) true classes, codes 0..c-1
+    k: int = 3,
+) -> np.ndarray:  # (n,) bool
+    """Is the true class among the k most probable ones? Of equally probable ones the lower code
+    comes first. Raises ValueError where k leaves no class out. Source: Ktena et al. 2023, G.3.1.
+    """
+    q = np.asarray(probabilities, dtype=float)
+    n, c = len(top1(q)), q.shape[1]
+    y, _ = check_codes(y, y, c)
+    if len(y) != n:
+        raise ValueError(f"{n} rows of probabilities for {len(y)} images.")
+    if not 1 <= k < c:
+        raise ValueError(
+            f"k = {k} of {c} classes: choose a k from 1 to {c - 1}; with all of them every"
+            " answer is right."
+        )
+    own = np.take_along_axis(q, y[:, None], 1)
+    earlier = (q > own) | ((q == own) & (np.arange(c) < y[:, None]))
+    return earlier.sum(1) < k
+
+# %% ../nbs/50_metrics.ipynb #71e187ed
+def class_mean(
+    hits,  # (n,) of each image: 1 if right, 0 if not
+    y,  # (n,) true classes, codes from 0
+) -> float:  # in [0, 1]
+    "Share of hits in each class that has images, averaged over these classes; see `recall`."
+    hits, y = np.asarray(hits, dtype=float), np.asarray(y)
+    if hits.shape != y.shape or y.ndim != 1 or not len(y):
+        raise ValueError(f"hits has shape {hits.shape}, y {y.shape}; both must be (n,), n > 0.")
+    n = np.bincount(y)
+    return float((np.bincount(y, hits)[n > 0] / n[n > 0]).mean())
+
+# %% ../nbs/50_metrics.ipynb #58b7a9ce
+class Sensitivity(NamedTuple):
+    "How many images of some classes are recognised, in three readings, each in [0, 1]."
+
+    pooled: float  # share of all their images that get their own class
+    mean: float  # mean of their recalls, over those that have images
+    any: float  # share of their images that get one of these classes
+    n: int  # images of these classes
+    n_classes: int  # of these classes that have images
+
+# %% ../nbs/50_metrics.ipynb #1535d929
+def sensitivity(
+    y,  # (n,) true classes, codes 0..k-1
+    p,  # (n,) predicted classes
+    of,  # codes of the classes that count, e.g. the high-risk ones
+    n_classes: int,  # length k of the paper's class list
+) -> Sensitivity:
+    """Sensitivity for chosen classes. Raises ValueError where no image has one of them: 0/0 is no
+    number. Source: Ktena et al. 2023, section 3.3 (four high-risk conditions).
+    """
+    y, p = check_codes(y, p, n_classes)
+    chosen, _ = check_codes(np.unique(list(of)), np.unique(list(of)), n_classes)
+    asked = np.isin(y, chosen)
+    if not asked.any():
+        raise ValueError(
+            f"None of {len(y)} images is of the classes {chosen.tolist()}: their sensitivity is not"
+            " defined here. Leave this group out, or test on more images."
+        )
+    y, p = y[asked], p[asked]
+    right, one_of = float((p == y).mean()), float(np.isin(p, chosen).mean())
+    return Sensitivity(right, class_mean(p == y, y), one_of, len(y), len(np.unique(y)))
+
+# %% ../nbs/50_metrics.ipynb #03fdad39
+def ranked_by_group(
+    y,  # (n,) true classes, codes 0..c-1
+    probabilities,  # (n, c), each row sums to 1
+    group,  # (n,) group of each image; missing values allowed
+    k: int = 3,  # of top-k
+    of: tuple = (),  # codes of the classes for `sensitivity`; () leaves it out
+) -> pd.DataFrame:  # metric, group, value, n, n_classes_present
+    """top<k>, balanced_top<k> and, for chosen classes, sensitivity, sensitivity_mean and
+    sensitivity_any; of all images and of each group, which has no row of what it does not define.
+    """
+    q = np.asarray(probabilities, dtype=float)
+    y, hit, c = np.asarray(y), top_k(q, y, k), q.shape[1]
+
+    def measure(places, _, __):  # by_group hands on codes: here they are the places of the images
+        rows = {
+            f"top{k}": hit[places].mean(),
+            f"balanced_top{k}": class_mean(hit[places], y[places]),
+        }
+        if len(of) and np.isin(y[places], list(of)).any():
+            found = sensitivity(y[places], top1(q[places]), of, c)
+            rows |= dict(
+                sensitivity=found.pooled, sensitivity_mean=found.mean, sensitivity_any=found.any
+            )
+        return rows
+
+    at = np.arange(len(y))
+    rows = by_group(at, at, group, len(y), measure)
+    groups = pd.Series(np.asarray(group, dtype=object)).astype("string")
+    counted = {}
+    for g in rows.group.unique():
+        here = y[(groups == g).fillna(False)] if g != "all" else y
+        risky = here[np.isin(here, list(of))]
+        counted[g, False], counted[g, True] = here, risky
+    truth = [counted[r.group, r.metric.startswith("sens")] for r in rows.itertuples()]
+    return rows.assign(
+        n=[len(t) for t in truth], n_classes_present=[len(np.unique(t)) for t in truth]
+    )
+
+# %% ../nbs/50_metrics.ipynb #1ca1868f
+def score_ranked(
+    predictions: pd.DataFrame,  # as of `score`
+    labels,  # the paper's class list
+    group: str,  # column of predictions
+    k: int = 3,
+    of: tuple = (),  # names of the classes for `sensitivity`
+    by: tuple = ("select_on", "epoch"),
+) -> pd.DataFrame:  # metric, group, value, n, n_classes_present, and `by`
+    "`ranked_by_group` of a run's predictions, for each rule. Raises ValueError as `score` does."
+    labels = list(labels)
+    strange = [name for name in of if name not in labels]
+    if strange:
+        raise ValueError(f"{strange} are asked for and are no classes: the list is {labels}.")
+    t = predictions.reset_index(drop=True)
+    q, groups = t.filter(regex=r"^p_\d+$").to_numpy(), t[group].to_numpy()
+    codes = tuple(map(labels.index, of))
+
+    def table(y, _, places, __):
+        places = places.astype(int)
+        return ranked_by_group(y, q[places], groups[places], k, codes)
+
+    return score(t.assign(place=np.arange(len(t))), labels, "place", table, by)
+
+# %% ../nbs/50_metrics.ipynb #fb3bec82
+def auc_by_label(
+    probabilities,  # (n, k) of each finding, in [0, 1]; rows need not add up to 1
+    targets,  # (n, k): 1 present, 0 absent, NaN unknown
+    labels,  # names of the k findings
+) -> pd.DataFrame:  # label, value, n_positive, n_negative, why (empty where there is a value)
+    """Area under the ROC curve of each finding over the images in which it is known. Source: Ktena
+    et al. 2023, section 3.2 and Figure G3.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    q, y, labels = _findings(probabilities, targets, labels)
+    rows = []
+    for i, name in enumerate(labels):
+        known = np.isfinite(y[:, i])
+        of, score = y[known, i], q[known, i]
+        positive = int(of.sum())
+        lacking = [
+            w for w, n in (("positive", positive), ("negative", len(of) - positive)) if not n
+        ]
+        value = float("nan") if lacking else float(roc_auc_score(of, score))
+        why = f"no {' and no '.join(lacking)} image" if lacking else ""
+        rows.append((name, value, positive, len(of) - positive, why))
+    return pd.DataFrame(rows, columns=["label", "value", "n_positive", "n_negative", "why"])
+
+# %% ../nbs/50_metrics.ipynb #687e0f23
+def _findings(probabilities, targets, labels):  # (n, k) floats, (n, k) of 1, 0, NaN; names
+    q, y, labels = np.asarray(probabilities, float), np.asarray(targets, float), list(labels)
+    if q.shape != y.shape or q.ndim != 2 or q.shape[1] != len(labels) or not len(q):
+        raise ValueError(
+            f"Probabilities have shape {q.shape}, targets {y.shape}; both must be (n,"
+            f" {len(labels)}), a column for each of {labels}."
+        )
+    strange = np.argwhere(~((q >= 0) & (q <= 1)))
+    if len(strange):
+        i, j = strange[0].tolist()
+        raise ValueError(
+            f"Row {i}, {labels[j]}: {q[i, j]} is no probability. Apply a sigmoid; NaN means that"
+            " training diverged."
+        )
+    strange = np.argwhere(~(np.isnan(y) | (y == 0) | (y == 1)))
+    if len(strange):
+        i, j = strange[0].tolist()
+        raise ValueError(
+            f"Row {i}, {labels[j]}: the target {y[i, j]} is none of 1 (present), 0 (absent) and NaN"
+            " (unknown)."
+        )
+    return q, y, labels
+
+# %% ../nbs/50_metrics.ipynb #3c2f594b
+class MeanAuc(NamedTuple):
+    "Mean over findings, with what it is a mean of."
+
+    value: float
+    n: int  # findings in the mean
+    left_out: tuple  # names of those that have no area
+
+# %% ../nbs/50_metrics.ipynb #2b116283
+def mean_auc(
+    table: pd.DataFrame,  # from `auc_by_label`
+) -> MeanAuc:
+    "Mean area over the findings that have one. Raises ValueError where none has."
+    defined = table.value.notna()
+    if not defined.any():
+        raise ValueError(
+            "No finding has an area: "
+            + "; ".join(f"{r.label}: {r.why}" for r in table.itertuples())
+            + ". Test on more images."
+        )
+    return MeanAuc(
+        float(table.value[defined].mean()), int(defined.sum()), tuple(table.label[~defined])
+    )
+
+# %% ../nbs/50_metrics.ipynb #7932676f
+def auc_by_group(
+    probabilities,  # (n, k), in [0, 1]
+    targets,  # (n, k): 1, 0, NaN
+    labels,  # names of the k findings
+    group,  # (n,) group of each image; missing values allowed
+) -> pd.DataFrame:  # metric 'auc' or 'auc_<finding>', group, value, n, n_classes_present
+    """Areas of all images and of each group; means are over the findings that every group defines.
+    Raises ValueError where no finding is. Source: Ktena et al. 2023, appendix F.2.
+    """
+    q, y, labels = _findings(probabilities, targets, labels)
+    g = pd.Series(np.asarray(group, dtype=object))
+    if len(g) != len(y):
+        raise ValueError(f"group has {len(g)} values for {len(y)} images.")
+    parts = {"all": np.ones(len(y), bool)}
+    parts |= {str(k): (g == k).to_numpy() for k in sorted(g.dropna().unique())}
+    found = {k: auc_by_label(q[m], y[m], labels).set_index("label") for k, m in parts.items()}
+    common = [name for name in labels if all(t.value.notna()[name] for t in found.values())]
+    if not common:
+        lacking = {k: list(t.index[t.value.isna()]) for k, t in found.items()}
+        raise ValueError(f"No finding has an area in every group; without one: {lacking}.")
+    rows = []
+    for k, t in found.items():
+        rows.append(("auc", k, t.value[common].mean(), int(parts[k].sum()), len(common)))
+        known = t[t.value.notna()]
+        for name, r in known.iterrows():
+            rows.append((f"auc_{name}", k, r.value, int(r.n_positive + r.n_negative), 1))
+    return pd.DataFrame(rows, columns=["metric", "group", "value", "n", "n_classes_present"])

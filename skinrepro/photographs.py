@@ -27,7 +27,7 @@ from skinrepro.core import (
     read_kept,
 )
 from .download import fetch_many, inspect_image, mark_copies
-from .images import ImageError, decoder_version, describe, known_md5s
+from .images import ImageError, decoder_version, describe, file_md5s, known_md5s
 from .manifest import Study, validate
 from .phantom import drawn_once, phantom_manifest, write_phantoms
 from skinrepro.sources import (
@@ -35,6 +35,8 @@ from skinrepro.sources import (
     MissingImages,
     first_of_copies,
     read_camelyon17,
+    read_chestxray14,
+    read_chexpert,
     read_ham10000,
     read_pad_ufes20,
     read_pcam,
@@ -282,6 +284,10 @@ READERS = {
     "ham10000": lambda folder, label_source: read_ham10000(folder, "keep", md5=False),
     "camelyon17": lambda folder, label_source: read_camelyon17(folder, "keep", md5=False),
     "pcam": lambda folder, label_source: read_pcam(folder, "keep", md5=False),
+    "chexpert": lambda folder, label_source: read_chexpert(folder, "keep", md5=False),
+    "nih_chestxray14": lambda folder, label_source: read_chestxray14(
+        folder, "keep", md5=False, lists="optional"
+    ),
 }
 
 # %% ../nbs/17_photographs.ipynb #11c7d06d
@@ -428,8 +434,11 @@ def hash_today(
     "Hash of the inventory as `photographs` gives it, from what is remembered of the files."
     files, whole = list(m.path[on_disk(m)]), _known_to_be_whole()
     known = known_md5s(files)
-    for file in files:
-        if file not in known:
+    new = [file for file in files if file not in known]
+    try:
+        known |= dict(zip(new, file_md5s(new, paths().cache / "images"), strict=True))
+    except (OSError, ImageError):  # one that cannot be read, or no place to remember them
+        for file in new:
             with suppress(OSError):
                 known[file] = md5_file(file)
     if sum(known.get(file) not in whole for file in files) > at_most:

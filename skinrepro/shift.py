@@ -142,7 +142,7 @@ def missed_by_all(
     key = ["setup", "run", "image_id"]
     twice = answers.duplicated(key)
     if twice.any():
-        where = answers.loc[twice.idxmax(), key].tolist()
+        where = answers.loc[twice, key].iloc[0].tolist()
         raise ValueError(f"Two answers of {where}: select one rule of choosing the epoch first.")
     runs = answers.groupby("setup", sort=False).run.nunique()
     if runs.nunique() > 1:

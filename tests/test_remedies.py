@@ -3,6 +3,7 @@ executed, and the state is mended. A message with advice that is not followed he
 """
 
 import ast
+import gzip
 import hashlib
 import json
 import re
@@ -55,11 +56,13 @@ from skinrepro import (
     phantom,
     photographs,
     publish,
+    raters,
     records,
     rehearse,
     report,
     reweight,
     runs,
+    shift,
     sources,
     splits,
     tables,
@@ -698,6 +701,54 @@ def histology(place, monkeypatch):
     monkeypatch.setitem(sys.modules, "h5py", types.SimpleNamespace(File=lambda f, mode: np.load(f)))
     exec(code, {})
     assert sources.read_pcam(pcam).label.tolist() == ["tumor"]
+
+
+@remedy(
+    'pass lists="optional"',
+    "Take lists and table of one release",
+    "`make chest`",
+    "This torchxrayvision has no",
+    "the same images in two sizes",
+)
+def chest_radiographs(place, monkeypatch):
+    import importlib.util
+
+    home = place / "data" / "nih_chestxray14"
+    about = "Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"
+    rows = ["a.png,Edema,0,1,50,M,PA", "b.png,No Finding,0,2,60,F,AP"]
+    for i, row in enumerate(rows):
+        picture(home / "images" / row.split(",")[0], i)
+    table = "\n".join([f"Image Index,Finding Labels,{about}", *rows])
+    (home / "Data_Entry_2017.csv").write_text(table)
+    said = refused(sources.read_chestxray14)
+    assert len(sources.read_chestxray14(lists=named("lists", said))) == 2
+    for test in ("c.png", "b.png"):  # of another release, then the right one
+        (home / "train_val_list.txt").write_text("a.png\n")
+        (home / "test_list.txt").write_text(f"{test}\n")
+        if test == "c.png":
+            assert sources.CHESTXRAY14.homepage in refused(sources.read_chestxray14)
+    assert sources.read_chestxray14()["split"].tolist() == ["train", "test"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = refused(sources.packaged_annotations, "nih_chestxray14")
+    target, package = re.search(r"`make (\w+)`, or `pip install ([\w.=]+)`", said).groups()
+    assert f"\n{target}: " in (ROOT / "Makefile").read_text()
+    assert f'{target} = ["{package}"]' in (ROOT / "pyproject.toml").read_text()
+    spec = types.SimpleNamespace(origin=str(place / "torchxrayvision" / "__init__.py"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: spec)  # installed, without data
+    file = Path(re.search(r"has no ([^:]+):", refused(sources.packaged_annotations, "chexpert"))[1])
+    file = file.with_name("Data_Entry_2017_v2020.csv.gz")
+    file.parent.mkdir(parents=True)
+    file.write_bytes(gzip.compress(table.encode()))
+    assert len(sources.packaged_annotations("nih_chestxray14")) == 2
+    for name in ("CheXpert-v1.0", "CheXpert-v1.0-small"):
+        (place / name).mkdir()
+        (place / name / "train.csv").write_text("")
+    said = refused(sources.chest_annotations, "chexpert", place)
+    (place / "CheXpert-v1.0" / "train.csv").unlink()  # the one that is named is read
+    named_one = re.search(r"folder='([^']+)'", said)[1]
+    assert named_one.endswith("-small") and "not a readable csv" in refused(
+        sources.chest_annotations, "chexpert", named_one
+    )
 
 
 @remedy("Use store.take(rows)", "or store.parts", "Build them alike", "See cache_pair")
@@ -2086,6 +2137,61 @@ def what_is_asked_of_fairskin(place, monkeypatch):
     said = refused(fairskin2024.step_of, place / "unet", 3)
     have = re.search(r"after ([\d, ]+) steps", said)[1].split(", ")
     assert [fairskin2024.step_of(place / "unet", int(n)).name[-1] for n in have] == ["2", "4"]
+
+
+@remedy(
+    "with all of them every answer is right",
+    "Leave this group out, or test on more images",
+    "select one rule or run first",
+    "select one rule of choosing the epoch first",
+    "runs of each",
+    "test all on the same",
+    "that is not its kin: give a reference",
+    "images: choose a size from 2 to",
+)
+def what_analyses_ask_for(place, monkeypatch):
+    q, y = np.full((4, 3), 1 / 3), np.array([0, 1, 0, 1])
+    most = int(re.search(r"from 1 to (\d)", refused(metrics.top_k, q, y))[1])
+    assert metrics.top_k(q, y, most).all()
+    refused(metrics.sensitivity, y, y, [2], 3)
+    assert metrics.sensitivity([*y, 2], [*y, 2], [2], 3).pooled == 1
+    t = pd.DataFrame(dict(metric="top3", group=[*"abab"], value=0.5, n=1, rule=[0, 0, 1, 1]))
+    refused(fairness.group_gaps, t)
+    assert len(fairness.group_gaps(t[t.rule == 1])) == 1
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    for measure in (
+        lambda n: shift.mmd_estimates(x, x, 2, n),
+        lambda n: shift.components_needed(x, size=n),
+    ):
+        size = int(re.search(r"from 2 to (\d)", refused(measure, 10))[1])
+        assert np.isfinite(measure(size)).all()
+    rows = [(s, r, i, False, e) for s in "xy" for r in (0, 1) for i in "ij" for e in (0, 1)]
+    t = pd.DataFrame(rows, columns=["setup", "run", "image_id", "right", "rule"])
+    refused(shift.missed_by_all, t)
+    t = t[t.rule == 0]
+    fewer = t[~(t.setup.eq("y") & t.run.eq(1))]
+    take = int(re.search(r"take (\d) runs", refused(shift.missed_by_all, fewer))[1])
+    assert shift.missed_by_all(fewer[fewer.run < take]).all(axis=None)
+    refused(shift.missed_by_all, t[1:])
+    assert shift.missed_by_all(t[t.image_id != "i"]).shape == (2, 1)
+    refused(shift.nearest_training, x, x, kin=["p"] * 9)
+    assert len(shift.nearest_training(x, x, x[:2] + 1, ["p"] * 9)) == 9
+
+
+@remedy("add the rows (sufficient=False", "so they have no ranks: correct the table, or pass")
+def ratings_with_gaps_and_ties(place, monkeypatch):
+    t = pd.DataFrame(
+        [("i", "r1", "A", 3), ("i", "r1", "B", 3), ("j", "r2", "A", 1), ("i", "r2", "A", 2)],
+        columns=["image_id", "rater", "label", "confidence"],
+    )
+    said = refused(raters.check_ratings, t, "AB")
+    raters.check_ratings(t, "AB", complete=named("complete", said))
+    image, rater = re.search(r"e\.g\. (\w+)", said)[1], re.search(r"Rater (\w+)", said)[1]
+    row = pd.DataFrame([dict(image_id=image, rater=rater, sufficient=False)])
+    raters.check_ratings(pd.concat([t.assign(sufficient=True), row]), "AB")
+    said = refused(raters.soft_labels, t, "AB")
+    assert raters.soft_labels(t, "AB", ties=named("ties", said)).loc["i", "B"] == 1 / 4
+    raters.soft_labels(t.assign(confidence=[3, 2, 1, 2]), "AB")
 
 
 def test_the_remedies_of_doctor_hold(place):

@@ -1000,7 +1000,7 @@ def draw_sensitivity(
             ax.set_title(f"{TESTED[part]}, {level} skewed", fontsize=9)
             ax.set(xlabel="sensitivity, high risk (%)", ylabel="gap (points)")
     handles, names = axes[0][0].get_legend_handles_labels()
-    fig.legend(handles, names, loc="outside lower center", ncol=3, fontsize=7, frameon=False)
+    fig.legend(handles, names, loc="outside upper center", ncol=3, fontsize=7, frameon=False)
     return fig
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #4ee7db8c

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNITS', 'DIRECTIONS', 'DETECTABLE', 'SHOWN', 'pairs', 'complete', 'effect_interval', 'Unit', 'Rule', 'against',
-           'Finding', 'Claim', 'detectable', 'gap_records', 'claim_rule', 'printed_records', 'evaluate', 'effect_text',
-           'claims_layout']
+           'Finding', 'Claim', 'detectable', 'gap_records', 'claim_rule', 'printed_records', 'evaluate', 'margins',
+           'effect_text', 'claims_layout']
 
 # %% ../nbs/62_claims.ipynb #7b5532f8
 from collections.abc import Callable, Mapping
@@ -610,6 +610,19 @@ def evaluate(
     t = pd.DataFrame(rows)
     t.attrs["rule"] = claim_rule(claims)
     return t
+
+# %% ../nbs/62_claims.ipynb #f70f131d
+def margins(
+    claims,  # list of Claim
+    records: pd.DataFrame,  # of our runs
+) -> list[float]:  # in the units that `evaluate` shows; nan for other claims, and without records
+    "How far an interval may reach to either side of zero where a claim says that nothing differs."
+    out = []
+    for c in claims:
+        tests = _tests(c, records, dict(c.where)) if c.direction == "same" else []
+        have = [t for t in tests if len(t.pairs)]
+        out.append(_margin(c, have) * UNITS[c.rule.unit].scale if have else float("nan"))
+    return out
 
 # %% ../nbs/62_claims.ipynb #5a4e0c03
 def _incomparable(records: pd.DataFrame, ids: str, setting: Mapping, sizes) -> list[str]:

@@ -496,7 +496,9 @@ def run_paper(
     wanted = _runs(paper, profile, section, data, set_)
     now, remarks = _compared(states(wanted))
     _tell_plan(paper, profile, now, dry)
-    _tell_photographs(now, remarks, stop=not dry)
+    blocked = _tell_photographs(now, remarks, stop=not dry)
+    if dry and any(s.too_few_are_left for s in blocked):
+        raise typer.Exit(2)
     if dry:
         return
     _tell_stages([s.run for s in now if s.status != "done"])
@@ -626,7 +628,7 @@ def _compared(now) -> tuple:  # states, with records of other photographs out of
     return compared(now, stocks(now))
 
 # %% ../nbs/79_cli.ipynb #12fdec14
-def _tell_photographs(now, remarks=(), stop=False):
+def _tell_photographs(now, remarks=(), stop=False) -> list:  # those whose runs cannot start
     "What is lacking is said once, before anything starts, and not by every run."
     from skinrepro.stock import message, stocks, stopped
 
@@ -635,13 +637,14 @@ def _tell_photographs(now, remarks=(), stop=False):
     # a listing is enough to tell; what is to start looks at each file, as it will have to
     found = stocks([s for s in now if s.status not in ("done", "running")], look=stop)
     lacking = [s for s in found if not s.whole]
-    blocked = [message(s) for s in lacking if stopped(s)]
+    blocked = [s for s in lacking if stopped(s)]
     for said in (message(s) for s in lacking if not stopped(s)):
         typer.secho(f"Warning: {said}", err=True, fg=typer.colors.YELLOW)
     if stop and blocked:
-        raise FileNotFoundError("\n".join(blocked))
-    for said in blocked:
+        raise FileNotFoundError("\n".join(map(message, blocked)))
+    for said in map(message, blocked):
         typer.secho(f"Warning: {said}", err=True, fg=typer.colors.YELLOW)
+    return blocked
 
 # %% ../nbs/79_cli.ipynb #b5c647de
 def _cores() -> int:  # that this process may use
@@ -875,7 +878,14 @@ def _tell_states(name, profile, now):
         if s.status == "failed":
             typer.secho(f"{about}\n            {s.detail}", fg=typer.colors.RED)
         elif s.status in ("running", "outdated"):
-            typer.echo(about + (f"  ({s.detail})" if s.detail else ""))
+            typer.echo(about + (f"  ({_first_names(s.detail)})" if s.detail else ""))
+
+# %% ../nbs/79_cli.ipynb #030d0c62
+def _first_names(detail: str, most: int = 3) -> str:  # of what has changed; a run may use hundreds
+    names = detail.split(", ")
+    if len(names) <= most:
+        return detail
+    return f"{', '.join(names[:most])} and {len(names) - most} more"
 
 # %% ../nbs/79_cli.ipynb #6446aa35
 def _tell_estimate(runs, left, cores, gpus, measure):

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import import_module
 
@@ -45,6 +45,8 @@ class Estimate:
     rates: dict  # kind of work -> seconds per unit
     unknown: list  # kinds that are not measured
     corrected: dict  # notebook -> how much longer its finished runs took than estimated
+    seconds: dict = field(default_factory=dict)  # run -> how long it takes alone
+    unknown_of: dict = field(default_factory=dict)  # run -> its kinds that are not measured
 
     def lines(self) -> list[str]:
         "For a person."
@@ -101,31 +103,33 @@ def estimate(
         sum(disk[r.id] for r in left) / 1e9,
         device_name(),
         used,
-        unknown,
+        list(dict.fromkeys(kind for of_run in unknown.values() for kind in of_run)),
         corrected,
+        seconds,
+        unknown,
     )
 
 # %% ../nbs/71_estimate.ipynb #2e6d9b26
 def _sums(
     runs, measure, known=None
-) -> tuple:  # run -> seconds, run -> bytes, kind -> rate, unknown kinds
-    rates, seconds, disk, used, unknown = _Rates(), {}, {}, {}, []
+) -> tuple:  # run -> seconds, run -> bytes, kind -> rate, run -> unknown kinds
+    rates, seconds, disk, used, unknown = _Rates(), {}, {}, {}, {}
     for r in runs:
         works, disk[r.id] = works_of(r)
-        seconds[r.id] = 0.0
+        seconds[r.id], unknown[r.id] = 0.0, []
         for w in works:
             if known is None:
                 rate = rates.of(w, r.resources["threads"], measure)
             else:
                 rate = known.get(w.kind)
             if rate is None:
-                unknown.append(w.kind)
+                unknown[r.id].append(w.kind)
             else:
                 seconds[r.id] += w.amount * rate
                 used[w.kind] = rate
         if not works:
-            unknown.append(f"runs of {r.notebook.stem}")
-    return seconds, disk, used, list(dict.fromkeys(unknown))
+            unknown[r.id].append(f"runs of {r.notebook.stem}")
+    return seconds, disk, used, unknown
 
 # %% ../nbs/71_estimate.ipynb #aee05b46
 def _corrections(runs, seconds) -> dict:  # notebook -> true duration by estimated one

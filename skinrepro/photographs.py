@@ -27,7 +27,7 @@ from skinrepro.core import (
     read_kept,
 )
 from .download import fetch_many, inspect_image, mark_copies
-from .images import ImageError, decoder_version, describe, known_md5s
+from .images import ImageError, decoder_version, describe, file_md5s, known_md5s
 from .manifest import Study, validate
 from .phantom import drawn_once, phantom_manifest, write_phantoms
 from skinrepro.sources import (
@@ -428,8 +428,11 @@ def hash_today(
     "Hash of the inventory as `photographs` gives it, from what is remembered of the files."
     files, whole = list(m.path[on_disk(m)]), _known_to_be_whole()
     known = known_md5s(files)
-    for file in files:
-        if file not in known:
+    new = [file for file in files if file not in known]
+    try:
+        known |= dict(zip(new, file_md5s(new, paths().cache / "images"), strict=True))
+    except (OSError, ImageError):  # one that cannot be read, or no place to remember them
+        for file in new:
             with suppress(OSError):
                 known[file] = md5_file(file)
     if sum(known.get(file) not in whole for file in files) > at_most:

@@ -243,21 +243,22 @@ def forecast(
     gpus: int,
 ) -> pd.DataFrame:  # section, runs, hours of runs one after another, hours of a run, not in it
     "How long the whole takes on this device, by section, and from start to end."
+    whole = estimate(full, cores, gpus, left=full, known=rates)
     rows = []
     for section in dict.fromkeys(r.section for r in full):
         of_it = [r for r in full if r.section == section]
-        e = estimate(of_it, 10**6, 10**6, left=of_it, known=rates)
-        total = sum(estimate([r], 10**6, 10**6, left=[r], known=rates).hours for r in of_it)
+        total = sum(whole.seconds[r.id] for r in of_it) / 3600
         rows.append(
             dict(
                 section=section,
                 runs=len(of_it),
                 hours_of_a_run=total / len(of_it),
                 hours=total,
-                not_in_it="; ".join(e.unknown),
+                not_in_it="; ".join(
+                    dict.fromkeys(k for r in of_it for k in whole.unknown_of[r.id])
+                ),
             )
         )
-    whole = estimate(full, cores, gpus, left=full, known=rates)
     total = sum(r["hours"] for r in rows)
     rows.append(
         dict(

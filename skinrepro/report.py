@@ -13,6 +13,7 @@ __all__ = ['RECORDED', 'BELOW', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewe
 import shutil
 import tomllib
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -40,18 +41,25 @@ def grid_runs(
 ) -> list[Run]:
     "All runs that a grid has for a notebook, at every profile whose records are results."
     grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
-    found = {}
+    files = ((f.stat(), f) for f in sorted(folder.iterdir()))
+    found, state = {}, tuple((f.name, s.st_mtime_ns, s.st_size) for s, f in files)
     named = [n for n, body in grid.items() if body.get("notebook", n) == notebook]
     for section in (n for n in named if not sections or n in sections):
         for profile in RECORDED:
-            for more in ({}, *(dict(data=d) for d in data)):
-                try:
-                    runs = read_grid(folder, profile, section, **more)
-                except ParameterError:
-                    continue  # the section has no such profile, or data of its own
+            for of in (None, *data):
+                runs = _of_section(folder, profile, section, of, state)
                 own = (r for r in runs if not sections or r.section == section)
                 found |= {r.id: r for r in own if r.notebook.stem == notebook}
     return list(found.values())
+
+# %% ../nbs/63_report.ipynb #28fa27b0
+@lru_cache(None)  # a report asks for the same sections again and again
+def _of_section(folder, profile, section, data, state) -> tuple:  # `state`: of the paper's files
+    "Runs of a section, with all that they need; none without such a profile, or on its own data."
+    try:
+        return tuple(read_grid(folder, profile, section, **dict(data=data) if data else {}))
+    except ParameterError:
+        return ()
 
 # %% ../nbs/63_report.ipynb #80151e1e
 def typed(

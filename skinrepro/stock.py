@@ -6,6 +6,7 @@
 __all__ = ['studied', 'Stock', 'lacking', 'stock_of', 'stocks', 'stopped', 'message', 'changed', 'compared']
 
 # %% ../nbs/72_stock.ipynb #bae0332f
+import warnings
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
@@ -51,6 +52,7 @@ class Stock:
     needed: pd.DataFrame | None  # manifest; None where nobody can tell, and `problem` says why
     table: pd.DataFrame | None = None  # label, group, needed, there: see `photographs.coverage`
     problem: str = ""
+    too_few: str = ""  # why those that are here are not enough for the design; '': they are
     runs: list = field(default_factory=list)  # workflow.State of those that ask
 
     @property
@@ -60,6 +62,11 @@ class Stock:
     @property
     def whole(self) -> bool:  # nothing is lacking
         return self.table is not None and self.there == len(self.needed)
+
+    @property
+    def too_few_are_left(self) -> bool:  # of those who go on without what is missing
+        drops = self.runs and self.runs[0].run.parameters.get("missing") == "drop"
+        return bool(drops and self.there and self.too_few)
 
     @property
     def says(self) -> str:  # e.g. 'wang2024: 900 of 1,519 (59 %)'
@@ -109,7 +116,25 @@ def stock_of(
     else:
         kept = source_folder(_REAL[data]) / "inventory.csv"
         there = on_disk(m, read_kept(kept, read_inventory))
-    return Stock(paper, data, m, coverage(m, there))
+    too_few = _too_few(paper, parameters, m[there.to_numpy(bool)])
+    return Stock(paper, data, m, coverage(m, there), too_few=too_few)
+
+# %% ../nbs/72_stock.ipynb #a0f3342c
+def _too_few(paper, p, there) -> str:  # what the paper's own loader would say of a part
+    """Whether what is here is a design at all, whatever else is left out. Of a selection that has
+    been thinned before there is no telling: spare photographs may be here.
+    """
+    protocol = _protocol(paper)
+    thinned = p.get("missing") != "drop" and p.get("fraction", 1.0) != 1
+    if thinned or not hasattr(protocol, "with_enough"):
+        return ""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a condition less is said by `lacking`
+            protocol.with_enough(there, protocol.STUDIES[p["data"]])
+    except ValueError as e:
+        return str(e)
+    return ""
 
 # %% ../nbs/72_stock.ipynb #3f6f7aa6
 def _asked(run) -> tuple:  # what a run asks for, of what a paper's `needed` reads
@@ -137,7 +162,7 @@ def stocks(
 def stopped(stock: Stock) -> bool:
     "Whether its runs cannot start for want of photographs."
     goes_on = stock.runs[0].run.parameters.get("missing") == "drop" and stock.there
-    return not (stock.whole or goes_on)
+    return stock.too_few_are_left or not (stock.whole or goes_on)
 
 # %% ../nbs/72_stock.ipynb #65b0c324
 def message(stock: Stock) -> str:
@@ -155,7 +180,9 @@ def message(stock: Stock) -> str:
         return f"{who} cannot start: {stock.problem}"
     short = "; ".join(["", *lacking(stock)])
     there = _share(stock.there, len(stock.needed))
-    without = f"; {WITHOUT}" if stock.there else ""
+    if stock.too_few_are_left:
+        return f"{who} cannot start with {there} photographs of {stock.data}: {stock.too_few}"
+    without = f"; {WITHOUT}" if stock.there and not stock.too_few else ""
     source = _REAL[stock.data]
     return (
         f"{who} cannot start: of the photographs of {stock.data} that they need there are {there}"

@@ -319,9 +319,9 @@ def compare(
     mapping = {**(by if isinstance(by, Mapping) else {k: k for k in by}), "metric": "metric"}
     how = _How(mapping, setting, n_paper, across, pooled, confidence, sizes)
     _check(records, reported, mapping, setting, across)
+    if "group" not in mapping and "group" in records:
+        records = records[records["group"].map(_text) == group]
     rows = _plain_records(records, how)
-    if "group" not in mapping:
-        rows = [r for r in rows if r.get("group", group) == group]
     levels = _levels(rows, across)
     cells = reported.to_dict("records")
     out = [row for cell in cells for row in _rows_of_cell(cell, rows, levels, how)]

@@ -207,7 +207,7 @@ def execute(
     Raises WorkflowError.
     """
     store = _writable(paths().runs)
-    with _alone(store, progress):
+    with _terminable(), _alone(store, progress):
         _check_lock(store, unlock)
         wanted = plan(runs, cores if slurm is None else None, again)
         todo = [r for r in runs if not (r.folder / ".done").is_file()]
@@ -228,6 +228,24 @@ def execute(
             watch.until_the_end_of(engine)
         outcomes = watch.conclude(file.with_suffix(".log"), engine.returncode)
     return [outcomes.get(r.id) or Outcome(r, "done") for r in runs]
+
+# %% ../nbs/06_workflow.ipynb #d07feffa
+@contextmanager
+def _terminable():
+    "Within, SIGTERM leaves as an error does: what was started is ended, and a cluster told."
+
+    def leave(number, frame):
+        raise SystemExit(128 + number)
+
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield  # whoever has a handler of its own knows what to do
+        return
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 # %% ../nbs/06_workflow.ipynb #9cba6288
 def _writable(store) -> Path:

@@ -14,6 +14,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# What scikit-learn leaves in the environment of whoever imports it. Kernels are copies of a process
+# with loaded packages only where the environments are alike; else each starts from nothing.
+os.environ.setdefault("KMP_DUPLICATE_LIB_OK", "True")
+os.environ.setdefault("KMP_INIT_AT_FORK", "FALSE")
 
 
 _WARM = ExitStack()  # the kernels of notebooks are copies of a process that has loaded packages
@@ -64,6 +68,41 @@ def experiments(folder) -> list:
     return [f for f in kept if "default_exp" not in f.read_text(encoding="utf-8")]
 
 
+@pytest.fixture(scope="session")
+def executed(tmp_path_factory):
+    """Notebook -> folder with what it left when it was executed as it stands, once for all who ask:
+    out.ipynb, figures, runs, elsewhere (where it worked), changed.json (files of the repository).
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+
+    def once(notebook) -> Path:
+        from filelock import FileLock
+
+        from skinrepro.runs import execute_notebook
+
+        at = base / "executed" / notebook.relative_to(ROOT / "nbs").with_suffix("")
+        (at / "elsewhere").mkdir(parents=True, exist_ok=True)
+        with FileLock(at / ".lock"), pytest.MonkeyPatch.context() as patch:
+            if not (at / "changed.json").is_file():
+                for name in ("FIGURES", "RUNS"):
+                    patch.setenv(f"SKINREPRO_{name}", str(at / name.lower()))
+                before = _repository()
+                where = dict(cwd=at / "elsewhere", execution_timeout=180)
+                execute_notebook(notebook, at / "out.ipynb", **where)
+                after = _repository()
+                changed = [f for f in before | after if before.get(f) != after.get(f)]
+                (at / "changed.json").write_text(json.dumps(changed))
+        return at
+
+    return once
+
+
+def _repository() -> dict:  # file that no notebook may change -> when it was changed
+    kept = [*ROOT.glob("skinrepro/*.py"), *ROOT.glob("figures/*/*")]
+    return {str(f): f.stat().st_mtime_ns for f in kept}
+
+
 def committed_runs(paper, notebook) -> set:
     """Ids of committed runs that the grid asks for today. None are where a notebook has got another
     parameter since: what was drawn from them is of another version, until they are made again.
@@ -84,14 +123,20 @@ def root() -> Path:
 
 
 ONE_PROCESS = {
+    "test_cascade",
+    "test_fairskin2024_report",
+    "test_first",
+    "test_ktena2023",
     "test_paper_reports",
     "test_publish",
     "test_records",
     "test_rehearse",
     "test_wang2024_generator",
     "test_wang2024_report",
+    "test_warm",
     "test_workflow_generator",
-}  # their tests share what takes a minute to make, or go on from each other
+}  # their tests share what takes long to make (each process would make its own), or go on from
+# each other; none of them takes longer than two minutes
 LONG = (
     *sorted(ONE_PROCESS),
     "test_wang2024",

@@ -17,6 +17,7 @@ from skinrepro.claims import (
     effect_interval,
     evaluate,
     gap_records,
+    margins,
     pairs,
     printed_records,
 )
@@ -492,6 +493,17 @@ def test_the_same_needs_a_margin_and_its_interval_within():
     assert alike(levels(dict(A=3, B=3))).verdict == "supported"
     assert alike(levels(dict(A=3, B=3.5))).verdict == "contradicted"
     assert alike(levels(dict(A=3, B=3.15))).verdict == "inconclusive"
+
+
+def test_the_margin_is_that_of_the_verdict():
+    alike = sets("AB", direction="same", margin=0.05, relative=True)
+    t = levels(dict(A=3, B=3.1), spread=1e-6)
+    own, other = margins([alike, sets("AB", margin=9)], t)
+    assert own == pytest.approx(0.05 * 3.05, rel=1e-4) and np.isnan(other)
+    assert alike(t).verdict == "supported" and alike(t).high < own
+    assert alike(levels(dict(A=3, B=3.2), spread=1e-6)).verdict == "contradicted"  # .2 > .155
+    assert margins([sets("AB", direction="same", margin=0.2)], t) == [0.2]
+    assert np.isnan(margins([alike], t[:0])).all()
 
 
 def test_the_printed_rule_is_that_of_the_committed_tables():

@@ -22,7 +22,7 @@ GRID = """
 notebook = "trial"
 rebuilds = ["table1"]
 train = ["light", "both"]
-seed = [0, 1, 2]
+seed = [0, 1]
 data = "DATA"
 """
 
@@ -102,7 +102,7 @@ from skinrepro.workflow import execute
 
 folder = paths().papers / "jones2032"
 done = execute(read_grid(folder), cores=2, progress=False)
-assert [o.status for o in done] == ["ran"] * 6, done
+assert [o.status for o in done] == ["ran"] * 4, done
 execute_notebook(folder / "report.ipynb", paths().runs / "report.ipynb")
 """
 
@@ -136,10 +136,12 @@ def test_a_paper_of_sixty_lines(tmp_path, data):
     shutil.copy(ROOT / "requirements.lock", at)
     paper(at / "nbs" / "papers" / "jones2032", data)
     env = dict(SKINREPRO_RUNS=str(tmp_path / "runs"), SKINREPRO_FIGURES=str(tmp_path / "figures"))
+    # its kernels are copies of a process that has this package
+    others = {k: v for k, v in os.environ.items() if k != "SKINREPRO_WARM"}
     done = subprocess.run(
         [sys.executable, "-c", RUN],
         cwd=at,
-        env={**os.environ, **env, "PYTHONPATH": str(at)},
+        env={**others, **env, "PYTHONPATH": str(at)},
         capture_output=True,
         text=True,
     )
@@ -157,10 +159,10 @@ def test_a_paper_of_sixty_lines(tmp_path, data):
     }
     rows = list(csv.DictReader((figures / "table1.csv").open(encoding="utf-8")))
     assert {r["train"] for r in rows} == {"light", "both"}
-    assert all(0 <= float(r["reproduced"]) <= 100 and int(r["n_seeds"]) == 3 for r in rows)
+    assert all(0 <= float(r["reproduced"]) <= 100 and int(r["n_seeds"]) == 2 for r in rows)
     assert {r["verdict"] for r in rows} == {"not comparable"}  # other data than the paper's
     claim, *_ = csv.DictReader((figures / "claims.csv").open(encoding="utf-8"))
-    assert claim["draws"] == "3" and claim["verdict"] in (
+    assert claim["draws"] == "2" and claim["verdict"] in (
         "supported",
         "contradicted",
         "inconclusive",

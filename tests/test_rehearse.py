@@ -227,6 +227,31 @@ def test_a_paper_is_rehearsed_and_measured(store):
     assert again.exit_code == 0 and "done    vae-" in again.output
 
 
+def test_a_forecast_asks_once_what_a_run_costs(store, monkeypatch):
+    "And gives what runs take one by one, by section, with what is not known of them."
+    from skinrepro import estimate
+    from skinrepro.rehearse import forecast
+
+    few = dict(scenario="i", seed=0)
+    full = read_grid(WANG, "paper", "scenario,synthetic,ablation", **few)
+    asked, own = [], estimate.works_of
+    kinds = list(dict.fromkeys(w.kind for r in full for w in own(r)[0]))
+    rates = {k: 0.5 + i for i, k in enumerate(kinds[1:])}
+    alone = {r.id: estimate.estimate([r], 99, 99, left=[r], known=rates) for r in full}
+    monkeypatch.setattr(estimate, "works_of", lambda run: asked.append(run.id) or own(run))
+    t = forecast(full, rates, 8, 2).set_index("section")
+    assert asked == [r.id for r in full]
+    for section in {r.section for r in full}:
+        of_it = [alone[r.id] for r in full if r.section == section]
+        assert t.hours[section] == pytest.approx(sum(e.hours for e in of_it))
+        assert t.runs[section] == len(of_it)
+        lacks = any(kinds[0] in e.unknown for e in of_it)
+        assert t.not_in_it[section] == (kinds[0] if lacks else "")
+    assert t.hours["all"] == pytest.approx(sum(e.hours for e in alone.values()))
+    assert t.not_in_it["all"] == kinds[0]
+    assert 0 < t.hours["from start to end, 8 cores and 2 GPUs"] < 0.9 * t.hours["all"]
+
+
 def test_only_the_paper_profile_is_rehearsed(store):
     done = CliRunner().invoke(app, ["run", "wang2024", "--rehearse"])
     assert done.exit_code == 2 and "--profile paper" in done.output

@@ -3,6 +3,7 @@ that lacks some starts nothing; records of other photographs are out of date.
 """
 
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -13,9 +14,9 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from skinrepro import fitzpatrick17k, images, photographs, publish, stock, workflow
+from skinrepro import fitzpatrick17k, graph, images, photographs, publish, stock, workflow
 from skinrepro.cli import app
-from skinrepro.core import paths
+from skinrepro.core import md5_file, paths
 from skinrepro.grid import read_grid
 from skinrepro.job import _fresh
 from skinrepro.papers import fairskin2024, lopezperez2025, wang2024
@@ -169,13 +170,13 @@ def warned(result):
 def test_what_is_lacking_is_said_once_and_nothing_starts(pad, command, monkeypatch):
     started = []
     monkeypatch.setattr(workflow, "execute", lambda *a, **k: started.append(a) or [])
-    lose(pad, range(24, 96))
+    lose(pad, range(48, 96))  # two of four conditions
     result = typed(*command)
     assert len(warned(result)) == 1, result.stderr
     said = warned(result)[0]
     for words in (
         f"{len(section())} runs of wang2024 (pad_ufes20) cannot start",
-        "24 of 96 (25 %)",
+        "48 of 96 (50 %)",
         "data.mendeley.com",
     ):
         assert words in said
@@ -185,8 +186,33 @@ def test_what_is_lacking_is_said_once_and_nothing_starts(pad, command, monkeypat
     remedy = re.search(r"`(--set missing=drop)`", said)[1].split()
     again = typed(*command, *remedy)
     assert again.exit_code == 0, again.stderr
-    assert "cannot start" not in again.stderr and "go on with 24 of 96 (25 %)" in again.stderr
+    assert "cannot start" not in again.stderr and "go on with 48 of 96 (50 %)" in again.stderr
     assert bool(started) == (command == ["run", *SECTION])
+
+
+@pytest.mark.parametrize("left", [range(24), [*range(24), *range(24, 40), *range(48, 64)]])
+def test_one_condition_is_no_design(pad, left, monkeypatch):
+    "None of the others, or eight photographs of each group: `run` says so before anything starts."
+    monkeypatch.setattr(workflow, "execute", lambda *a, **k: pytest.fail("started"))
+    lose(pad, set(range(96)) - set(left))
+    for word, code in (("run", 2), ("todo", 0)):
+        more = ["--dry-run"] * (word == "run") or ["--no-measure"]
+        result = typed(word, *SECTION, *more, "--set", "missing=drop")
+        assert result.exit_code == code and len(warned(result)) == 1, result.stderr
+        assert f"cannot start with {len(left)} of 96" in result.stderr
+        assert "more than 8 photographs of each group for at least two" in result.stderr
+        assert "NEV has 0 light, 0 dark" in result.stderr and "go on" not in result.stderr
+        assert "missing=drop" not in typed(word, *SECTION, *more).stderr  # it would not help
+    result = typed("run", *SECTION, "--set", "missing=drop")
+    assert result.exit_code == 2 and "at least two conditions" in result.stderr
+    assert not (pad.parents[1] / "runs").exists()
+
+
+def test_two_conditions_are_a_design(pad):
+    "Nine of each group, and no more, of a second one."
+    lose(pad, set(range(96)) - {*range(24), *range(24, 42)})
+    result = typed("run", *SECTION, "--dry-run", "--set", "missing=drop")
+    assert result.exit_code == 0 and "go on with 42 of 96" in result.stderr
 
 
 def test_nothing_at_all_stops_also_those_who_go_on(pad):
@@ -228,6 +254,50 @@ def finished(run, inventory):
 def counts(result):
     line = next(x for x in result.output.splitlines() if x.strip().startswith("all"))
     return dict(zip(("done", "running", "failed", "outdated", "missing"), line.split()[1:]))
+
+
+def test_what_has_changed_is_named_in_a_line_that_can_be_read(pad):
+    "A run may use hundreds of functions."
+    run = finished(section()[0], wang2024.load("pad_ufes20")[1])
+    (run.folder / "inputs.json").write_text(json.dumps({"notebook": "other"}))
+    state = next(s for s in workflow.states(section()) if s.run.id == run.id)
+    names = state.detail.split(", ")
+    assert len(names) > 100
+    (line,) = [
+        x for x in typed("todo", *SECTION, "--no-measure").output.splitlines() if run.id in x
+    ]
+    assert line.endswith(f"({', '.join(names[:3])} and {len(names) - 3} more)")
+    now = graph.inputs_of(run, {r.id: r for r in section()})
+    few = dict(list(now.items())[:2])
+    (run.folder / "inputs.json").write_text(json.dumps(now | dict.fromkeys(few, "other")))
+    (line,) = [
+        x for x in typed("todo", *SECTION, "--no-measure").output.splitlines() if run.id in x
+    ]
+    assert line.endswith(f"({', '.join(few)})")
+
+
+def test_what_is_remembered_of_photographs_is_not_read_again(pad, monkeypatch):
+    asked = wang2024.needed(dict(data="pad_ufes20"))
+    for f in asked.path:
+        os.utime(f, (1e9, 1e9))  # files of this second are not remembered: they may change in it
+    first, seen = photographs.hash_today(asked, 10**6), []
+    monkeypatch.setattr(images, "_read", lambda f: seen.append(f) or Path(f).read_bytes())
+    monkeypatch.setattr(photographs, "md5_file", lambda f: seen.append(f) or md5_file(f))
+    assert photographs.hash_today(asked, 0) == first and seen == []
+    photograph(Path(asked.path[7]), 700)
+    assert photographs.hash_today(asked) != first and seen == [asked.path[7]]
+
+
+@pytest.mark.parametrize("trouble", ["no place", "no reading"])
+def test_photographs_are_told_apart_without_a_memory(pad, monkeypatch, trouble):
+    asked = wang2024.needed(dict(data="pad_ufes20"))
+    _, inventory = wang2024.load("pad_ufes20")
+
+    def refuse(*a, **k):
+        raise PermissionError("read-only") if trouble == "no place" else images.ImageError("x")
+
+    monkeypatch.setattr(photographs, "file_md5s", refuse)
+    assert photographs.hash_today(asked) == inventory
 
 
 def test_a_record_of_other_photographs_is_out_of_date(pad, monkeypatch):

@@ -715,17 +715,14 @@ def test_what_is_printed_is_drawn_beside_the_papers_own_counts_only(
     assert "PHANTOM" not in told and "| 500 | 1668 | 10 |" in told
 
 
-def test_tables_and_figures_follow_from_the_committed_records(tmp_path, store, monkeypatch):
+def test_tables_and_figures_follow_from_the_committed_records(executed):
     """A reviewer without runs rebuilds every table, and the numbers behind every figure that need
     no single images, byte by byte.
     """
     if not committed_runs("lopezperez2025", "vae"):
         pytest.skip("the committed records are of an earlier version: skinrepro run lopezperez2025")
-
-    monkeypatch.setenv("SKINREPRO_FIGURES", str(tmp_path / "figures"))
     committed = ROOT / "figures" / "lopezperez2025"
-    made = tmp_path / "figures" / "lopezperez2025"
-    runs.execute_notebook(HERE / "report.ipynb", tmp_path / "out.ipynb")
+    made = executed(HERE / "report.ipynb") / "figures" / "lopezperez2025"
     of_images = {"fig1.csv", "fig4.csv", "fig5.csv", "fig8.csv"}  # these need what a run keeps
     names = {f.name for f in committed.iterdir() if f.suffix in (".csv", ".md", ".tex")} - of_images
     assert {

@@ -61,6 +61,13 @@ def test_a_copy_has_its_own_place_environment_and_threads(tmp_path, warm):
     assert second == [f"{tmp_path}\n2 False", "1"]
 
 
+def test_kernels_of_these_tests_are_copies(tmp_path):
+    "Whatever a test has imported before; else each of some hundred starts from nothing."
+    import sklearn.metrics  # noqa: F401  (it writes into the environment)
+
+    assert os.environ.get(WARM) and printed(told(tmp_path, LOADED)) == ["True"]
+
+
 def test_it_computes_what_a_kernel_computes_that_starts_as_usual(tmp_path, warm):
     code = (
         "import numpy as np, torch; torch.manual_seed(3)",

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -63,12 +64,11 @@ def project(tmp_path):
     return to
 
 
-def within(project, code, **env):
+def within(project, code, input=None, **env):
     "Python in the copy."
     env = {**os.environ, "PYTHONPATH": str(project), "PYTHONDONTWRITEBYTECODE": "1", **env}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True, env=env
-    )
+    told = dict(capture_output=True, text=True, input=input)
+    done = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, **told)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -86,74 +86,76 @@ for r in grid:
     r.folder.mkdir(parents=True); (r.folder/'records.csv').write_text('run_id\\n')
     (r.folder/'inputs.json').write_text(json.dumps(inputs_of(r, {g.id: g for g in grid}, known)))
 """
-STATES = """
-import json
+AFTER_EDITS = """
+import json, sys
+from pathlib import Path
 from skinrepro.core import paths
 from skinrepro.grid import read_grid
 from skinrepro.workflow import states
-found = states(read_grid(paths().papers/'wang2024'))
-print(json.dumps([[s.run.section, '', s.status, s.detail] for s in found]))
+
+for file, old, new in json.load(sys.stdin):
+    if file:  # an edit, which is then taken back
+        before = Path(file).read_text()
+        assert before.count(old) >= 1, old
+        Path(file).write_text(before.replace(old, new, 1))
+    found = states(read_grid(paths().papers/'wang2024'))
+    print(json.dumps([[s.run.section, s.status, s.detail] for s in found]))
+    if file:
+        Path(file).write_text(before)
 """
 
 
 def test_a_change_reruns_what_it_touches_and_nothing_else(tmp_path):
+    "Edits in the copy, one after the other, each taken back: what is to do after each."
     at = project(tmp_path)
     env = dict(SKINREPRO_RUNS=str(tmp_path / "runs"))
     within(at, FINISHED, **env)
-
-    def after(file, old, new):
-        "Sections with something to do after an edit, which is then taken back."
-        before = (at / file).read_text()
-        assert before.count(old) >= 1, old
-        (at / file).write_text(before.replace(old, new, 1))
-        found = json.loads(within(at, STATES, **env))
-        (at / file).write_text(before)
-        return {s for s, _, status, _ in found if status != "done"}, found
-
-    assert (
-        json.loads(within(at, STATES, **env))
-        and not after("README.md" if (at / "README.md").exists() else "settings.ini", "", "")[0]
+    weights = "skinrepro/miniature_base/miniature.json"
+    metrics, classify = "skinrepro/metrics.py", "skinrepro/classify.py"
+    edits = dict(
+        nothing=("", "", ""),
+        a_comment=(classify, "    rates = ", "    # a remark\n    rates = "),
+        a_function_that_nobody_calls=(metrics, "def ", "def never_called(): return 1\n\n\ndef "),
+        another_rate=(classify, "epochs // 3), 0.1)", "epochs // 3), 0.2)"),
+        another_lora=(
+            "skinrepro/personalise.py",
+            "adapter = dict(rank=rank, alpha=alpha or rank,",
+            "adapter = dict(rank=rank, alpha=alpha or 2 * rank,",
+        ),
+        another_library=("requirements.lock", "torch==", "torch==9."),
+        another_parameter=(
+            "nbs/papers/wang2024/grid.toml",
+            "per_image = 1\n",
+            "per_image = 2\n",
+        ),
+        a_file_that_the_grid_says_it_reads=(weights, "{", "{ "),
     )
-    all_ = {s for s, *_ in json.loads(within(at, STATES, **env))}
-    assert not after("skinrepro/classify.py", "    rates = ", "    # a remark\n    rates = ")[0], (
-        "a comment"
-    )
-    assert not after("skinrepro/metrics.py", "def ", "def never_called(): return 1\n\n\ndef ")[0], (
-        "a function that nobody calls"
-    )
-    assert after("skinrepro/classify.py", "epochs // 3), 0.1)", "epochs // 3), 0.2)")[0] == {
-        "scenario",
-        "synthetic",
-        "equal_steps",
-        "ablation",
-        "strength",
+    said = within(at, AFTER_EDITS, input=json.dumps(list(edits.values())), **env)
+    found = dict(zip(edits, map(json.loads, said.splitlines()), strict=True))
+    todo = {
+        name: {section for section, status, _ in rows if status != "done"}
+        for name, rows in found.items()
     }
-    touched, found = after(
-        "skinrepro/personalise.py",
-        "adapter = dict(rank=rank, alpha=alpha or rank,",
-        "adapter = dict(rank=rank, alpha=alpha or 2 * rank,",
-    )
-    assert touched == all_ - {"scenario"}, (
-        "LoRA: all that is made with it, and no classifier of real images"
-    )
+    every = {section for section, *_ in found["nothing"]}
+    assert len(every) > 5 and not todo["nothing"]
+    assert not todo["a_comment"] and not todo["a_function_that_nobody_calls"]
+    classifiers = {"scenario", "synthetic", "equal_steps", "ablation", "strength"}
+    assert todo["another_rate"] == classifiers
+    assert todo["another_lora"] == every - {"scenario"}, "no classifier of real images"
     assert any(
         "skinrepro.personalise.lora" in detail
-        for section, _, _, detail in found
+        for section, _, detail in found["another_lora"]
         if section == "weights"
     )
-    assert after("requirements.lock", "torch==", "torch==9.")[0] == all_, "another library"
-    assert after("nbs/papers/wang2024/grid.toml", "per_image = 1\n", "per_image = 2\n")[0] == {
+    assert todo["another_library"] == every
+    assert todo["another_parameter"] == {
         "generator",
         "synthetic",
         "equal_steps",
         "ablation_images",
         "ablation",
     }
-    weights = at / "skinrepro" / "miniature_base" / "miniature.json"
-    weights.write_text(weights.read_text() + " ")
-    assert {
-        s for s, _, status, _ in json.loads(within(at, STATES, **env)) if status != "done"
-    } == all_ - {"scenario"}, "a file that the grid says it reads"
+    assert todo["a_file_that_the_grid_says_it_reads"] == every - {"scenario"}
 
 
 def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
@@ -186,9 +188,13 @@ def test_old_checkpoints_do_not_survive_new_code(tmp_path, store):
 
 
 def start(code, **env):
-    "Python in a session of its own, which can be interrupted even where these tests cannot."
+    """Python in a session of its own, which can be interrupted even where these tests cannot. Its
+    kernels are of its own family, not copies that the tests' own nursery makes.
+    """
     code = f"import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n{code}"
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", **env}
+    places = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+    env = {**os.environ, "PYTHONPATH": places, "SKINREPRO_WARM": "", **env}
+    env = {k: v for k, v in env.items() if v is not None}
     return subprocess.Popen(
         [sys.executable, "-c", code],
         cwd=ROOT / "tests",
@@ -243,6 +249,50 @@ def test_killed_between_two_runs(tmp_path, store):
     assert order(store) == ["a0", "b0", "b0"], "only what was unfinished is done again"
 
 
+BUSY = """
+Path("busy").touch()
+import re
+re.match(r"(a+)+b", "a" * 99)  # takes for ever, and no other thread comes to its turn
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+def test_kernels_end_with_the_command_whatever_they_do(tmp_path, store, how):
+    "Two runs, so that their kernels are copies, of a nursery that this command has started."
+    folder = toy(tmp_path, "[a]\nseed = [0, 1]\n", a=BUSY)
+    few = "from skinrepro import job\njob.LOADED = ['ipykernel.kernelapp', 'torch']\n"
+    with tempfile.TemporaryDirectory() as places:  # a short name, as a socket needs it
+        child = start(few + run_of(folder), TMPDIR=places, SKINREPRO_WARM=None)
+        grid = read_grid(folder)
+        wait_for(lambda: all((r.folder / "busy").exists() for r in grid))
+        family = psutil.Process(child.pid).children(recursive=True)
+        (mother,) = [p for p in family if "nursery_main" in str(p.cmdline()) and p.children()]
+        assert len(mother.children()) == 2 and list(Path(places).glob("skinrepro-*/warm"))
+        child.send_signal(how)
+        code = child.wait(30)
+        assert not psutil.wait_procs(family, 10)[1]
+        if how == signal.SIGTERM:  # it could clear up
+            assert code == 128 + how and not list(Path(places).glob("skinrepro-*/warm"))
+    assert {s.status for s in workflow.states(grid)} == {"missing"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the death of a parent")
+def test_a_nursery_that_is_still_loading_ends_with_the_command(tmp_path):
+    (tmp_path / "slow_module.py").write_text("import time; time.sleep(600)")
+    code = (
+        "import time\nfrom skinrepro import job\njob.LOADED = ['slow_module']\n"
+        "with job.nursery():\n    print('started', flush=True); time.sleep(600)"
+    )
+    places = os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "tests")))
+    child = start(code, PYTHONPATH=places, SKINREPRO_WARM=None)
+    assert child.stdout.readline() == "started\n"
+    wait_for(lambda: psutil.Process(child.pid).children())
+    (mother,) = psutil.Process(child.pid).children()
+    time.sleep(1)  # it imports
+    kill(child)
+    assert not psutil.wait_procs([mother], 10)[1]
+
+
 def test_killed_while_writing(tmp_path, store):
     "The kernel dies between the writing of a file and its renaming."
     body = (
@@ -253,31 +303,10 @@ def test_killed_while_writing(tmp_path, store):
     )
     grid = read_grid(toy(tmp_path, "[a]\n", a=body))
     (failed,) = execute(grid, progress=False)
-    assert (
-        failed.status == "failed"
-        and not (grid[0].folder / "table.csv").exists()
-        and not grid[0].done
-    )
+    assert failed.status == "failed" and "killed; out of memory?" in failed.error
+    assert not (grid[0].folder / "table.csv").exists() and not grid[0].done
     (again,) = execute(grid, progress=False)
     assert again.status == "ran" and (grid[0].folder / "table.csv").read_text() == "whole"
-
-
-def test_a_run_that_is_killed_says_so_and_stops_nothing_else(tmp_path, store):
-    "As the kernel of Linux does it when memory runs out; here the run kills its own process."
-    body = "assert seed < 2 or os.kill(os.getppid(), 9) or time.sleep(60)"
-    grid = read_grid(toy(tmp_path, "[a]\nseed = [0, 1, 2]\n", a=body))
-    *others, killed = execute(grid, progress=False)
-    assert [o.status for o in others] == ["ran", "ran"]
-    assert killed.status == "failed" and "killed; out of memory?" in killed.error
-    assert (grid[2].folder / "error.txt").read_text().strip() == killed.error
-    assert [s.status for s in workflow.states(grid)] == ["done", "done", "failed"]
-
-
-def test_a_kernel_that_is_killed_says_so(tmp_path, store):
-    (failed,) = execute(
-        read_grid(toy(tmp_path, "[a]\n", a="os.kill(os.getpid(), 9)")), progress=False
-    )
-    assert failed.status == "failed" and "killed; out of memory?" in failed.error
 
 
 def test_an_engine_that_cannot_start_is_an_error_with_its_words(tmp_path, store, monkeypatch):

@@ -482,6 +482,15 @@ def _whole_split(scenario: str, val_fraction: float, label_source: str, test_on:
     m = study.grouped(phantom_manifest(selection(label_source), "wang2024"))
     return scenario_split(m, study, scenario, 0, "stratified", val_fraction, test_on)
 
+# %% ../../nbs/papers/wang2024/protocol.ipynb #5a1e0c21
+@cache  # asked for each record of a table
+def _whole_counts(scenario, val_fraction, label_source, test_on) -> tuple:
+    "Sizes of the parts, as `splits.part_sizes` counts them, and how many images are generated."
+    split = _whole_split(scenario, val_fraction, label_source, test_on)
+    target = {"dark": "dark", "light": "source"}[test_on]
+    parents = parents_of(split[split.split == "train"], STUDIES["phantom"], target)
+    return part_sizes(split, CONDITIONS), AS_RELEASED["per_image"] * len(parents)
+
 # %% ../../nbs/papers/wang2024/protocol.ipynb #5a3e0c02
 def whole_sizes(
     record: Mapping,  # of scenario.ipynb or ablation.ipynb
@@ -489,14 +498,12 @@ def whole_sizes(
     "Images and classes that a run has if none of the paper's selection is lacking."
     test_on = record.get("test") or "dark"
     how = (record["scenario"], float(record.get("val_fraction") or 0))
-    split = _whole_split(*how, record.get("label_source") or "scale", test_on)
-    sizes = part_sizes(split, CONDITIONS)
-    target = {"dark": "dark", "light": "source"}[test_on]
-    parents = parents_of(split[split.split == "train"], STUDIES["phantom"], target)
-    n_real, n_syn = sizes["n_train"], AS_RELEASED["per_image"] * len(parents)
+    sizes, n_syn = _whole_counts(*how, record.get("label_source") or "scale", test_on)
+    n_real = sizes["n_train"]
     kind = record["train"].partition(",")[0]  # rows of ours have a comma after the paper's
-    sizes["n_train"] = {"real": n_real, "syn": n_syn, "real+syn": n_real + n_syn}[kind]
-    return {name: size for name, size in sizes.items() if name not in ("n_classes", "lacking")}
+    n_train = {"real": n_real, "syn": n_syn, "real+syn": n_real + n_syn}[kind]
+    counts = sizes | dict(n_train=n_train)
+    return {name: size for name, size in counts.items() if name not in ("n_classes", "lacking")}
 
 # %% ../../nbs/papers/wang2024/protocol.ipynb #a577a42d
 def _weights() -> Path:

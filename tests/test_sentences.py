@@ -76,6 +76,7 @@ ALLOWED = [
     ("fairskin2024/protocol", "A tenth of 12 images", "arithmetic"),
     ("fairskin2024/protocol", "at 95 % for all of them together", "setting: confidence"),
     ("ktena2023/index", "arXiv [2304.09218]", "number of the paper"),
+    ("ktena2023/index", "a split by patients (90 %)", "setting of the selection, `counting`"),
     ("ktena2023/protocol", "(arXiv [2304.09218];", "number of the paper"),
     ("README", "Python 3.11 or 3.12", "requirement"),
     ("README", "Table 1 exact from the annotations", "table1.csv, compared in this file"),

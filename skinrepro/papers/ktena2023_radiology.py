@@ -6,8 +6,8 @@
 __all__ = ['SEXES', 'STUDIES', 'OUTSIDE', 'ENDS', 'PRINTED', 'PHANTOMS', 'HEALTHY', 'LEAST', 'TESTED', 'UNCERTAIN', 'GOLDEN',
            'REAL_TESTED', 'RADIOLOGY', 'METHODS', 'OTHER_NETWORKS', 'RULE', 'SYNTHETIC', 'MARGINAL', 'HOME', 'AWAY',
            'CLAIMS', 'DIFFERENCES', 'load', 'skewed', 'states_of', 'told', 'conditions_of', 'asked', 'truth',
-           'targets_of', 'area_rows', 'auc_by_label', 'judged', 'ceiling', 'as_drawn', 'cell_of', 'tested', 'needed',
-           'Way', 'method_of', 'with_methods', 'statement', 'averages_of', 'figure5', 'draw5', 'drawG3', 'differences',
+           'targets_of', 'area_rows', 'judged', 'ceiling', 'as_drawn', 'cell_of', 'tested', 'needed', 'Way',
+           'method_of', 'with_methods', 'statement', 'averages_of', 'figure5', 'draw5', 'drawG3', 'differences',
            'examples', 'shift_of']
 
 # %% ../../nbs/papers/ktena2023/radiology.ipynb #7f1d36b0
@@ -21,6 +21,7 @@ import pandas as pd
 from ..claims import Claim, Rule
 from ..core import check_choice, hash_text, kept_json
 from ..manifest import COLUMNS, UNLABELLED, Study
+from ..metrics import auc_by_label
 from .ktena2023 import CONDITIONING, PERFECT, Modality, without_labels
 from skinrepro.phantom_radiograph import (
     ABSENT,
@@ -326,22 +327,6 @@ def _areas_of(t: pd.DataFrame, names: list, part: str) -> list:  # rows of a par
 # %% ../../nbs/papers/ktena2023/radiology.ipynb #63e8383d
 def _row(metric, finding, group, value, n) -> dict:
     return dict(metric=metric, finding=finding, group=group, value=float(value), n=n)
-
-# %% ../../nbs/papers/ktena2023/radiology.ipynb #bd4c627d
-def auc_by_label(
-    probabilities,  # (n, k)
-    targets,  # (n, k) of zeros and ones
-    labels,  # k names
-) -> pd.DataFrame:  # label, value; nan where no image has the label, or all have
-    "Area under the ROC curve of each label."
-    from sklearn.metrics import roc_auc_score
-
-    q, y = np.asarray(probabilities, float), np.asarray(targets, float)
-    values = [
-        roc_auc_score(y[:, k], q[:, k]) if 0 < y[:, k].sum() < len(y) else np.nan
-        for k in range(len(labels))
-    ]
-    return pd.DataFrame(dict(label=list(labels), value=values))
 
 # %% ../../nbs/papers/ktena2023/radiology.ipynb #08369589
 def _as_asked(

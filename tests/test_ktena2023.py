@@ -12,6 +12,7 @@ from skinrepro.core import provenance
 from skinrepro.grid import read_grid
 from skinrepro.manifest import make
 from skinrepro.papers import ktena2023 as ktena
+from skinrepro.papers import ktena2023_dermatology as skin
 from skinrepro.papers import ktena2023_radiology as radiology
 from skinrepro.records import number_rows
 
@@ -182,6 +183,8 @@ def of_classifier(run, rng, sign):
     p = run.parameters
     if p["data"] in radiology.STUDIES:
         return of_films(p, rng, sign)
+    if p["data"] in skin.STUDIES:
+        return of_people(p, rng, sign)
     method = ktena.method_of(pd.DataFrame([p])).iloc[0]
     few = {"1": 0, "10": 1, "100": 2, "1000": 3, "10000": 4}.get(p["labelled"], 5)
     at = 0.7 + 0.01 * few + sign * 0.01 * BETTER[method] * (1.5 - 0.1 * few)
@@ -198,6 +201,21 @@ def of_classifier(run, rng, sign):
     sizes = number_rows(dict(n_generated=p["n_synthetic"] or 2000, train_steps=p["steps"]), 9)
     out = pd.concat([pd.DataFrame(rows), sizes], ignore_index=True)
     return out.assign(select_on=p["select_on"], images_guidance=p["guidance"] or "")
+
+
+def of_people(p, rng, sign):
+    "The more is generated, the more is right and the nearer are the groups."
+    better = 0.01 * sign * ["", "label", "label_property"].index(p["conditioning"] or "")
+    better *= p["trains"] != "real"
+    right = ("top3", "balanced_top3", "sensitivity")
+    apart = ("sensitivity_gap", "central_estimate", "flips", "top3_gap")
+    rows = [
+        dict(metric=m, part=part, group="all", value=at + by + rng.normal(0, 1e-4), n=100)
+        for part in skin.TESTED
+        for of, at, by in ((right, 0.6, better), (apart, 0.2, -better))
+        for m in of
+    ]
+    return pd.DataFrame(rows).assign(select_on=p["select_on"])
 
 
 def of_films(p, rng, sign):

@@ -115,7 +115,7 @@ def test_list_tells_licences_and_places(pad, monkeypatch):
         assert word in out
     monkeypatch.setenv("SKINREPRO_DATA", str(pad.parent))
     out = run("data", "list").output
-    assert f"yes, {pad}" in out and "is not set" not in out and out.count(" no\n") == 4
+    assert f"yes, {pad}" in out and "is not set" not in out and out.count(" no\n") == 6
     one = run("data", "list", "ham10000").output
     assert "HAM10000" in one and "PAD-UFES" not in one
 

@@ -73,6 +73,7 @@ from skinrepro import (
 from skinrepro.cli import app
 from skinrepro.core import paths
 from skinrepro.papers import fairskin2024, ktena2023, lopezperez2025, wang2024
+from skinrepro.papers import ktena2023_dermatology as skin
 from skinrepro.papers import ktena2023_radiology as radiology
 
 CASES = {}  # parts of messages -> how one of them is raised and followed
@@ -128,6 +129,7 @@ ADVICE = re.compile(rf"`|(?:^|[.;:,(\n] ?|\bor |\band |\bto )(?:{'|'.join(VERBS)
 # no remedy: what is meant is a fact, or what the reader has to change is his own table or argument
 # and the message names neither a command nor a value
 PLAIN = """
+there is no label distribution to keep
 give one probability, 0..1, for each of
 must be one number for each image, finite and not negative
 must be from 0 and add up to 1
@@ -2176,6 +2178,33 @@ def what_analyses_ask_for(place, monkeypatch):
     assert shift.missed_by_all(t[t.image_id != "i"]).shape == (2, 1)
     refused(shift.nearest_training, x, x, kin=["p"] * 9)
     assert len(shift.nearest_training(x, x, x[:2] + 1, ["p"] * 9)) == 9
+
+
+@remedy(
+    "is of none of the atlases",
+    "or use data of dermatology with trains",
+    "give 'all', 'none', or an attribute and a level",
+    "or two of them joined by",
+    "give one of each for each image",
+    "or generate images of labels that are not filtered",
+)
+def weights_and_skews_of_dermatology(place, monkeypatch):
+    urls = pd.Series(["https://www.dermaamin.com/a.jpg", "https://elsewhere.org/b.jpg"])
+    refused(fitzpatrick17k.atlas_of, urls)
+    assert fitzpatrick17k.atlas_of(urls[:1]).notna().all()
+    train = pd.DataFrame(dict(label=[*"aabb"], group=[*"xyxy"], source="real"))
+    asked = dict(data="phantom_histology", sampling="even", trains="real", share_real=1.0)
+    refused(ktena2023._weighted, train, asked)
+    ktena2023._weighted(train, asked | dict(data="phantom_people"))
+    said = refused(skin.attribute_of, dict(data="phantom_people", labelled="sex"))
+    level = re.search(r"such as '([\w-]+)'", said)[1]
+    assert skin.attribute_of(dict(data="phantom_people", labelled=level)) == "sex"
+    said = refused(skin.weighted, train, "l")
+    assert skin.weighted(train, re.search(r"such as '([\w.]+)'", said)[1])[1] == 1
+    refused(reweight.equality_weights, ["a"], ["x", "y"])
+    assert len(reweight.equality_weights(["a"], ["x"])) == 1
+    refused(reweight.share_drawn, [True, False], 0.0, [1.0, 0.0])
+    assert reweight.share_drawn([True, False], 0.5, [1.0, 0.0]) == 1
 
 
 @remedy("add the rows (sufficient=False", "so they have no ranks: correct the table, or pass")

@@ -21,10 +21,10 @@ def warm():
     "Variables of a nursery of this file's own, started as a plain process would start it."
     before = os.environ.pop(WARM, None)
     with job.nursery() as variables:
+        if before is not None:  # for whatever else starts kernels meanwhile
+            os.environ[WARM] = before
         assert list(variables) == [WARM]
         yield variables
-    if before is not None:
-        os.environ[WARM] = before
 
 
 def told(tmp_path, *code, **variables):

@@ -9,8 +9,8 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
            'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS', 'HISTOPATHOLOGY', 'Modality',
            'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of', 'numbers_in', 'network_of',
            'train_generator', 'generator_of', 'smallest', 'weights_of', 'parameters_of', 'drawer_of', 'enlarged_rows',
-           'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method', 'method_of',
-           'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
+           'image_seed', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method',
+           'method_of', 'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
            'first_of_cells', 'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted',
            'as_drawn', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed',
            'needed', 'cost', 'rehearsed', 'modality_of']
@@ -510,6 +510,15 @@ def _reduced(images: np.ndarray, low: int) -> tuple:  # of bytes: small, and lar
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6664743b
 SPECS = "image_id seed label domain guidance".split()
 
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5eedc0de
+def image_seed(
+    data: str,  # key of STUDIES of any modality
+    seed: int,  # of the run
+    i: int,  # place of the image
+) -> int:
+    "Seed of the noise that an image is drawn from: the same, whatever the conditioning."
+    return int(hash_text("ktena2023", data, seed, i)[:13], 16)
+
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #b63f0bc3
 def specs(
     conditioning: str,  # key of CONDITIONING
@@ -529,7 +538,7 @@ def specs(
     return pd.DataFrame(
         dict(
             image_id=[f"{'lp' if told else 'l'}-{i:05d}" for i in k],
-            seed=[int(hash_text("ktena2023", data, seed, i)[:13], 16) for i in k],
+            seed=[image_seed(data, seed, i) for i in k],
             label=np.where(tumor, "tumor", "normal"),
             domain=pd.array(domain, "string"),
             guidance=float(guidance),

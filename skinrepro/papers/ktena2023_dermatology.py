@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIANTS', 'OTHER', 'CLASSES', 'STUDIES', 'EDGES',
            'ATTRIBUTES', 'TONES', 'LEVELS', 'WHOLE', 'TABLE_A2', 'TABLE_A3', 'TESTED', 'CASES', 'PHANTOMS', 'CLINIC_OF',
-           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'CONDITIONING', 'K', 'METHODS', 'PERFECT', 'NETWORKS', 'BASE', 'SETUPS',
-           'DOMAINS', 'PAIRS', 'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions', 'people_table',
-           'attribute_of', 'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of',
-           'conditions_of', 'told', 'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed',
-           'judged', 'ceiling', 'Method', 'method_of', 'weighted', 'counts_of', 'counts_layout', 'condition_shares',
-           'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains',
-           'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed',
-           'domains_of', 'shift_rows', 'component_rows', 'nearest_pictures', 'expert_rows', 'experts_layout',
-           'table_g1', 'draw_components', 'as_drawn', 'cell_of', 'tested', 'needed']
+           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'K', 'METHODS', 'NETWORKS', 'BASE', 'SETUPS', 'DOMAINS', 'PAIRS',
+           'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions', 'people_table', 'attribute_of',
+           'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of', 'conditions_of', 'told',
+           'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed', 'judged', 'ceiling', 'Method',
+           'method_of', 'weighted', 'counts_of', 'counts_layout', 'condition_shares', 'draw_shares', 'with_settings',
+           'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains', 'draw_grid', 'sensitivity_and_gap',
+           'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed', 'domains_of', 'shift_rows',
+           'component_rows', 'nearest_pictures', 'expert_rows', 'experts_layout', 'table_g1', 'draw_components',
+           'as_drawn', 'cell_of', 'tested', 'needed']
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #50ffeaa2
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ import pandas as pd
 
 from ..core import check_choice, hash_text
 from ..manifest import COLUMNS, UNLABELLED, Study
-from .ktena2023 import Modality
+from .ktena2023 import CONDITIONING, PERFECT, Modality, image_seed
 from ..runs import ParameterError
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #4a75b352
@@ -299,7 +299,7 @@ def manifest_of(
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #9f2a206b
 def _people(p: Mapping) -> pd.DataFrame:  # table for phantom.people_manifest, and known_type
-    "Phantoms of all parts; unlabelled ones of the three clinics; pairs with one thing changed."
+    "Phantoms of all parts, and unlabelled ones of the three clinics."
     tables = [
         people_table(part, max(LEAST, round(p["fraction"] * n)))
         for part, (*_, n) in PHANTOMS.items()
@@ -441,9 +441,6 @@ def skewed(
         return m
     return splits.skewed(m, keep, by="group", unlabelled=False).reset_index(drop=True)
 
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #203c5660
-CONDITIONING = ("label", "label_property")
-
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #67543479
 def labels_of(data: str) -> tuple:  # names of the classes
     "Classes of a data set, in their order."
@@ -494,17 +491,13 @@ def asked(
     out = pd.DataFrame(
         dict(
             image_id=[f"{'lp' if tells else 'l'}-{i:05d}" for i in range(images)],
-            seed=[_seed(p, i) for i in range(images)],
+            seed=[image_seed(p["data"], p["seed"], i) for i in range(images)],
             label=t.label.astype(object),
             group=pd.array(t["value"] if tells else [pd.NA] * images, "string"),
             guidance=float(p.get("guidance", 1.0)),
         )
     )
     return out.assign(**_others(out, attribute, train, HAS[p["data"]])) if tells else out
-
-# %% ../../nbs/papers/ktena2023/dermatology.ipynb #194bb678
-def _seed(p: Mapping, i: int) -> int:  # equal noise, whatever the conditioning
-    return int(hash_text("ktena2023", p["data"], p["seed"], i)[:13], 16)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #d29bb1db
 def _others(t: pd.DataFrame, attribute: str, train, known: tuple) -> dict:
@@ -716,7 +709,6 @@ METHODS = {
     "Label conditioning": Method("mixed", "label", sampling="filtered"),
     "Label & property conditioning": Method("mixed", "label_property", sampling="filtered"),
 }
-PERFECT = "Perfect generator"  # phantoms only
 NETWORKS = ("resnet_plain", "bit_101x3")  # of all methods but the other pretraining
 BASE = "Baseline"
 
@@ -826,8 +818,12 @@ def draw_shares(
     "Figure 6: a panel for each place."
     import matplotlib.pyplot as plt
 
+    from skinrepro.figures import share_bars
+
+    wide = t.pivot(index="label", columns="part", values="share").fillna(0.0)
     parts = list(dict.fromkeys(t.part))
     names = list(t[t.part == parts[0]].label)
+    wide = wide.reindex(index=names, columns=parts).rename(columns=TESTED)
     fig, axes = plt.subplots(
         1,
         len(parts),
@@ -836,13 +832,8 @@ def draw_shares(
         squeeze=False,
         layout="constrained",
     )
-    for ax, part in zip(axes[0], parts):
-        of = t[t.part == part].set_index("label").share.reindex(names)
-        colours = ["#c0392b" if label in risky else "#4a6fa5" for label in names]
-        ax.barh(range(len(names)), 100 * of, color=colours)
-        ax.set(title=TESTED.get(part, part), xlabel="share of images (%)")
-        ax.set_yticks(range(len(names)), names, fontsize=7)
-    axes[0][0].invert_yaxis()
+    share_bars(axes[0], wide, risky)
+    axes[0][0].tick_params("y", labelsize=7)
     return fig
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #337021ec
@@ -991,6 +982,8 @@ def draw_sensitivity(
     "Figure 7: a point for each method; right and low is best."
     import matplotlib.pyplot as plt
 
+    from skinrepro.figures import spread_plot
+
     levels = [v for v in LEVELS if v in set(t.level)]
     parts = [v for v in TESTED if v in set(t.part)]
     fig, axes = plt.subplots(
@@ -1004,17 +997,13 @@ def draw_sensitivity(
     for row, level in zip(axes, levels):
         for ax, part in zip(row, parts):
             of = t[t.level.eq(level) & t.part.eq(part)]
-            x, y = (of[of.what == w].set_index("method") for w in ("sensitivity", "gap"))
-            for m in [m for m in colours if m in x.index and m in y.index]:
-                ax.errorbar(
-                    100 * x["mean"][m],
-                    100 * y["mean"][m],
-                    xerr=100 * np.nan_to_num(x.sd[m]),
-                    yerr=100 * np.nan_to_num(y.sd[m]),
-                    fmt="o",
-                    color=colours[m],
-                    label=m,
-                )
+            x, y = (
+                100 * of[of.what == w].set_index("method")[["mean", "sd"]]
+                for w in ("sensitivity", "gap")
+            )
+            both = x.join(y, lsuffix="_x", rsuffix="_y", how="inner").reset_index()
+            names = dict(mean_x="x", sd_x="x_sd", mean_y="y", sd_y="y_sd", method="label")
+            spread_plot(ax, both.rename(columns=names), colours)
             ax.set_title(f"{TESTED[part]}, {level} skewed", fontsize=9)
             ax.set(xlabel="sensitivity, high risk (%)", ylabel="gap (points)")
     handles, names = axes[0][0].get_legend_handles_labels()
@@ -1043,6 +1032,8 @@ def draw_schemes(t: pd.DataFrame, label: str):  # matplotlib figure
     "A panel for each part; a line with and one without the filter."
     import matplotlib.pyplot as plt
 
+    from skinrepro.figures import banded_line
+
     parts = [p for p in TESTED if p in set(t.part)]
     fig, axes = plt.subplots(
         1, len(parts), figsize=(3.6 * len(parts), 2.8), squeeze=False, layout="constrained"
@@ -1051,14 +1042,7 @@ def draw_schemes(t: pd.DataFrame, label: str):  # matplotlib figure
         for filtered, name, colour in ((False, "uniform", "C1"), (True, "filtered", "C0")):
             of = t[t.part.eq(part) & t.filtered.eq(filtered)].sort_values("level")
             if len(of):
-                ax.errorbar(
-                    of.level,
-                    100 * of["mean"],
-                    100 * of.sd.fillna(0),
-                    fmt="o-",
-                    color=colour,
-                    label=name,
-                )
+                banded_line(ax, of.level, 100 * of["mean"], 100 * of.sd, colour, name)
         ax.set(title=TESTED[part], xlabel="equality level l", ylabel=label)
     axes[0][0].legend(frameon=False, fontsize=8)
     return fig
@@ -1070,12 +1054,13 @@ def draw_missed(
     "A panel for each part and sex."
     import matplotlib.pyplot as plt
 
+    from skinrepro.figures import block_plot
+
     fig, axes = plt.subplots(
         len(tables), 1, figsize=(8, 1.1 * len(tables) + 0.6), squeeze=False, layout="constrained"
     )
     for ax, (title, t) in zip(axes[:, 0], tables.items()):
-        ax.imshow(t.to_numpy(float), aspect="auto", cmap="Reds", vmin=0, vmax=1.3)
-        ax.set_yticks(range(len(t)), [f"{c}: {int(n)}" for c, n in t.sum(axis=1).items()])
+        block_plot(ax, t, xlabel="")
         ax.set_title(f"{title}: {t.shape[1]} images; missed by all runs", fontsize=8)
     return fig
 
@@ -1250,20 +1235,22 @@ def draw_components(
     "Figure G8: a panel for each domain, means over initialisations."
     import matplotlib.pyplot as plt
 
+    from skinrepro.figures import banded_line
+
     t = records[records.metric.eq("components")]
     t = t.assign(share=t.share.astype(float))
     fig, axes = plt.subplots(
         1, len(DOMAINS), figsize=(3 * len(DOMAINS), 2.6), squeeze=False, layout="constrained"
     )
     for ax, domain in zip(axes[0], DOMAINS):
-        for setup, name in SETUPS.items():
+        for k, (setup, name) in enumerate(SETUPS.items()):
             v = (
                 t[t.group.eq(domain) & t.setup.eq(setup)]
                 .groupby("share")
                 .value.agg(["mean", "std"])
             )
             if len(v):
-                ax.errorbar(100 * v.index, v["mean"], v["std"].fillna(0), fmt="o-", label=name)
+                banded_line(ax, 100 * v.index, v["mean"], v["std"], f"C{k}", name)
         ax.set(title=domain, xlabel="variance (%)")
     axes[0][0].set_ylabel("principal components")
     axes[0][0].legend(frameon=False, fontsize=7)

@@ -22,7 +22,13 @@ from ..claims import Claim, Rule
 from ..core import check_choice, hash_text, kept_json
 from ..manifest import COLUMNS, UNLABELLED, Study
 from ..metrics import auc_by_label
-from .ktena2023 import CONDITIONING, PERFECT, Modality, without_labels
+from skinrepro.papers.ktena2023 import (
+    CONDITIONING,
+    PERFECT,
+    Modality,
+    image_seed,
+    without_labels,
+)
 from skinrepro.phantom_radiograph import (
     ABSENT,
     FINDINGS,
@@ -239,7 +245,7 @@ def asked(
     t = pd.DataFrame(
         dict(
             image_id=[f"{'lp' if told_sex else 'l'}-{i:05d}" for i in range(images)],
-            seed=[_seed(p, i) for i in range(images)],
+            seed=[image_seed(p["data"], p["seed"], i) for i in range(images)],
             label=[text.split("|")[0] for text in labels],
             labels=labels,
             group=pd.array(sex, "string"),
@@ -248,10 +254,6 @@ def asked(
     )
     own = told(t)
     return t.join(own if told_sex else own.drop(columns="sex"))
-
-# %% ../../nbs/papers/ktena2023/radiology.ipynb #3dfd4b1e
-def _seed(p: Mapping, i: int) -> int:  # equal noise, whatever the conditioning
-    return int(hash_text("ktena2023", p["data"], p["seed"], i)[:13], 16)
 
 # %% ../../nbs/papers/ktena2023/radiology.ipynb #687c5274
 def truth(
@@ -585,19 +587,14 @@ def draw5(t: pd.DataFrame, shade: Mapping, about: str):  # matplotlib figure
     "Figure 5, from the table of `figure5`."
     import matplotlib.pyplot as plt
 
+    from skinrepro.figures import spread_plot
+
+    names = dict(auc="x", auc_sd="x_sd", gap="y", gap_sd="y_sd", method="label")
+    points = t.rename(columns=names)
+    points[["x", "x_sd", "y", "y_sd"]] *= 100
     fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.4))
     for ax, (part, where) in zip(axes, TESTED.items()):
-        for r in t[t.part.eq(part)].itertuples():
-            ax.errorbar(
-                100 * r.auc,
-                100 * r.gap,
-                xerr=100 * np.nan_to_num(r.auc_sd),
-                yerr=100 * np.nan_to_num(r.gap_sd),
-                fmt="*" if r.method == PERFECT else "o",
-                color=shade[r.method],
-                capsize=2,
-                label=r.method,
-            )
+        spread_plot(ax, points[points.part.eq(part)], shade, {PERFECT: "*"})
         ax.set(title=where, xlabel="average AUC, %", ylabel="gap between the sexes, points")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     fig.supxlabel(about, size=7.5)

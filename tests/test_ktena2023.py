@@ -286,6 +286,14 @@ def worse(tmp_path_factory):
         yield report(tmp_path_factory.mktemp("worse"), patch, "mini", sign=-1)
 
 
+def test_dermatology_is_of_the_data_of_its_profile(better, worse):
+    for at, of in ((better, "ham10000"), (worse, "phantom_people")):
+        for name in ("fig7", "figG4", "figG5a", "figG6a", "figG7a", "figG10a", "figG10b"):
+            assert set(pd.read_csv(at / f"{name}.csv").data) == {of}, name
+    said = (worse / "summary.md").read_text()
+    assert "chestxray14" not in said and "ham10000" not in said
+
+
 def test_every_method_and_number_of_labels_has_its_point(better):
     t = pd.read_csv(better / "fig3a.csv")
     assert set(t.method) == {*ktena.METHODS, ktena.PERFECT}

@@ -1,5 +1,6 @@
 "The shape of a paper folder: the same names in each, so that the file system is the registry."
 
+import ast
 import csv
 import json
 import re
@@ -163,3 +164,32 @@ def test_shared_lines_are_found(tmp_path):
         (tmp_path / name / "a.ipynb").write_text(json.dumps(dict(cells=[cell])))
     found = {n: set(runs_of_lines(tmp_path / n, 10)) for n in ("one", "two", "three")}
     assert found["one"] & found["two"] and not found["one"] & found["three"]
+
+
+def loop_names(source):
+    "Names that loops of a cell take, outside of functions and comprehensions."
+    found, todo = set(), list(ast.parse(source).body)
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.For):
+            found |= {n.id for n in ast.walk(node.target) if isinstance(n, ast.Name)}
+        if isinstance(node, (ast.For, ast.While, ast.If, ast.With, ast.Try)):
+            todo += [n for n in ast.iter_child_nodes(node) if isinstance(n, ast.stmt)]
+    return found
+
+
+@pytest.mark.parametrize("paper", PAPERS, ids=lambda p: p.name)
+def test_no_loop_takes_the_name_of_a_parameter(paper):
+    "All cells below would go on with its last value: with another data set, say."
+    assert loop_names("if 1:\n    for a, (b, c) in x:\n        pass") == {"a", "b", "c"}
+    with_parameters = [
+        path
+        for path in sorted(paper.glob("*.ipynb"))
+        if any("parameters" in c["metadata"].get("tags", []) for c in cells(path))
+    ]
+    assert paper / "report.ipynb" in with_parameters
+    for path in with_parameters:
+        told = declared(path)
+        for cell in cells(path, "code"):
+            taken = loop_names("".join(cell["source"])) & set(told)
+            assert not taken, f"{path.name}, cell {cell['id']}: {taken}"

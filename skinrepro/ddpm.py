@@ -696,6 +696,8 @@ def _about(model, learning, images, told, weights, steps) -> dict:
 # %% ../nbs/21_ddpm.ipynb #310f6105
 def _checked(model: Denoiser, images, told, weights, memory) -> np.ndarray:  # told, (n, D)
     check_choice("memory", memory, ("device", "host"))
+    if weights is not None and (len(weights) != len(images) or np.min(weights) < 0):
+        raise ValueError(f"weights must be {len(images)} numbers from 0, one for each image.")
     net, d = model.network, model.conditions.size
     shape = (net.size, net.size, net.colours)
     if images.dtype not in (np.uint8, torch.uint8) or tuple(images.shape[1:]) != shape:
@@ -703,18 +705,19 @@ def _checked(model: Denoiser, images, told, weights, memory) -> np.ndarray:  # t
             f"The network learns images of uint8 and shape (n, {', '.join(map(str, shape))}), not"
             f" {images.dtype} and {tuple(images.shape)}."
         )
-    told = np.zeros((len(images), 0), np.float32) if told is None else np.asarray(told, np.float32)
+    if told is None:  # nothing is known of any image, on purpose
+        return np.zeros((len(images), d), np.float32)
+    told = np.asarray(told, np.float32)
     if told.shape != (len(images), d):
         raise ValueError(
             f"told must be ({len(images)}, {d}), a row for each image as the model's conditions"
             f" encode it, not {told.shape}."
         )
-    if weights is not None and (len(weights) != len(images) or np.min(weights) < 0):
-        raise ValueError(f"weights must be {len(images)} numbers from 0, one for each image.")
     if d and not told.any():
         raise ValueError(
             "No image has a label: the model would be told something that it has never seen. Give"
-            " labels to some of the images, or train without conditions."
+            " labels to some of the images, or train without conditions; told=None teaches images"
+            " alone to a model that will be told more later."
         )
     return told
 

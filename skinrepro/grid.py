@@ -176,8 +176,10 @@ def _overridden(
     return asked
 
 # %% ../nbs/07_grid.ipynb #2b16daab
-def _skipped(body: dict, asked: dict, where: str) -> tuple:  # rules
+def _skipped(body: dict, asked: dict, defaults: dict, profile: str, where: str) -> tuple:  # rules
     rules = tuple(body.get("skip", []))
+    if profile == "smoke":  # what a section sets for other profiles has one value here, its default
+        rules = tuple(rule for rule in rules if not set(rule) & set(defaults) - set(asked))
     unknown = {k for rule in rules for k in rule} - set(asked)
     if unknown:
         raise ParameterError(
@@ -215,7 +217,7 @@ def _section(
         defaults,
         asked,
         tuple(dict.fromkeys([*body.get("needs", []), *refers])),
-        _skipped(body, asked, where),
+        _skipped(body, asked, defaults, profile, where),
         tuple((inherited | own).get("reads", ())),
         resources,
     )

@@ -385,9 +385,22 @@ def test_what_cannot_be_trained_is_refused():
         train_ddpm(model, pictures(), told_of(24)[:, :2], how)
     with pytest.raises(ValueError, match="No image has a label.*train without conditions"):
         train_ddpm(model, pictures(), 0 * told_of(24), how)
-    train_ddpm(Denoiser(Network(**TINY)), pictures(), None, how, progress=False)  # the remedy
+    train_ddpm(Denoiser(Network(**TINY)), pictures(), None, how, progress=False)  # the remedies
+    train_ddpm(model, pictures(), None, how, progress=False)
     with pytest.raises(ValueError, match="drop = 1"):
         Learning(drop=1.0)
+
+
+def test_a_model_that_was_told_nothing_learns_labels_later():
+    "Its labels and the null are one until then: nothing has moved what tells them apart."
+    model, how = Denoiser(Network(**TINY), TOLD), Training(2, 4)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    train_ddpm(model, pictures(), None, how, progress=False)
+    after = model.state_dict()
+    assert not torch.equal(after["unet.conv_in.weight"], before["unet.conv_in.weight"])
+    assert torch.equal(after["condition.weight"], before["condition.weight"])
+    train_ddpm(model, pictures(), told_of(24), how, progress=False)
+    assert not torch.equal(model.condition.weight, before["condition.weight"])
 
 
 def test_the_average_forgets_its_start():

@@ -352,6 +352,8 @@ def train_generator(
     learning = replace(LEARNING[p["learning"]](), drop=p["drop_rate"], flips=how.flips)
     conditions = how.conditions(p["conditioning"], p["data"])
     told = conditions.encode(how.told(m))
+    if p["labelled"] == NONE and not told.any():
+        told = None  # on purpose: another run goes on from here, with labels
     shared = dict(
         home=_taught(),
         data=content_hash(m),

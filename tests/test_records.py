@@ -448,7 +448,7 @@ def test_numbers_of_an_earlier_commit_do_not_stay_beside_a_new_record(store, tmp
 
 
 def test_runs_that_have_no_judge_need_no_numbers_of_images(store, tmp_path):
-    "As fine-tunings on photographs beside those on phantoms; one that has lost its numbers is told."
+    "As fine-tunings on photographs beside those on phantoms; lost numbers are told."
     seen = pd.DataFrame(dict(image_id=list("abc"), ita=[1.0, 2.0, 3.0]))
     judged = [toy(seed, numbers=number_rows(dict(loss=0.5, asked=0.8), 3)) for seed in (0, 1)]
     toy(2, numbers=number_rows(dict(loss=0.4), 3))

@@ -246,11 +246,17 @@ def gather(
         r.run_id in found or r.run_id in before["predictions"] or _left_predictions(r)
         for r in runs.itertuples()
     ]
-    measured = set(runs.notebook[looked])  # notebooks that look at single images
+    says = records.groupby("run_id").metric.agg(set)
+    measured = {  # notebook -> what each of its runs says that looks at single images
+        notebook: set.intersection(*says[ids])
+        for notebook, ids in runs[looked].groupby("notebook").run_id
+    }
     return [
         r.run_id
         for r in runs.itertuples()
-        if r.data_hash not in have or (r.notebook in measured and r.run_id not in found)
+        if r.data_hash not in have
+        # a fine-tuning on photographs, for which there is no judge, says less than one on phantoms
+        or (measured.get(r.notebook, {None}) <= says[r.run_id] and r.run_id not in found)
     ]
 
 # %% ../nbs/08_records.ipynb #3189a716

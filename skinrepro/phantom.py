@@ -1230,10 +1230,10 @@ def drawn_once(
         return write(m, folder, jobs=jobs, **options)
 
 # %% ../nbs/12_phantom.ipynb #caa904c3
-PEOPLE_VERSION = "1"  # part of folder names; raise it whenever a pixel of `portray` may change
+PEOPLE_VERSION = "2"  # part of folder names; raise it whenever a pixel of `portray` may change
 HAIR = {  # hairs, width in scene units, how much they cover
     "female": (7, 0.0055, 0.30),
-    "male": (36, 0.0080, 0.55),
+    "male": (26, 0.0060, 0.40),
 }
 AGES = (15.0, 95.0)  # years that can be drawn
 
@@ -1252,8 +1252,9 @@ class Clinic:
 # %% ../nbs/12_phantom.ipynb #47ccf86a
 CLINICS = {  # the first is what `render` draws
     "clinic": Clinic(),
-    "distant clinic": Clinic(1.25, 1.35, 0.4, (1.16, 1.0, 0.74), 0.72, 0.5),  # another practice
-    "near clinic": Clinic(1.05, 1.1, 0.4, (0.97, 1.0, 1.07), 1.1, 0.1),  # much like the first
+    "studio": Clinic(0.5),  # lesions in their full strength, in good light
+    "near studio": Clinic(0.55, 1.1, 0.4, (0.97, 1.0, 1.07), 1.1, 0.1),  # much like it
+    "distant clinic": Clinic(0.9, 1.35, 0.4, (1.16, 1.0, 0.74), 0.72, 0.5),  # another practice
 }
 
 # %% ../nbs/12_phantom.ipynb #edd8f4d8

@@ -399,6 +399,19 @@ def test_generators_are_asked_for_each_value_alike():
         assert apart.abs().max() < 0.08, (attribute, other)
 
 
+def test_a_judge_learns_each_condition_as_often(monkeypatch):
+    "In distribution one in a hundred is a melanoma; of what a judge learns from, one in twelve."
+    drawn = []
+    monkeypatch.setattr("skinrepro.phantom.drawn_people", lambda t, *a: drawn.append(t) or t)
+    monkeypatch.setattr(derm, "with_attributes", lambda t, *a: t.reindex(columns=derm.COLUMNS))
+    for target in ("cell", "label"):
+        derm.truth(dict(data="phantom_people", n_synthetic=2400, target=target, labelled="sex-all"))
+    even, natural = (t.label.value_counts(normalize=True) for t in drawn)
+    assert even.to_dict() == dict.fromkeys(derm.LABELS, 1 / 12) and natural["melanoma"] < 0.02
+    assert pd.crosstab(drawn[0].label, drawn[0].sex).stack().eq(100).all()
+    assert not set(drawn[0].image_id) & set(drawn[1].image_id)
+
+
 def test_flips_change_one_thing_and_are_counted(tmp_path, monkeypatch):
     t = derm.people_table("id_test", 20)
     for attribute in derm.ATTRIBUTES:

@@ -241,6 +241,21 @@ class TestTraining:
         assert y[:, FINDINGS.index("edema")].tolist() == [1, 1] and y[:, 5].tolist() == [1, 0]
         assert len(radiology.targets_of(m)[0]) == 3
 
+    def test_a_judge_learns_each_finding_as_often(self, tmp_path, monkeypatch):
+        "Natural shares of archive 0 run from 7 to 36 per cent; those of a judge are alike."
+        drawn = []
+        monkeypatch.setattr(radiology, "drawn_radiographs", lambda t, *a, **k: drawn.append(t) or t)
+        for target in ("cell", "label"):
+            radiology.truth(dict(data="phantom_radiograph", n_synthetic=2000, target=target), 64)
+        share = [
+            t["labels"].str.get_dummies().reindex(columns=radiology.FINDINGS).mean() for t in drawn
+        ]
+        assert share[0].between(0.30, 0.40).all() and share[1].min() < 0.12
+        assert not set(drawn[0].image_id) & set(drawn[1].image_id)
+        assert (
+            drawn[0].groupby("labels").sex.agg(lambda s: abs(s.eq("male").mean() - 0.5)).max() < 0.3
+        )
+
     def test_the_truth_is_known_of_phantoms_only(self):
         with pytest.raises(runs.ParameterError, match="n_synthetic"):
             radiology.truth(dict(data="phantom_radiograph", n_synthetic=0))

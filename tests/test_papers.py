@@ -114,6 +114,11 @@ class TestPaper:
         for profile in ("mini", "paper"):
             assert read_grid(paper, profile)
 
+    @pytest.mark.parametrize("profile", ["smoke", "mini", "paper"])
+    def test_grid_has_runs_at_every_profile(self, paper, profile):
+        grid = read_grid(paper, profile)
+        assert grid and {r.parameters.get("profile", profile) for r in grid} == {profile}
+
     def test_experiment_notebooks_keep_the_parameters_tag(self, paper):
         for name in {
             s["notebook"] for s in tomllib.loads((paper / "grid.toml").read_text()).values()

@@ -80,7 +80,7 @@ PHANTOMS = {
     "id_test": ("archive 0", 1500),
     "test": ("archive 1", 1500),
 }
-DIFFICULTY = 0.6  # of phantoms: at 1, at mini's size, most of the milder findings are not visible
+DIFFICULTY = 0.35  # of phantoms: at 1, at mini's size, most of the milder findings are not visible
 HEALTHY = 0.4  # share of the tested people of archive 1 who have no finding
 LEAST = 40  # images of a part, however small the fraction
 TESTED = {"id_test": "in distribution", "test": "out of distribution"}

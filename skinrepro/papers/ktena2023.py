@@ -106,7 +106,8 @@ class Modality:
     needed: Callable  # p -> manifest of the real images that `load` looks at
     # (training rows, p) -> weight of each, share of real images among draws; for `sampling`
     weighted: Callable | None = None
-    guided: tuple = ("label",)  # parts that are not known where guidance comes from
+    # parts that are not known where guidance comes from; None: all of them
+    guided: tuple | None = ("label",)
     learns: tuple = ("train", "unlabelled")  # parts that a generator sees
     tests: tuple = ("id_val", "test")  # parts that test, of those that there are
     counted: str = "domain"  # column by which images are counted
@@ -454,7 +455,7 @@ def drawer_of(
     sampler: str = "ddim",  # key of SAMPLERS
     steps: int = 20,  # of the sampler
     device: str = "cpu",
-    guided: tuple = ("label",),  # parts that guidance moves away from, see `Modality`
+    guided: tuple | None = ("label",),  # parts that guidance moves away from, see `Modality`
     upsampler=None,  # folder of the second network of a cascade, from `train_generator`
 ):  # generate.Drawer
     """What draws with a generator. Guidance moves away from an image of the same hospital whose

@@ -1316,6 +1316,7 @@ DERMATOLOGY = Modality(
     weighted=lambda train, p: weighted(train, p["sampling"], p["share_real"]),
     tests=(*TESTED, FLIPPED),
     counted="group",
+    guided=None,  # label and attributes: with label alone, what is asked of sex is lost
     generator="dermatology_generator",
     side=dict(paper=256, mini=64),
     rehearsal=dict(fraction=0.03, unlabelled=4),

@@ -345,6 +345,22 @@ def test_fewer_are_among_more():
     assert kept("most") < kept("more") < kept("less")
 
 
+def test_what_generators_begin_with_is_in_every_training_set():
+    p = dict(data="phantom_people", fraction=1.0, unlabelled=3, missing="error")
+
+    def trains(labelled):
+        own = p | dict(labelled=labelled)
+        m = derm.skewed(derm.manifest_of(own), own)
+        assert (
+            m[m.split == "unlabelled"].label.isna().all() and (m.split == "unlabelled").sum() == 9
+        )
+        return set(m.image_id[m.split == "train"])
+
+    common = trains("common")
+    sets = [trains(f"{a}-{level}") for a in derm.ATTRIBUTES for level in derm.LEVELS]
+    assert common == set.intersection(*sets) and 200 < len(common) < min(map(len, sets))
+
+
 @pytest.mark.parametrize(
     "asked, words",
     [

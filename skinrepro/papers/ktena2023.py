@@ -108,6 +108,7 @@ class Modality:
     weighted: Callable | None = None
     # parts that are not known where guidance comes from; None: all of them
     guided: tuple | None = ("label",)
+    begins: str = "none"  # `labelled` of the run that generators go on from, at mini
     learns: tuple = ("train", "unlabelled")  # parts that a generator sees
     tests: tuple = ("id_val", "test")  # parts that test, of those that there are
     counted: str = "domain"  # column by which images are counted
@@ -358,7 +359,7 @@ def train_generator(
     shared = dict(
         home=_taught(),
         data=content_hash(m),
-        start=generator_of(p["start"], dict(p, labelled=NONE)) if p["start"] else None,
+        start=generator_of(p["start"], dict(p, labelled=how.begins)) if p["start"] else None,
         device=device,
         progress=progress,
     )

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIANTS', 'OTHER', 'CLASSES', 'STUDIES', 'EDGES',
            'ATTRIBUTES', 'TONES', 'LEVELS', 'WHOLE', 'TABLE_A2', 'TABLE_A3', 'TESTED', 'CASES', 'PHANTOMS', 'CLINIC_OF',
-           'LEAST', 'PLACES', 'HAS', 'FLIPPED', 'K', 'METHODS', 'NETWORKS', 'BASE', 'SETUPS', 'DOMAINS', 'PAIRS',
-           'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions', 'people_table', 'attribute_of',
+           'LEAST', 'PLACES', 'HAS', 'COMMON', 'FLIPPED', 'K', 'METHODS', 'NETWORKS', 'BASE', 'SETUPS', 'DOMAINS',
+           'PAIRS', 'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions', 'people_table', 'attribute_of',
            'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of', 'conditions_of', 'told',
            'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed', 'judged', 'ceiling', 'Method',
            'method_of', 'weighted', 'counts_of', 'counts_layout', 'condition_shares', 'draw_shares', 'with_settings',
@@ -250,17 +250,20 @@ HAS = {  # data set -> attributes that it tells
 }
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #cabe7c92
+COMMON = "common"  # `labelled` of what all skewed training sets have in common
+
+
 def attribute_of(
     p: Mapping,  # data, labelled of a run
 ) -> str:  # key of ATTRIBUTES
     "The attribute that a run is about. Raises ParameterError where the data do not tell it."
     first, _, level = str(p["labelled"]).partition("-")
-    if p["labelled"] in ("all", "none"):
+    if p["labelled"] in ("all", "none", COMMON):
         return HAS[p["data"]][0]
     if first not in ATTRIBUTES or level not in (*LEVELS, "all"):
         raise ParameterError(
-            f"labelled = {p['labelled']!r}: give 'all', 'none', or an attribute and a level such as"
-            f" 'sex-more' ({', '.join(ATTRIBUTES)}; {', '.join(LEVELS)}, all)."
+            f"labelled = {p['labelled']!r}: give 'all', 'none', '{COMMON}', or an attribute and a"
+            f" level such as 'sex-more' ({', '.join(ATTRIBUTES)}; {', '.join(LEVELS)}, all)."
         )
     if first not in HAS[p["data"]]:
         raise ParameterError(
@@ -430,6 +433,8 @@ def skewed(
     attribute, train = attribute_of(p), (m.split == "train").to_numpy(bool)
     if p["labelled"].endswith("all"):
         return m
+    if p["labelled"] == COMMON:
+        return m[~train | m.image_id.isin(_in_every_skew(m, p))].reset_index(drop=True)
     if p["labelled"] == "none":
         label, split = m.label.mask(train, pd.NA), m.split.mask(train, UNLABELLED)
         return m.assign(label=label, split=split.astype("string"))
@@ -440,6 +445,17 @@ def skewed(
     if not keep:
         return m
     return splits.skewed(m, keep, by="group", unlabelled=False).reset_index(drop=True)
+
+# %% ../../nbs/papers/ktena2023/dermatology.ipynb #7c3be0d4
+def _in_every_skew(m: pd.DataFrame, p: Mapping) -> set:  # image ids
+    "What all training sets of Table A2 have in common: no generator sees an image too many."
+    sets = []
+    for attribute in HAS[p["data"]]:
+        own = m.assign(group=m[attribute])
+        for level in LEVELS:
+            t = skewed(own, dict(p, labelled=f"{attribute}-{level}"))
+            sets.append(set(t.image_id[t.split == "train"]))
+    return set.intersection(*sets)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #67543479
 def labels_of(data: str) -> tuple:  # names of the classes
@@ -1316,6 +1332,7 @@ DERMATOLOGY = Modality(
     weighted=lambda train, p: weighted(train, p["sampling"], p["share_real"]),
     tests=(*TESTED, FLIPPED),
     counted="group",
+    begins=COMMON,
     guided=None,  # label and attributes: with label alone, what is asked of sex is lost
     generator="dermatology_generator",
     side=dict(paper=256, mini=64),

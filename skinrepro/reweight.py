@@ -242,7 +242,7 @@ class GroupDRO:
         of = _named(groups, "train")
         self.names = sorted(of.unique())
         place = {name: i for i, name in enumerate(self.names)}
-        self.codes = torch.as_tensor(of.map(place).to_numpy(dtype=np.int64))
+        self.codes = torch.tensor(of.map(place).tolist())
         self.n = torch.bincount(self.codes, minlength=len(place))  # images of each group
         self.step, self.raised = step, adjustment / self.n.to(torch.float32).sqrt()
         self.folder, self.done = folder, None  # the last epoch that is over

@@ -689,7 +689,7 @@ def groups_of(
     train: pd.DataFrame,  # training rows: label, group, source; of several findings labels
     p: Mapping,  # data, trains, target of a run of classifier.ipynb
 ) -> np.ndarray:  # (n,) 'label / attribute'
-    "Groups of training images, see above. Raises ParameterError where they are not those of labels."
+    "What group DRO and sampling mean by groups. Raises ParameterError where there are none."
     if p["trains"] != "real" or p["target"] != "label":
         raise ParameterError(
             f"sampling = '{GROUPS_ALIKE}' and loss = '{ROBUST}' are about groups of real images and"

@@ -4,16 +4,19 @@
 
 # %% auto #0
 __all__ = ['group_weights', 'equality_weights', 'dominant_labels', 'without_dominant', 'even_weights', 'share_drawn',
-           'Reweighting']
+           'Reweighting', 'group_means', 'GroupDRO']
 
 # %% ../nbs/43_reweight.ipynb #53dd3a50
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, one_hot
 
 from .batches import row_sampler
-from .core import check_choice
+from .core import atomic_path, check_choice
 
 # %% ../nbs/43_reweight.ipynb #82e29443
 def group_weights(
@@ -208,3 +211,97 @@ def _named(groups, part: str) -> pd.Series:
             " have one first."
         )
     return of
+
+# %% ../nbs/43_reweight.ipynb #6d1f0a02
+def group_means(
+    each,  # (b,) loss of each image
+    codes,  # (b,) int64, group of each
+    count: int,  # groups
+):  # (count,) mean loss of the images of each group, 0 where there is none; (count,) images
+    "L_g of a batch."
+    member = one_hot(codes, count).to(each.dtype)
+    n = member.sum(0)
+    return (each @ member) / n.clamp(min=1), n
+
+# %% ../nbs/43_reweight.ipynb #6d1f0a03
+class GroupDRO:
+    """The loss of the group that is served worst, softly. Give `classify.train_classifier` this as
+    `loss`, and batches that `told` has told the groups. Source: Sagawa et al. 2020, algorithm 1;
+    adjustment: equation 5. Raises ValueError for a step or an adjustment below 0.
+    """
+
+    def __init__(
+        self,
+        groups,  # (n,) group of each training row, in the order of the manifest
+        step: float = 0.01,  # eta; 0: all groups alike
+        adjustment: float = 0.0,  # C
+        folder=None,  # of the training, where the shares are kept beside checkpoints; None: nowhere
+    ):
+        if not step >= 0 or not adjustment >= 0:
+            raise ValueError(f"step = {step}, adjustment = {adjustment}: both are 0 or more.")
+        of = _named(groups, "train")
+        self.names = sorted(of.unique())
+        place = {name: i for i, name in enumerate(self.names)}
+        self.codes = torch.tensor(of.map(place).tolist())
+        self.n = torch.bincount(self.codes, minlength=len(place))  # images of each group
+        self.step, self.raised = step, adjustment / self.n.to(torch.float32).sqrt()
+        self.folder, self.done = folder, None  # the last epoch that is over
+        self.q = self._alike()
+
+    def told(self, train: Callable) -> Callable:  # epoch -> batches, as `train` has them
+        "The same batches, the group of each image as last column of its targets."
+
+        def batches(epoch):
+            self._take_up(epoch)
+            for images, targets, rows in train(epoch):
+                y = targets if targets.ndim == 2 else targets[:, None]
+                group = self.codes.to(y.device)[rows.to(y.device)]
+                yield images, torch.cat([y, group[:, None].to(y.dtype)], 1), rows
+            self._keep(epoch)
+
+        return batches
+
+    def __call__(self, logits, targets, weights=None):  # as `classify.class_loss`; targets told
+        "sum_g q_g L_g, after q has moved. Images are weighted within their group."
+        y, codes = targets[:, :-1], targets[:, -1].long()
+        if y.shape[1] == logits.shape[1]:  # several labels
+            y = y.to(logits.dtype)
+            each = binary_cross_entropy_with_logits(logits, y, reduction="none").mean(1)
+        else:
+            each = cross_entropy(logits, y[:, 0].long(), reduction="none")
+        each = each if weights is None else each * weights
+        means, n = group_means(each, codes, len(self.names))
+        self.q = self._moved(means.detach(), n)
+        return self.q @ means
+
+    def _moved(self, means, n):  # (g,) shares after the step
+        q, raised = self.q.to(means), self.raised.to(means)
+        q = q * torch.where(n > 0, (self.step * (means + raised)).exp(), torch.ones_like(q))
+        return q / q.sum()
+
+    def _alike(self):
+        return torch.full((len(self.names),), 1 / len(self.names))
+
+    def _take_up(self, epoch: int):
+        "A training that goes on after it was stopped goes on with the shares that it had."
+        if epoch == 0:
+            self.q = self._alike()
+        elif self.done != epoch - 1:
+            self.q = torch.from_numpy(np.load(self._file(epoch - 1), allow_pickle=False))
+
+    def _keep(self, epoch: int):
+        self.done = epoch
+        if self.folder:
+            with atomic_path(self._file(epoch)) as tmp:
+                np.save(tmp, self.q.cpu().numpy(), allow_pickle=False)
+
+    def _file(self, epoch: int) -> Path:  # goes when `classify.forget` is called
+        if not self.folder:
+            raise ValueError(f"Epoch {epoch} left no shares: give the folder of the training.")
+        return Path(self.folder) / "epochs" / f"group-shares-{epoch:05d}.npy"
+
+    @property
+    def shares(self) -> pd.DataFrame:  # group, share, n
+        "What each group counts now, and its training images."
+        q, n = self.q.cpu().numpy().astype(float), self.n.numpy()
+        return pd.DataFrame(dict(group=self.names, share=q, n=n))

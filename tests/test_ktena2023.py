@@ -14,6 +14,7 @@ from skinrepro.manifest import make
 from skinrepro.papers import ktena2023 as ktena
 from skinrepro.papers import ktena2023_dermatology as skin
 from skinrepro.papers import ktena2023_radiology as radiology
+from skinrepro.papers import ktena2023_rivals as rivals
 from skinrepro.records import number_rows
 
 PAPER = ROOT / "nbs" / "papers" / "ktena2023"
@@ -179,6 +180,15 @@ BETTER = {"Baseline": 0, "Color augm": 1, "L cond": 2, "L & P cond": 3}
 BETTER |= {"L cond + Color augm": 4, "L & P cond + Color augm": 5, ktena.PERFECT: 6, "": 2}
 
 
+def grid_of(profile):
+    "Runs of the paper, and of the rivals of generation, where they have the profile."
+    found = {r.id: r for r in read_grid(PAPER, profile)}
+    for section in (s for sections in rivals.SECTIONS.values() for s in sections):
+        if profile == "mini" or section.endswith("_rivals"):
+            found |= {r.id: r for r in read_grid(PAPER, profile, section)}
+    return found.values()
+
+
 def of_classifier(run, rng, sign):
     p = run.parameters
     if p["data"] in radiology.STUDIES:
@@ -263,7 +273,7 @@ def report(folder, monkeypatch, profile, sign=1, made=True):
     for name, place in dict(RUNS="runs", FIGURES="figs", COMMITTED="nothing").items():
         monkeypatch.setenv(f"SKINREPRO_{name}", str(folder / place))
     rng, about = np.random.default_rng(0), ("0" * 16, "made up", "0" * 64)
-    for run in read_grid(PAPER, profile) if made else ():
+    for run in grid_of(profile) if made else ():
         if run.notebook.stem not in MADE:
             continue
         rows = MADE[run.notebook.stem](run, rng, sign)
@@ -373,4 +383,30 @@ def test_without_any_run_the_report_says_so(tmp_path, monkeypatch):
     assert set(pd.read_csv(at / "claims.csv").verdict) == {"not run"}
     assert "Nothing was run" in (at / "summary.md").read_text(encoding="utf-8")
     assert (at / "tableE1b.md").is_file() and (at / "fig2.png").is_file()
+    for name in rivals.SECTIONS:
+        assert set(pd.read_csv(at / f"{name}_rivals_claims.csv").verdict) == {"not run"}
+        assert not (at / f"{name}_rivals.csv").exists()
     assert not (at / "fig3a.png").exists()
+
+
+def test_generation_stands_beside_fairness_from_real_images(better, worse):
+    for at, verdict in ((better, "supported"), (worse, "contradicted")):
+        for name in rivals.SECTIONS:
+            t = pd.read_csv(at / f"{name}_rivals_claims.csv").dropna(subset="effect")
+            gaps = t[t.metric.str.contains("gap") | t.metric.eq("auc")]  # no shares of few images
+            assert len(gaps) >= 4 and set(gaps.verdict) == {verdict}, gaps[["claim", "verdict"]]
+            assert (at / f"{name}_rivals_plot.png").is_file()
+    assert "than group DRO" in (worse / "summary.md").read_text(encoding="utf-8")
+
+
+def test_each_method_has_as_many_initialisations_as_its_rivals(worse):
+    t = pd.read_csv(worse / "dermatology_rivals.csv")
+    n = t[t.method.ne("Oversampling")].groupby("labelled").draws.unique()
+    assert set(n.index) == {"sex-more", "skin-most"} and all(v.tolist() == [3] for v in n)
+    assert set(t.method) == set(rivals.COMPARED)
+    films = pd.read_csv(worse / "radiology_rivals.csv")
+    assert set(films.method) == set(rivals.COMPARED) - {"Oversampling"}
+    assert (films.draws == 5).all()
+    assert set(pd.read_csv(worse / "fig7.csv").draws) == {
+        2
+    }  # the paper's figures without the third

@@ -1267,10 +1267,12 @@ def beside_printed(
     return out
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #3d22fd7c
-def _settings_of(section: str) -> dict:  # parameters of the first run of a section
+@cache
+def _settings_of(section: str, profile: str = "paper") -> dict:
+    "Parameters of the first run of a section of the grid."
     from skinrepro.grid import read_grid
 
-    runs = read_grid(paths().papers / "ktena2023", "paper")
+    runs = read_grid(paths().papers / "ktena2023", profile, section)
     return next(r.parameters for r in runs if r.section == section)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #c65ae01c
@@ -1311,19 +1313,21 @@ def cost(
     from skinrepro.estimate import classifier_work, ddpm_work, drawing_work, start_work
 
     p, kind = run.parameters, run.notebook.stem
-    if kind not in ("generator", "images", "classifier"):
-        return [start_work()], 1e5  # a toy
-    how = modality_of(p["data"])
+    if kind not in ("generator", "images", "classifier", "dermatology_analyses"):
+        return [start_work()], 1e5  # a toy, or annotations that are counted
+    how, known = modality_of(p["data"]), "paper" if p["profile"] == "paper" else "mini"
     if kind == "generator":
         work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
-        return [start_work(), work], 4 * PARAMETERS["large" if p["size"] > 64 else "small"]
+        return [start_work(), work], 4 * PARAMETERS["large" if p["channels"] >= 128 else "small"]
     if kind == "images":
-        known = "paper" if p["profile"] == "paper" else "mini"
-        sections = [how.generator, *([how.upsampler[known]] if p["upsampler"] else [])]
-        work = [drawing_work(_like(known, s), p["count"] * p["steps"]) for s in sections]
+        work = [drawing_work(n, p["count"] * p["steps"]) for n in _drawers(run, how, known)]
         return [start_work(), *work], p["count"] * how.side[known] ** 2 * 2.5
-    seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
-    return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
+    if kind == "classifier":
+        of, seen = p, p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
+    else:  # three networks look at up to 2000 images of each of four places
+        of = _settings_of("dermatology_kept_learned", known)
+        seen = 3 * 0.35 * min(8000, 2 * how.tested(p))
+    return [start_work(), classifier_work(of["arch"], p["size"], of["batch_size"], seen)], 4e6
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #0f5ae495
 def _patches_tested(p: Mapping) -> float:
@@ -1334,14 +1338,29 @@ def _patches_tested(p: Mapping) -> float:
 PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #475f9d01
-@cache
-def _like(profile: str, section: str = "generator"):  # network of the generators of a profile
-    from skinrepro.grid import read_grid
+def _drawers(run, how: Modality, profile: str) -> list:  # ddpm.Network of a run of images.ipynb
+    "What draws and what enlarges, as the grid names them; else those of the modality."
+    sections = [_named(run.section, "generator", profile) or how.generator]
+    if run.parameters["upsampler"]:
+        sections.append(_named(run.section, "upsampler", profile) or how.upsampler.get(profile))
+    return [network_of(_settings_of(s, profile), how.colours) for s in sections if s]
 
-    known = "paper" if profile == "paper" else "mini"
-    runs = read_grid(paths().papers / "ktena2023", known, section)
-    p = next(r.parameters for r in runs if r.section == section)
-    return network_of(p, modality_of(p["data"]).colours)
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5e9c0a01
+@cache
+def _named(section: str, parameter: str, profile: str) -> str:  # section, or ''
+    "Whose run a section of the grid hands on, e.g. '@radiology_upsampler'; `like` is followed."
+    import tomllib
+
+    text = (paths().papers / "ktena2023" / "grid.toml").read_text(encoding="utf-8")
+    grid, seen = tomllib.loads(text), []
+    while section in grid and section not in seen:
+        seen.append(section)
+        body = grid[section]
+        for where in (body.get(profile, {}), body):
+            if parameter in where:
+                return str(where[parameter]).removeprefix("@").partition(":")[0]
+        section = body.get("like", "")
+    return ""
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9ef5921a
 def rehearsed(

@@ -1241,6 +1241,19 @@ FURTHER = {  # modality -> table -> section of the grid, and rows that are not a
         "tableE1b": ("radiology_generator", {}),
         "tableE1c": ("radiology_upsampler", {"output resolution": "size"}),
     },
+    "dermatology": {
+        "tableE1a": (
+            "dermatology_real",
+            {
+                "pretraining dataset": "= ImageNet-21k",
+                "resnet width": "= 3",
+                "learning schedule": "lr_schedule",
+                "weight decay": "weight_decay",
+            },
+        ),
+        "tableE1b": ("dermatology_generator", {}),
+        "tableE1c": ("dermatology_upsampler", {"output resolution": "size"}),
+    },
 }
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6bbb4afa

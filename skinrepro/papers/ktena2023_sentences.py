@@ -793,7 +793,7 @@ def _from_checkpoints(reported: pd.DataFrame) -> str:
         before, after = t.Baseline[train, split], own[train, split]
         more = f"{after - before:+.1f} points or {100 * (after / before - 1):+.1f} %"
         told.append(f"{more} ({split}, {train})")
-    return f"released checkpoints: {'; '.join(told)}: none is it"
+    return f"released checkpoints: {'; '.join(told)}: none is the printed one"
 
 # %% ../../nbs/papers/ktena2023/sentences.ipynb #5e9c1039
 def _efficiency(reported: pd.DataFrame) -> str:
@@ -1016,7 +1016,7 @@ def told_percentages(
     out = []
     for r in t[t.percent.notna() & t.data.ne("")].itertuples():
         points = "" if pd.isna(r.points) else f"{r.points:+.1f} points, or "
-        ours = f"{points}{r.percent:+.1f} % of what the baseline has"
+        ours = f"{points}{r.percent:+.1f} % of what it is set against"
         text = (
             f"{r.what} [{r.source}]: the paper prints {r.printed}; here, {r.here}: {ours}"
             f" ({r.draws:.0f} initialisations)."
@@ -1039,13 +1039,14 @@ def told_people(
         here = {p: mean[metric, p].to_dict() for p in (HOME, AWAY) if (metric, p) in mean}
         if len(here) < 2 or not all(BASE in v for v in here.values()):
             continue
-        cost = 100 * (here[HOME][BASE] - here[AWAY][BASE])
+        cost = round(100 * (here[HOME][BASE] - here[AWAY][BASE]), 1) + 0.0  # no -0.0
         text = f"OOD 1 costs the baseline {cost:.1f} points of {name} (sex, more skewed)"
         for p, v in here.items():
             best = [(v[m], m) for m in GENERATED if m in v]
             top = f"; a perfect generator {100 * v[PERFECT]:.1f} %" if PERFECT in v else ""
             own = f"; the best of the generators {100 * max(best)[0]:.1f} % ({max(best)[1]})"
-            text += f". {p}: baseline {100 * v[BASE]:.1f} %{top}{own if best else ''}"
+            place = p[0].upper() + p[1:]
+            text += f". {place}: baseline {100 * v[BASE]:.1f} %{top}{own if best else ''}"
         out.append(dict(heading=heading, data=data, text=text + "."))
     return out + _told_flips(flipped, heading)
 
@@ -1061,7 +1062,8 @@ def _told_flips(flipped: pd.DataFrame, heading: str) -> list[dict]:
         v = mean[attribute]
         told = [f"{100 * v[m]:.1f} % ({m})" for m in (BASE, *GENERATED) if m in v]
         if told:
-            text = f"With another {attribute} and nothing else changed, predictions flip in"
+            what = "skin type" if attribute == "skin" else attribute
+            text = f"With another {what} and nothing else changed, predictions flip in"
             data = str(t.data.iloc[0])
             out.append(dict(heading=heading, data=data, text=f"{text} {', '.join(told)}."))
     return out
@@ -1081,7 +1083,7 @@ def told_drawn(
         return []
     reference, out = drawn.reference.fillna(""), []
     made, top = drawn[reference.eq("")], drawn[reference.eq("ceiling") & drawn.group.eq("all")]
-    for (conditioning, labelled), t in made.groupby(["conditioning", "labelled"], sort=False):
+    for (conditioning, labelled), t in made.groupby(["conditioning", "labelled"]):
         for metric, name in ASKED_OF_SKIN.items():
             for group in ("all", *SCARCE) if metric == "asked_label" else ("all",):
                 of = t[t.metric.eq(metric) & t.group.eq(group)].dropna(subset="value")

@@ -595,12 +595,14 @@ def evaluate(
     sizes: Callable | None = None,  # of the paper's selection, see `tables.compare`
 ) -> pd.DataFrame:  # one row per claim and part; effects in the unit of the claim's rule
     "Test claims over all records and for each part; `reason`: why not the paper's experiment."
-    rows, nothing = [], pd.DataFrame()
+    rows = []
     for c in claims:
         scale = UNITS[c.rule.unit].scale
         for part in ((), *((column, v) for column, values in c.parts.items() for v in values)):
             ours = c(records, part)
-            theirs = c(nothing if printed is None else printed, part)
+            theirs = Finding(c.text, ours.part, "not run")
+            if printed is not None:
+                theirs = c(printed, part)
             known = asdict(ours if ours.runs else theirs)  # what a test set can show needs no run
             row = asdict(ours) | {k: known[k] for k in ("n_test", "mde", "mde_low", "mde_high")}
             row = dict(claim=c.text, part=ours.part, printed=theirs.effect) | row

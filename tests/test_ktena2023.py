@@ -220,10 +220,11 @@ def of_people(p, rng, sign):
     right = ("top3", "balanced_top3", "sensitivity")
     apart = ("sensitivity_gap", "central_estimate", "flips", "top3_gap")
     rows = [
-        dict(metric=m, part=part, group="all", value=at + by + rng.normal(0, 1e-4), n=100)
+        dict(metric=m, part=part, group=group, value=at + by + rng.normal(0, 1e-4), n=9000)
         for part in skin.TESTED
         for of, at, by in ((right, 0.6, better), (apart, 0.2, -better))
         for m in of
+        for group in ("all", *skin.ATTRIBUTES["sex"])
     ]
     return pd.DataFrame(rows).assign(select_on=p["select_on"])
 
@@ -260,11 +261,37 @@ def of_images(run, rng, sign):
     return pd.concat(rows, ignore_index=True)
 
 
+def of_analyses(run, rng, sign):
+    "Learned augmentations are between the others; generated images are as recognisable as real."
+    rows = []
+    for k, setup in enumerate(("randaugment", "learned", "heuristic")[::sign]):
+        for pair in skin.PAIRS:
+            group = " / ".join(pair)
+            rows += [
+                dict(metric="mmd2", setup=setup, group=group, draw=d, n=300)
+                | dict(value=0.4 + 0.2 * k + rng.normal(0, 1e-3))
+                for d in range(3)
+            ]
+        rows += [
+            dict(metric="components", setup=setup, group=domain, share=share, n=300)
+            | dict(value=20.0 + 5 * k + rng.normal(0, 0.1))
+            for domain in skin.DOMAINS
+            for share in (0.6, 0.7, 0.8, 0.9, 0.95)
+        ]
+    rows += [
+        dict(metric=question, group=group, value=0.6 + rng.normal(0, 1e-3), sd=0.1, n=400)
+        for question in ("sufficient quality", "confidence", "top-1 accuracy", "top-3 accuracy")
+        for group in ("generated", "real")
+    ]
+    return pd.DataFrame(rows)
+
+
 def of_generator(run, rng, sign):
     return number_rows(dict(loss=0.1, parameters=1e6), 100)
 
 
 MADE = dict(classifier=of_classifier, images=of_images, generator=of_generator)
+MADE |= dict(dermatology_analyses=of_analyses)
 DATA = dict(paper="camelyon17", mini="phantom_histology")
 
 
@@ -361,6 +388,41 @@ def test_claims_about_radiographs_can_be_supported_and_contradicted(better, wors
     assert set(second.verdict[~marginal]) == {"contradicted"}, second[["claim", "verdict"]]
 
 
+def test_claims_about_dermatology_can_be_supported_and_contradicted(better, worse):
+    first, second = (pd.read_csv(at / "dermatology_claims.csv") for at in (better, worse))
+    for t, verdict, data in ((first, "supported", "ham10000"), (second, "contradicted", "phantom")):
+        t = t.set_index("claim")
+        away = t[t.index.str.contains("the paper: by 18.6 %|fewer components, all|by 27.3 %")]
+        assert len(away) == 3 and set(away.verdict) == {verdict}, away.verdict
+        assert away.data.str.contains(data).all()
+    assert (first.data == "fitzpatrick17k").sum() == 16  # of skin types: another data set
+    assert "PHANTOM" in (worse / "dermatology_claims.md").read_text(encoding="utf-8")
+    assert set(second.data) <= {"phantom_people"} | {np.nan}
+
+
+def test_percentages_stand_beside_ours_in_both_readings(better, worse):
+    for at, sign in ((better, 1), (worse, -1)):
+        t = pd.read_csv(at / "printed_percentages.csv").set_index("what")
+        gain = t.loc["high-risk sensitivity, OOD 1, more skewed"]
+        assert gain.printed == "63.5 %" and gain.draws >= 2
+        assert abs(gain.points - sign * 2) < 0.1 and abs(gain.percent - sign * 200 / 60) < 0.1
+        assert t.loc["accuracy, test hospital"].recomputed.startswith("released checkpoints: +32.4")
+        phantoms = t.data.dropna().str.contains("phantom").all()
+        assert phantoms if sign < 0 else not t.data.dropna().str.contains("phantom").any()
+    text = (worse / "printed_percentages.md").read_text(encoding="utf-8")
+    assert "PHANTOM" in text.splitlines()[2].upper()
+
+
+def test_every_sentence_of_the_summary_stands_below_its_data(better, worse):
+    said = (worse / "summary.md").read_text(encoding="utf-8")
+    for heading in ("Photographs of people", "The percentages in print", "Radiographs"):
+        under = said.split(f"## {heading}\n")[1].split("\n## ")[0]
+        assert under.strip().startswith("**PHANTOM"), heading
+        assert "Data:" not in under
+    assert "The paper's sentences about dermatology" in said
+    assert "PHANTOM" not in (better / "summary.md").read_text(encoding="utf-8")
+
+
 def test_a_judge_of_radiographs_is_quoted_beside_its_ceiling(worse):
     t = pd.read_csv(worse / "radiology_asked.csv")
     assert set(t.what) == {"generated", "ceiling"}
@@ -378,7 +440,10 @@ def test_settings_of_radiographs_are_the_printed_ones(better):
 
 def test_without_any_run_the_report_says_so(tmp_path, monkeypatch):
     at = report(tmp_path, monkeypatch, "mini", made=False)
-    assert set(pd.read_csv(at / "radiology_claims.csv").verdict) == {"not run"}
+    for name in ("radiology_claims", "dermatology_claims"):
+        assert set(pd.read_csv(at / f"{name}.csv").verdict) == {"not run"}
+    assert pd.read_csv(at / "printed_percentages.csv").points.isna().all()
+    assert not (at / "fig1.png").exists()
     assert pd.read_csv(at / "radiology_printed.csv").points.isna().all()
     assert set(pd.read_csv(at / "claims.csv").verdict) == {"not run"}
     assert "Nothing was run" in (at / "summary.md").read_text(encoding="utf-8")

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
            'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS',
-           'TARGETS', 'HOW_MADE', 'METHODS', 'PERFECT', 'TESTED', 'CELLS', 'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL',
-           'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS', 'HISTOPATHOLOGY', 'Modality',
-           'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of', 'numbers_in', 'network_of',
-           'train_generator', 'generator_of', 'smallest', 'weights_of', 'parameters_of', 'drawer_of', 'enlarged_rows',
-           'image_seed', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of', 'augmentation_of', 'Method',
-           'method_of', 'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
+           'TARGETS', 'HOW_MADE', 'GROUPS_ALIKE', 'ROBUST', 'ROBUST_STEP', 'METHODS', 'PERFECT', 'TESTED', 'CELLS',
+           'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS',
+           'HISTOPATHOLOGY', 'Modality', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of',
+           'numbers_in', 'network_of', 'train_generator', 'generator_of', 'smallest', 'weights_of', 'parameters_of',
+           'drawer_of', 'enlarged_rows', 'image_seed', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of',
+           'groups_of', 'objective_of', 'shares_in', 'augmentation_of', 'Method', 'unweighted', 'method_of',
+           'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
            'first_of_cells', 'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted',
            'as_drawn', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed',
            'needed', 'cost', 'rehearsed', 'modality_of']
@@ -663,15 +664,72 @@ def sampler_of(
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #8104ea1e
 def _weighted(train: pd.DataFrame, p: Mapping) -> tuple:  # weights of the rows, plan
-    "What a modality weighs. Raises ParameterError where it weighs nothing."
+    "What a modality weighs, or groups alike. Raises ParameterError where it weighs nothing."
+    if p["sampling"] == GROUPS_ALIKE:
+        from skinrepro.reweight import even_weights
+
+        return even_weights(groups_of(train, p)), [(1.0, 1.0)]
     how = modality_of(p["data"])
     if how.weighted is None or p["trains"] not in ("real", "mixed"):
         raise ParameterError(
             f"sampling = {p['sampling']!r}: {how.name} with trains = {p['trains']!r} has no"
-            " weights. Leave it out, or use data of dermatology with trains = 'real' or 'mixed'."
+            f" weights. Leave it out, use '{GROUPS_ALIKE}' with trains = 'real', or data of"
+            " dermatology with trains = 'real' or 'mixed'."
         )
     within, share = how.weighted(train, p)
     return within, [(1.0, share)]
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6d1f0b02
+GROUPS_ALIKE = "group"  # value of `sampling`: each group as often
+ROBUST = "group_dro"  # value of `loss`
+# eta: 0.01 over thousands of steps (Sagawa et al. 2020); at few steps that hardly moves anything,
+# and it is 0.1 (Idrissi et al. 2022)
+ROBUST_STEP = {"paper": 0.01, "mini": 0.1}
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6d1f0b03
+def groups_of(
+    train: pd.DataFrame,  # training rows: label, group, source; of several findings labels
+    p: Mapping,  # data, trains, target of a run of classifier.ipynb
+) -> np.ndarray:  # (n,) 'label / attribute'
+    "What group DRO and sampling mean by groups. Raises ParameterError where there are none."
+    if p["trains"] != "real" or p["target"] != "label":
+        raise ParameterError(
+            f"sampling = '{GROUPS_ALIKE}' and loss = '{ROBUST}' are about groups of real images and"
+            f" their labels, not trains = {p['trains']!r} and target = {p['target']!r}. Use"
+            " trains = 'real' and target = 'label', or leave them out."
+        )
+    y = modality_of(p["data"]).targets(train, p["target"])[2]
+    label = train.label.astype(str) if y is None else np.where(y.any(1), "finding", "no finding")
+    attribute = train.group.astype(object).fillna("unknown").astype(str)
+    return (pd.Series(label, train.index) + " / " + attribute).to_numpy(object)
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6d1f0b04
+def objective_of(
+    batches: Callable,  # epoch -> batches, from `classify.data_parts`
+    train: pd.DataFrame,  # the training rows
+    p: Mapping,  # parameters of a run of classifier.ipynb
+    folder=None,  # of the run
+) -> tuple:  # batches and loss, as `classify.train_classifier` takes them
+    "What a training minimises. Raises ValueError for a loss that there is not, and ParameterError."
+    from skinrepro.classify import LOSSES
+    from skinrepro.reweight import GroupDRO
+
+    name = check_choice("loss", p["loss"] or "entropy", [*LOSSES, ROBUST])
+    if name != ROBUST:
+        return batches, LOSSES[name]
+    step = ROBUST_STEP["paper" if p["profile"] == "paper" else "mini"]
+    robust = GroupDRO(groups_of(train, p), step, folder=folder)
+    return robust.told(batches), robust
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6d1f0b05
+def shares_in(
+    loss,  # from `objective_of`, after the training
+) -> list:  # of tables: metric group_share, part, group, value, n; none for other losses
+    "What each group counted in the end."
+    if not hasattr(loss, "shares"):
+        return []
+    t = loss.shares.rename(columns=dict(share="value"))
+    return [t.assign(metric="group_share", part="train")]
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #8ca6fb4e
 def augmentation_of(
@@ -710,13 +768,24 @@ METHODS = {  # as the paper's legends have them
 }
 PERFECT = "perfect generator"  # trains = 'truth'
 
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #6d1f0b08
+def unweighted(
+    records: pd.DataFrame,  # of classifier.ipynb
+) -> pd.Series:  # bool
+    "Whether groups are left as they are: no loss of groups, all images drawn alike."
+    given = {k: records[k].fillna("").astype(str) for k in ("loss", "sampling") if k in records}
+    plain = pd.Series(True, index=records.index)
+    if "loss" in given:
+        plain &= given["loss"].ne(ROBUST)
+    return plain & given["sampling"].eq("") if "sampling" in given else plain
+
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #b6c867c4
 def method_of(
     records: pd.DataFrame,  # of classifier.ipynb
 ) -> pd.Series:  # key of METHODS, PERFECT, or '' for what the paper does not have
     "Which method each number belongs to."
     t = records
-    usual = t.target.eq("label") & t.conditioning.isin(["", *CONDITIONING])
+    usual = t.target.eq("label") & t.conditioning.isin(["", *CONDITIONING]) & unweighted(t)
     out = pd.Series("", index=t.index)
     for name, method in METHODS.items():
         mine = t.trains.eq(method.trains) & t.conditioning.eq(method.conditioning)
@@ -1243,6 +1312,19 @@ FURTHER = {  # modality -> table -> section of the grid, and rows that are not a
         "tableE1b": ("radiology_generator", {}),
         "tableE1c": ("radiology_upsampler", {"output resolution": "size"}),
     },
+    "dermatology": {
+        "tableE1a": (
+            "dermatology_real",
+            {
+                "pretraining dataset": "= ImageNet-21k",
+                "resnet width": "= 3",
+                "learning schedule": "lr_schedule",
+                "weight decay": "weight_decay",
+            },
+        ),
+        "tableE1b": ("dermatology_generator", {}),
+        "tableE1c": ("dermatology_upsampler", {"output resolution": "size"}),
+    },
 }
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #6bbb4afa
@@ -1269,10 +1351,12 @@ def beside_printed(
     return out
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #3d22fd7c
-def _settings_of(section: str) -> dict:  # parameters of the first run of a section
+@cache
+def _settings_of(section: str, profile: str = "paper") -> dict:
+    "Parameters of the first run of a section of the grid."
     from skinrepro.grid import read_grid
 
-    runs = read_grid(paths().papers / "ktena2023", "paper")
+    runs = read_grid(paths().papers / "ktena2023", profile, section)
     return next(r.parameters for r in runs if r.section == section)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #c65ae01c
@@ -1313,19 +1397,21 @@ def cost(
     from skinrepro.estimate import classifier_work, ddpm_work, drawing_work, start_work
 
     p, kind = run.parameters, run.notebook.stem
-    if kind not in ("generator", "images", "classifier"):
-        return [start_work()], 1e5  # a toy
-    how = modality_of(p["data"])
+    if kind not in ("generator", "images", "classifier", "dermatology_analyses"):
+        return [start_work()], 1e5  # a toy, or annotations that are counted
+    how, known = modality_of(p["data"]), "paper" if p["profile"] == "paper" else "mini"
     if kind == "generator":
         work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
-        return [start_work(), work], 4 * PARAMETERS["large" if p["size"] > 64 else "small"]
+        return [start_work(), work], 4 * PARAMETERS["large" if p["channels"] >= 128 else "small"]
     if kind == "images":
-        known = "paper" if p["profile"] == "paper" else "mini"
-        sections = [how.generator, *([how.upsampler[known]] if p["upsampler"] else [])]
-        work = [drawing_work(_like(known, s), p["count"] * p["steps"]) for s in sections]
+        work = [drawing_work(n, p["count"] * p["steps"]) for n in _drawers(run, how, known)]
         return [start_work(), *work], p["count"] * how.side[known] ** 2 * 2.5
-    seen = p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
-    return [start_work(), classifier_work(p["arch"], p["size"], p["batch_size"], seen)], 4e6
+    if kind == "classifier":
+        of, seen = p, p["steps"] * p["batch_size"] + 0.35 * p["looks"] * how.tested(p)
+    else:  # three networks look at up to 2000 images of each of four places
+        of = _settings_of("dermatology_kept_learned", known)
+        seen = 3 * 0.35 * min(8000, 2 * how.tested(p))
+    return [start_work(), classifier_work(of["arch"], p["size"], of["batch_size"], seen)], 4e6
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #0f5ae495
 def _patches_tested(p: Mapping) -> float:
@@ -1336,14 +1422,29 @@ def _patches_tested(p: Mapping) -> float:
 PARAMETERS = dict(large=200e6, small=3e6)  # of a generator, about
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #475f9d01
-@cache
-def _like(profile: str, section: str = "generator"):  # network of the generators of a profile
-    from skinrepro.grid import read_grid
+def _drawers(run, how: Modality, profile: str) -> list:  # ddpm.Network of a run of images.ipynb
+    "What draws and what enlarges, as the grid names them; else those of the modality."
+    sections = [_named(run.section, "generator", profile) or how.generator]
+    if run.parameters["upsampler"]:
+        sections.append(_named(run.section, "upsampler", profile) or how.upsampler.get(profile))
+    return [network_of(_settings_of(s, profile), how.colours) for s in sections if s]
 
-    known = "paper" if profile == "paper" else "mini"
-    runs = read_grid(paths().papers / "ktena2023", known, section)
-    p = next(r.parameters for r in runs if r.section == section)
-    return network_of(p, modality_of(p["data"]).colours)
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5e9c0a01
+@cache
+def _named(section: str, parameter: str, profile: str) -> str:  # section, or ''
+    "Whose run a section of the grid hands on, e.g. '@radiology_upsampler'; `like` is followed."
+    import tomllib
+
+    text = (paths().papers / "ktena2023" / "grid.toml").read_text(encoding="utf-8")
+    grid, seen = tomllib.loads(text), []
+    while section in grid and section not in seen:
+        seen.append(section)
+        body = grid[section]
+        for where in (body.get(profile, {}), body):
+            if parameter in where:
+                return str(where[parameter]).removeprefix("@").partition(":")[0]
+        section = body.get("like", "")
+    return ""
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9ef5921a
 def rehearsed(

@@ -27,6 +27,7 @@ from skinrepro.papers.ktena2023 import (
     PERFECT,
     Modality,
     image_seed,
+    unweighted,
     without_labels,
 )
 from skinrepro.phantom_radiograph import (
@@ -476,7 +477,7 @@ def method_of(
     "Which method each number belongs to."
     t = records
     loss = t["loss"].fillna("").astype(str).replace("", "entropy")
-    other, usual = t.arch.isin(OTHER_NETWORKS), t.target.eq("label")
+    other, usual = t.arch.isin(OTHER_NETWORKS), t.target.eq("label") & unweighted(t)
     out = pd.Series("", index=t.index)
     for name, way in METHODS.items():
         mine = t.trains.eq(way.trains) & t.conditioning.eq(way.conditioning)

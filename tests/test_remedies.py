@@ -2182,8 +2182,10 @@ def what_analyses_ask_for(place, monkeypatch):
 
 @remedy(
     "is of none of the atlases",
-    "or use data of dermatology with trains",
-    "give 'all', 'none', or an attribute and a level",
+    "or data of dermatology with trains",
+    "or leave them out.",
+    "left no shares: give the folder",
+    "or an attribute and a level such as",
     "or two of them joined by",
     "give one of each for each image",
     "or generate images of labels that are not filtered",
@@ -2196,6 +2198,15 @@ def weights_and_skews_of_dermatology(place, monkeypatch):
     asked = dict(data="phantom_histology", sampling="even", trains="real", share_real=1.0)
     refused(ktena2023._weighted, train, asked)
     ktena2023._weighted(train, asked | dict(data="phantom_people"))
+    alike = asked | dict(
+        data="phantom_people", sampling="group", target="label", labelled="sex-less"
+    )
+    said = refused(ktena2023.groups_of, train, alike | dict(trains="mixed"))
+    use = dict(re.findall(r"(trains|target) = '(\w+)'", said.split("Use")[1]))
+    assert len(ktena2023.groups_of(train, alike | use)) == len(train)
+    robust = dict(groups=train.group.tolist())
+    refused(reweight.GroupDRO(**robust)._file, 3)
+    assert reweight.GroupDRO(**robust, folder=place)._file(3).parent.parent == place
     said = refused(skin.attribute_of, dict(data="phantom_people", labelled="sex"))
     level = re.search(r"such as '([\w-]+)'", said)[1]
     assert skin.attribute_of(dict(data="phantom_people", labelled=level)) == "sex"

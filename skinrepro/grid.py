@@ -379,7 +379,8 @@ def asked_for(
         dict(zip(free, map(plain, t)))
         for t in records[free].drop_duplicates().itertuples(index=False)
     ]
-    return records.run_id.isin({_varied(r, h) for r in runs for h in have})
+    own = {r.id for r in runs}  # also where seeds are not those of what a run is made from
+    return records.run_id.isin(own | {_varied(r, h) for r in runs for h in have})
 
 # %% ../nbs/07_grid.ipynb #f710de90
 def _varied(run: Run, free: dict) -> str:

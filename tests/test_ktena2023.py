@@ -475,3 +475,15 @@ def test_each_method_has_as_many_initialisations_as_its_rivals(worse):
     assert set(pd.read_csv(worse / "fig7.csv").draws) == {
         2
     }  # the paper's figures without the third
+
+
+def test_draws_of_a_classifier_share_their_images():
+    "Five initialisations on the images of one generator, whose seed is another: all belong to it."
+    from skinrepro.grid import asked_for
+
+    grid = [r for r in read_grid(PAPER, "mini", "synthetic") if r.notebook.stem == "classifier"]
+    grid = [r for r in grid if r.parameters["trains"] == "synthetic"]
+    records = pd.DataFrame([dict(run_id=r.id, seed=r.parameters["seed"]) for r in grid])
+    assert set(records.seed) == {0, 1, 2, 3, 4} and asked_for(records, grid).all()
+    stray = records.assign(run_id="classifier-000000000000")
+    assert not asked_for(stray, grid).any()

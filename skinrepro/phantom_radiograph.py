@@ -22,7 +22,7 @@ from .manifest import make, validate
 from .phantom import drawn_once, write_images
 
 # %% ../nbs/19_phantom_radiograph.ipynb #b8c64946
-VERSION = "1"  # part of folder names and metadata; raise it whenever a pixel may change
+VERSION = "2"  # part of folder names and metadata; raise it whenever a pixel may change
 NO_FINDING = "no finding"
 FINDINGS = ("atelectasis", "consolidation", "cardiomegaly", "pleural effusion", "edema")
 LABELS = (NO_FINDING, *FINDINGS)
@@ -659,7 +659,7 @@ def _consolidation(t: Thorax) -> np.ndarray:
     places = ((0.36, -0.40), (0.40, -0.05), (0.36, 0.14), (0.30, -0.22))
     px, py = places[int(u("spot") * 4)]
     px, py = px + u("spot_x", -0.05, 0.05), py + u("spot_y", -0.05, 0.05)
-    extent = u("extent", 0.20, 0.32) * (0.72 + 0.45 * grade)
+    extent = u("extent", 0.27, 0.40) * (0.80 + 0.35 * grade)
     x, y = (side * t.w - px) * (1 / extent), (t.v - py) * (1 / extent)
     r = np.sqrt(x * x + y * y) + 0.25 * t.person.clouds[7] + 0.14 * t.person.clouds[15]
     patch = _step(1.12 - r, 0, 0.5) * t.lungs * (side * t.w > 0)
@@ -667,7 +667,7 @@ def _consolidation(t: Thorax) -> np.ndarray:
     angle = np.linspace(-0.7, 0.7, 5)[:, None] + math.atan2(py + 0.12, px - 0.12)
     tree = np.stack([side * (0.14 + np.cos(angle) * f), -0.12 + np.sin(angle) * f], -1)
     bronchi = np.minimum(_strokes(t, tree.reshape(-1, 2), 0.011, np.full(45, 0.9)), 1)
-    return np.clip((0.16 + 0.78 * grade) - 0.35 * grade * bronchi, 0, 0.95) * patch
+    return np.clip((0.34 + 0.60 * grade) - 0.35 * grade * bronchi, 0, 0.95) * patch
 
 # %% ../nbs/19_phantom_radiograph.ipynb #e99ec29e
 def _atelectasis(t: Thorax) -> np.ndarray:

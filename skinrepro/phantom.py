@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'ITA_RANGES', 'SURFACE', 'DERMIS', 'MELANIN', 'BLOOD', 'DEEP_BLOOD', 'SCREENING', 'COATS', 'NO_LESION',
-           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'PEOPLE_VERSION', 'HAIR', 'AGES', 'CLINICS',
+           'CONDITIONS', 'PARTITIONS', 'DRAPES', 'DRAWN_ITA', 'PEOPLE_VERSION', 'HAIR', 'MALE', 'AGES', 'CLINICS',
            'reflectance', 'melanin_for', 'srgb', 'Canvas', 'Scene', 'basal_cell_carcinoma', 'squamous_cell_carcinoma',
            'psoriasis', 'folliculitis', 'nematode_infection', 'neutrophilic_dermatoses', 'prurigo_nodularis',
            'allergic_contact_dermatitis', 'lichen_planus', 'no_lesion', 'generic', 'recipe', 'render', 'sheet',
@@ -1230,11 +1230,12 @@ def drawn_once(
         return write(m, folder, jobs=jobs, **options)
 
 # %% ../nbs/12_phantom.ipynb #caa904c3
-PEOPLE_VERSION = "2"  # part of folder names; raise it whenever a pixel of `portray` may change
+PEOPLE_VERSION = "3"  # part of folder names; raise it whenever a pixel of `portray` may change
 HAIR = {  # hairs, width in scene units, how much they cover
     "female": (7, 0.0055, 0.30),
     "male": (26, 0.0060, 0.40),
 }
+MALE = dict(gloss=0.12, blood=0.16, melanin=0.10)  # added to the layers of the skin
 AGES = (15.0, 95.0)  # years that can be drawn
 
 # %% ../nbs/12_phantom.ipynb #4c82b111
@@ -1330,7 +1331,7 @@ def _falloff(s: Scene, lamp: tuple, c: Clinic):  # (H, W), or (3, H, W) where th
 def _person(s: Scene, skin: Scene, layers: dict, sex, age):
     "What sex and age add to the skin, and take from the lesion's layers."
     if sex == "male":
-        skin.add(gloss=np.full_like(skin.X, 0.12))
+        skin.add(**{k: np.full_like(skin.X, v) for k, v in MALE.items()})
     if age is None:
         return
     old = float(np.clip((age - 20) / 65, 0, 1))

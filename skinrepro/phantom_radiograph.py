@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VERSION', 'NO_FINDING', 'FINDINGS', 'LABELS', 'CO_OCCURRENCE', 'SEX', 'VIEW', 'PEOPLE', 'PRESENT', 'ABSENT',
-           'UNKNOWN', 'NAMES', 'GRID', 'DRAWN', 'ARCHIVE', 'SIZES', 'finding_shares', 'co_occurrence',
+           'UNKNOWN', 'NAMES', 'GRID', 'DRAWN', 'DENSE', 'ARCHIVE', 'SIZES', 'finding_shares', 'co_occurrence',
            'radiograph_table', 'findings_of', 'finding_states', 'Person', 'Thorax', 'render', 'cardiothoracic_ratio',
            'sheet', 'seed_of', 'radiograph_manifest', 'write_radiographs', 'drawn_radiographs']
 
@@ -662,7 +662,7 @@ def _consolidation(t: Thorax) -> np.ndarray:
     extent = u("extent", 0.27, 0.40) * (0.80 + 0.35 * grade)
     x, y = (side * t.w - px) * (1 / extent), (t.v - py) * (1 / extent)
     r = np.sqrt(x * x + y * y) + 0.25 * t.person.clouds[7] + 0.14 * t.person.clouds[15]
-    patch = _step(1.12 - r, 0, 0.5) * t.lungs * (side * t.w > 0)
+    patch = _step(1.12 - r, 0, 0.3) * t.lungs * (side * t.w > 0)
     f = np.linspace(0.1, 1, 9)[None] * 0.45
     angle = np.linspace(-0.7, 0.7, 5)[:, None] + math.atan2(py + 0.12, px - 0.12)
     tree = np.stack([side * (0.14 + np.cos(angle) * f), -0.12 + np.sin(angle) * f], -1)
@@ -718,6 +718,11 @@ DRAWN = {  # findings that take air; cardiomegaly is a measure of `Thorax`
     "pleural effusion": _effusion,
     "edema": _edema,
 }
+DENSE = {  # these add tissue, too
+    "atelectasis": 0.06,
+    "consolidation": 0.12,
+    "pleural effusion": 0.06,
+}
 
 
 def _attenuation(t: Thorax) -> tuple:  # (GRID, GRID) of the whole chest, {finding: mask}
@@ -735,8 +740,8 @@ def _attenuation(t: Thorax) -> tuple:  # (GRID, GRID) of the whole chest, {findi
     veil = u("veil", 0, 0.14) * d * _step(clouds[4] + t.v, -0.3, 1.5)  # uneven flesh over the lung
     tissue = 0.34 * trees + (0.26 + 0.1 * failing) * hila + coarse + veil
     lost -= (0.40 * u("lung", 0.90, 1.1) + 0.04 * t.old) * t.air * left * (1 - tissue)
-    for f in ("atelectasis", "pleural effusion"):  # these add tissue, too
-        lost += 0.06 * masks.get(f, 0.0)
+    for f, dense in DENSE.items():
+        lost += dense * masks.get(f, 0.0)
     if "cardiomegaly" in t.has:
         masks["cardiomegaly"] = t.heart
     return lost, masks

@@ -416,15 +416,15 @@ def test_generators_are_asked_for_each_value_alike():
 
 
 def test_a_judge_learns_each_condition_as_often(monkeypatch):
-    "In distribution one in a hundred is a melanoma; of what a judge learns from, one in twelve."
+    "In distribution one in forty is a melanoma; of what a judge learns from, one in eight."
     drawn = []
     monkeypatch.setattr("skinrepro.phantom.drawn_people", lambda t, *a: drawn.append(t) or t)
     monkeypatch.setattr(derm, "with_attributes", lambda t, *a: t.reindex(columns=derm.COLUMNS))
     for target in ("cell", "label"):
         derm.truth(dict(data="phantom_people", n_synthetic=2400, target=target, labelled="sex-all"))
     even, natural = (t.label.value_counts(normalize=True) for t in drawn)
-    assert even.to_dict() == dict.fromkeys(derm.LABELS, 1 / 12) and natural["melanoma"] < 0.02
-    assert pd.crosstab(drawn[0].label, drawn[0].sex).stack().eq(100).all()
+    assert even.to_dict() == dict.fromkeys(derm.LABELS, 1 / 8) and natural["melanoma"] < 0.04
+    assert pd.crosstab(drawn[0].label, drawn[0].sex).stack().eq(150).all()
     assert not set(drawn[0].image_id) & set(drawn[1].image_id)
 
 
@@ -521,11 +521,11 @@ def test_sampling_schemes_need_a_level():
 
 
 def predictions(n=60, seed=0, **more):
-    "Made-up predictions of a part, of twelve classes, equally often women and men."
+    "Made-up predictions of a part, of eight classes, equally often women and men."
     rng = np.random.default_rng(seed)
-    p = rng.dirichlet(np.ones(12), n)
-    t = pd.DataFrame(p, columns=[f"p_{k}" for k in range(12)])
-    label = np.array(derm.LABELS, object)[np.arange(n) % 12]
+    p = rng.dirichlet(np.ones(8), n)
+    t = pd.DataFrame(p, columns=[f"p_{k}" for k in range(8)])
+    label = np.array(derm.LABELS, object)[np.arange(n) % len(derm.LABELS)]
     called = np.array(derm.LABELS, object)[p.argmax(1)]
     own = dict(label=label, called=called, group=["female", "male"] * (n // 2), select_on="last")
     return t.assign(image_id=[f"i{k}" for k in range(n)], epoch=0, **own, **more)
@@ -536,15 +536,15 @@ def test_numbers_of_a_part_are_those_counted_by_hand():
     p = MINI | dict(labelled="sex-more", target="label")
     rows = derm.numbers_of({"id_test": t}, p)
     value = rows.set_index(["metric", "group"]).value
-    q = t[[f"p_{k}" for k in range(12)]].to_numpy()
-    place = (q > q[np.arange(60), np.arange(60) % 12][:, None]).sum(1)
+    q = t[[f"p_{k}" for k in range(8)]].to_numpy()
+    place = (q > q[np.arange(60), np.arange(60) % 8][:, None]).sum(1)
     assert np.isclose(value["top3", "all"], (place < 3).mean())
     women = (t.group == "female").to_numpy()
     gap = (place[women] < 3).mean() - (place[~women] < 3).mean()
     assert np.isclose(value["top3_gap", "all"], abs(gap))
     risky = t.label.isin(derm.HIGH_RISK["phantom_people"]).to_numpy()
     assert np.isclose(value["sensitivity", "all"], (t.called == t.label)[risky].mean())
-    assert value["n_label", "melanoma"] == 5 and 0 <= value["central_estimate", "all"] < 0.5
+    assert value["n_label", "melanoma"] == 7 and 0 <= value["central_estimate", "all"] < 0.5
 
 
 def test_a_group_without_high_risk_is_said_and_has_no_sensitivity(capsys):

@@ -443,7 +443,7 @@ def test_without_any_run_the_report_says_so(tmp_path, monkeypatch):
     for name in ("radiology_claims", "dermatology_claims"):
         assert set(pd.read_csv(at / f"{name}.csv").verdict) == {"not run"}
     assert pd.read_csv(at / "printed_percentages.csv").points.isna().all()
-    assert not (at / "fig1.png").exists()
+    assert not (at / "fig1_patches.png").exists()
     assert pd.read_csv(at / "radiology_printed.csv").points.isna().all()
     assert set(pd.read_csv(at / "claims.csv").verdict) == {"not run"}
     assert "Nothing was run" in (at / "summary.md").read_text(encoding="utf-8")

@@ -181,9 +181,10 @@ BETTER |= {"L cond + Color augm": 4, "L & P cond + Color augm": 5, ktena.PERFECT
 
 
 def grid_of(profile):
-    "Runs of the paper, and of the rivals of generation, where they have the profile."
+    "Runs of the paper, of the rivals of generation and of HAM10000, where they have the profile."
     found = {r.id: r for r in read_grid(PAPER, profile)}
-    for section in (s for sections in rivals.SECTIONS.values() for s in sections):
+    others = [s for sections in rivals.SECTIONS.values() for s in sections]
+    for section in (*others, "ham_real", "ham_mixed"):
         if profile == "mini" or section.endswith("_rivals"):
             found |= {r.id: r for r in read_grid(PAPER, profile, section)}
     return found.values()
@@ -329,6 +330,16 @@ def test_dermatology_is_of_the_data_of_its_profile(better, worse):
             assert set(pd.read_csv(at / f"{name}.csv").data) == {of}, name
     said = (worse / "summary.md").read_text()
     assert "chestxray14" not in said and "ham10000" not in said
+
+
+def test_real_dermatoscopy_is_told_by_site_and_sex(worse, better):
+    t = pd.read_csv(worse / "ham10000.csv")
+    assert set(t.data) == {"ham10000"} and set(t["where"]) == set(skin.TESTED.values())
+    t = t[t.what.eq("sensitivity, male")].set_index(["trains", "augment", "where"]).average
+    assert len(t) == 9  # two ways with real images and one mixed, at three places
+    assert np.allclose(t["real"], 0.6, atol=1e-3) and np.allclose(t["mixed"], 0.58, atol=1e-3)
+    assert "CC BY-NC 4.0" in (worse / "ham10000.md").read_text(encoding="utf-8")
+    assert not (better / "ham10000.csv").exists()
 
 
 def test_every_method_and_number_of_labels_has_its_point(better):

@@ -330,6 +330,16 @@ def _refuse_unheard(override: dict, sections: dict, out: dict, grid: dict, file:
         + "."
     )
 
+# %% ../nbs/07_grid.ipynb #eda7bfa2
+def _needed(ids: list, runs: dict) -> set:  # of ids
+    "Some runs, what they are made from, and so on; not all that the sections of these hold."
+    found, open_ = set(), list(ids)
+    while open_:
+        if (i := open_.pop()) not in found:
+            found.add(i)
+            open_ += runs[i].needs
+    return found
+
 # %% ../nbs/07_grid.ipynb #eda7bfa1
 def read_grid(
     folder,  # a paper's folder: holds grid.toml and the notebooks
@@ -349,13 +359,15 @@ def read_grid(
     sections = {name: _section(name, grid, file, profile, override) for name in grid}
     _refuse_empty(named, sections, grid, file, profile, override)
     out = {}
-    for name in named or [n for n, s in sections.items() if s and not grid[n].get("extra")]:
+    asked = named or [n for n, s in sections.items() if s and not grid[n].get("extra")]
+    for name in asked:
         _resolve(name, sections, out, file, profile)
     _refuse_unheard(override, sections, out, grid, file)
     once = {}
     for r in (r for runs in out.values() for r in runs):
         once.setdefault(r.id, r)
-    return list(once.values())
+    needed = _needed([r.id for name in asked for r in out[name]], once)
+    return [r for r in once.values() if r.id in needed]
 
 # %% ../nbs/07_grid.ipynb #aa9f6e92
 def asked_for(

@@ -337,6 +337,18 @@ def test_a_run_gets_what_another_has_made(tmp_path, store):
     )
 
 
+def test_of_a_needed_section_only_the_runs_that_are_used_come_along(tmp_path):
+    grid = (
+        '[use]\nnotebook = "use"\nseed = 1\nimages = "@more"\n[make]\nnotebook = "make"\n'
+        'seed = [1, 2, 3]\n[more]\nnotebook = "make"\nseed = [1, 2]\nsteps = 5\n'
+    )
+    folder = toy_paper(tmp_path, grid)
+    of = [(r.section, r.parameters["seed"]) for r in read_grid(folder, section="use")]
+    assert of == [("more", 1), ("use", 1)]
+    assert len(read_grid(folder, section="use,more")) == 3  # asked for by name: all of it
+    assert len(read_grid(folder)) == 6
+
+
 def test_what_needs_a_failed_run_is_not_started(tmp_path, store):
     folder = toy_paper(
         tmp_path, '[use]\nseed = [1]\nimages = "@make"\n[make]\nseed = [1]\nsteps = -1\n'

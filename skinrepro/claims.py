@@ -648,6 +648,8 @@ def effect_text(
     form = UNITS[unit].form
     if effect != effect:
         return "–"
+    if abs(effect) < 1e-4 * (high - low):
+        effect = 0.0  # what records are rounded to
     return f"{effect:{form}}" + ("" if low != low else f" [{low:{form}}, {high:{form}}]")
 
 # %% ../nbs/62_claims.ipynb #fedc0b9e

@@ -477,9 +477,11 @@ def conditions_of(conditioning: str, data: str = "phantom_people"):  # ddpm.Cond
 def told(
     m: pd.DataFrame,  # manifest with label, sex, skin, age; or what is to be drawn
 ) -> pd.DataFrame:
-    "What a generator can be told of each image."
+    "What a generator can be told of each image: of an unlabelled one nothing (appendix E)."
     columns = [c for c in ("label", *ATTRIBUTES) if c in m]
     t = m[columns].astype(object).where(m[columns].notna(), None)
+    if "split" in m:
+        t[m.split.eq(UNLABELLED).fillna(False).to_numpy(bool)] = None
     for attribute in set(ATTRIBUTES) & set(columns):  # outside of the printed values: not known
         t[attribute] = t[attribute].where(t[attribute].isin(ATTRIBUTES[attribute]), None)
     return t

@@ -107,7 +107,8 @@ def main():
         return
     csv = paths().figures / "phantom" / "radiograph_auc.csv"
     old = pd.read_csv(csv, dtype={"version": str}) if csv.is_file() else pd.DataFrame()
-    done = set(old.seed[old.version == VERSION]) if len(old) else set()
+    old = old[old.version == VERSION] if len(old) else old  # other pixels, another task
+    done = set(old.seed) if len(old) else set()
     for seed in set(range(a.seeds)) - done:
         old = pd.concat([old, run(seed, TRAIN, TEST, EPOCHS)], ignore_index=True)
         with atomic_path(csv) as tmp:

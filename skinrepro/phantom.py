@@ -1233,9 +1233,9 @@ def drawn_once(
 PEOPLE_VERSION = "3"  # part of folder names; raise it whenever a pixel of `portray` may change
 HAIR = {  # hairs, width in scene units, how much they cover
     "female": (7, 0.0055, 0.30),
-    "male": (26, 0.0060, 0.40),
+    "male": (26, 0.0100, 0.65),
 }
-MALE = dict(gloss=0.12, blood=0.3)  # added to the layers of the skin
+MALE = dict(gloss=0.12)  # added to the layers of the skin
 AGES = (15.0, 95.0)  # years that can be drawn
 
 # %% ../nbs/12_phantom.ipynb #4c82b111

@@ -33,7 +33,7 @@ PHANTOM_CONDITIONS = {
     "folliculitis": ("", 0.250, 0.04, 0.26),
     "psoriasis": ("", 0.220, 0.07, 0.22),
     "other": ("benign dermal", 0.180, 0.12, 0.20),
-    "seborrheic keratosis": ("benign epidermal", 0.140, 0.15, 0.12),
+    "prurigo nodularis": ("", 0.140, 0.15, 0.12),
     "urticaria": ("inflammatory", 0.080, 0.04, 0.09),
     "basal cell carcinoma": ("", 0.060, 0.28, 0.05),
     "squamous cell carcinoma": ("", 0.045, 0.22, 0.04),
@@ -1170,7 +1170,7 @@ RATED = {  # four common conditions and those of high risk (3.3), of phantoms
         "folliculitis",
         "psoriasis",
         "other",
-        "seborrheic keratosis",
+        "prurigo nodularis",
         *_RISKS,
     ),
 }

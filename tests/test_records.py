@@ -91,22 +91,24 @@ def test_committed_numbers_of_several_parts_follow_from_single_images():
     of_run = dict(list(predictions.groupby("run_id")))
     some = sorted(records.run_id.unique())[::7]
     assert len(some) > 9
+    areas = 0
     for row in records[records.run_id.isin(some)].itertuples():
         t = of_run[row.run_id]
         t = t[t.part.eq(row.part) & t.select_on.eq(row.select_on)]
         if row.group != "all":
             t = t[t.domain.eq(row.group) | t.group.astype(object).eq(row.group)]
+        assert row.n == len(t), row
         if row.metric == "accuracy":
-            value = (t.called == t.label).mean()
-        else:
-            k = (
-                FINDINGS.index(row.finding)
-                if isinstance(row.finding, str)
-                else range(len(FINDINGS))
-            )
-            value = np.mean([roc_auc_score(t[f"y_{i}"], t[f"p_{i}"]) for i in np.atleast_1d(k)])
-        near = 1e-6 if row.metric == "accuracy" else 2e-3  # probabilities have three decimals
-        assert row.n == len(t) and np.isclose(value, row.value, atol=near), row
+            assert np.isclose((t.called == t.label).mean(), row.value, atol=1e-6), row
+            continue
+        named = row.finding in FINDINGS
+        k = [FINDINGS.index(row.finding)] if named else range(len(FINDINGS))
+        if min(t[f"p_{i}"].nunique() for i in k) < 200:
+            continue  # probabilities have three decimals: near 0 or 1 they do not say who is first
+        value = np.mean([roc_auc_score(t[f"y_{i}"], t[f"p_{i}"]) for i in k])
+        assert np.isclose(value, row.value, atol=2e-3), row
+        areas += 1
+    assert areas > 20
 
 
 # of all images together, which are not committed; and what is counted of drawing and copying

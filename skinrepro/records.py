@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LISTS', 'number_rows', 'taken_over', 'image_rows', 'read_record', 'read_records', 'publishable', 'write_records',
-           'gather', 'kept_images']
+           'gather', 'kept_images', 'read_predictions']
 
 # %% ../nbs/08_records.ipynb #023cbfe3
 from collections.abc import Mapping
@@ -239,8 +239,9 @@ def gather(
     wanted = {h for c in LISTS if c in runs for h in runs[c].map(_said) if h}
     lists = [t for h, t in lists.items() if h in wanted and _hash_of(t) == h]
     _write_parts(lists, folder / "images.parquet", ["hash", "image_id"])
-    # the order of rows does not tell when a run was published
-    _write_parts([_halved(found[k]) for k in sorted(found)], folder / "predictions.parquet")
+    # the order of rows does not tell when a run was published; like beside like takes less room
+    parts = [_packed(found[k]) for k in sorted(found)]
+    _write_parts(parts, folder / "predictions.parquet", ["part", "image_id", "run_id"])
     have = {h for t in lists for h in t.hash.unique()}
     looked = [
         r.run_id in found or r.run_id in before["predictions"] or _left_predictions(r)
@@ -293,9 +294,16 @@ def _is_of(home: Path, run) -> bool:  # another attempt may lie in the store
     )
 
 # %% ../nbs/08_records.ipynb #6440896b
-def _halved(t: pd.DataFrame) -> pd.DataFrame:
-    probabilities = [c for c in t if c[:2] == "p_"]
-    return t.assign(**t[probabilities].astype("float32").round(3).astype("float16"))
+def _packed(t: pd.DataFrame) -> pd.DataFrame:
+    "Probabilities of a run in as little room as tells what its numbers need."
+    names = [c for c in t if c[:2] == "p_"]
+    p = t[names].astype("float64")
+    if "y_0" in t:
+        p = p.clip(1e-30, 1 - 1e-8)  # beyond what single precision tells
+        logits = np.log(p / (1 - p)).round(2).astype("float16")
+        return t.drop(columns=names).join(logits.rename(columns=lambda c: c.replace("p", "logit")))
+    kept = p.round(3).astype("float16")
+    return t.drop(columns=names).assign(**kept[names[:1] if len(names) == 2 else names])
 
 # %% ../nbs/08_records.ipynb #20bb2d28
 def _write_parts(parts: list, file: Path, by: list | None = None):
@@ -308,7 +316,8 @@ def _write_parts(parts: list, file: Path, by: list | None = None):
         return
     tables = [pa.Table.from_pandas(t, preserve_index=False) for t in parts]
     whole = pa.concat_tables(tables, promote_options="permissive").replace_schema_metadata()
-    if by:
+    by = [c for c in by or () if c in whole.column_names]
+    if by:  # stable
         whole = whole.sort_by([(c, "ascending") for c in by])
     with atomic_path(file) as tmp:
         parquet.write_table(whole, tmp, compression="zstd", compression_level=19)
@@ -328,3 +337,20 @@ def kept_images(
         raise ValueError(f"{file}, list {wanted}: {what}. Restore the file, or publish it again.")
     several = "labels" in rows and rows["labels"].notna().any()
     return rows.drop(columns=["hash", *([] if several else ["labels"])], errors="ignore")
+
+# %% ../nbs/08_records.ipynb #9c2d41aa
+def read_predictions(
+    file,  # predictions.parquet, as `gather` writes it
+    runs=None,  # ids of the runs that are wanted; None: all
+) -> pd.DataFrame:  # one row = one image of a run; p_0..p_k-1 in [0, 1]
+    "Numbers of single images, with all their probabilities."
+    wanted = None if runs is None else [("run_id", "in", list(runs))]
+    t = pd.read_parquet(file, filters=wanted)
+    for c in [c for c in t if c.startswith("logit_")]:
+        p = 1 / (1 + np.exp(-t.pop(c).astype("float32")))
+        name = c.replace("logit", "p")
+        t[name] = t[name].astype("float32").fillna(p) if name in t else p
+    if {"p_0", "called"} <= set(t):  # of two classes the second is not kept
+        p = t["p_1"] if "p_1" in t else pd.Series(np.nan, t.index)
+        t["p_1"] = p.where(p.notna() | t.called.isna(), 1 - t.p_0.astype("float32"))
+    return t

@@ -1230,10 +1230,10 @@ def drawn_once(
         return write(m, folder, jobs=jobs, **options)
 
 # %% ../nbs/12_phantom.ipynb #caa904c3
-PEOPLE_VERSION = "3"  # part of folder names; raise it whenever a pixel of `portray` may change
+PEOPLE_VERSION = "4"  # part of folder names; raise it whenever a pixel of `portray` may change
 HAIR = {  # hairs, width in scene units, how much they cover
-    "female": (7, 0.0055, 0.30),
-    "male": (26, 0.0100, 0.65),
+    "female": (6, 0.0055, 0.30),
+    "male": (20, 0.0090, 0.75),
 }
 MALE = dict(gloss=0.12)  # added to the layers of the skin
 AGES = (15.0, 95.0)  # years that can be drawn
@@ -1349,8 +1349,8 @@ def _coat_of_hair(s: Scene, sex):  # how much of the light hairs take, (H, W) or
     n, width, cover = HAIR[sex]
     most = HAIR["male"][0]
     where, a = s.rng.uniform(-1.1, 1.0, (most, 2)), s.u(0, 2 * np.pi)
-    turn, step = s.rng.normal(0, 0.30, most), s.rng.uniform(0.004, 0.010, most)
-    along = np.arange(40)[None, :] * step[:, None]
+    turn, step = s.rng.normal(0, 0.30, most), s.rng.uniform(0.006, 0.010, most)
+    along = np.arange(72)[None, :] * step[:, None]
     bent = a + turn[:, None] + 0.4 * along * s.rng.normal(0, 1, most)[:, None]
     xy = where[:, None] + along[..., None] * np.stack([np.cos(bent), np.sin(bent)], -1)
     drawn = s.spots(xy[:n].reshape(-1, 2).astype(np.float32), width)

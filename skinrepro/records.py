@@ -238,8 +238,8 @@ def gather(
     found = _gathered(runs, theirs, "predictions")
     wanted = {h for c in LISTS if c in runs for h in runs[c].map(_said) if h}
     lists = [t for h, t in lists.items() if h in wanted and _hash_of(t) == h]
-    _write_parts(lists, folder / "images.parquet", ["hash", "image_id"])
     # the order of rows does not tell when a run was published; like beside like takes less room
+    _write_parts(lists, folder / "images.parquet", ["image_id", "hash"])
     parts = [_packed(found[k]) for k in sorted(found)]
     _write_parts(parts, folder / "predictions.parquet", ["part", "image_id", "run_id"])
     have = {h for t in lists for h in t.hash.unique()}

@@ -96,6 +96,7 @@ def test_committed_numbers_of_several_parts_follow_from_single_images():
     for row in records[records.run_id.isin(some)].itertuples():
         t = of_run[row.run_id]
         t = t[t.part.eq(row.part) & t.select_on.eq(row.select_on)]
+        parts = [t] if row.group == "all" else [u for _, u in t.groupby("group", observed=True)]
         if row.group != "all":
             t = t[t.domain.eq(row.group) | t.group.astype(object).eq(row.group)]
         assert row.n == len(t), row
@@ -103,9 +104,14 @@ def test_committed_numbers_of_several_parts_follow_from_single_images():
             assert np.isclose((t.called == t.label).mean(), row.value, atol=1e-6), row
             continue
         named = row.finding in FINDINGS
-        k = [FINDINGS.index(row.finding)] if named else range(len(FINDINGS))
+        both = [  # the mean of a group is of findings that every group has, and lacks
+            i for i in range(len(FINDINGS)) if all(u[f"y_{i}"].nunique() == 2 for u in parts)
+        ]
+        k = [FINDINGS.index(row.finding)] if named else both
         value = np.mean([roc_auc_score(t[f"y_{i}"], t[f"p_{i}"]) for i in k])
-        assert np.isclose(value, row.value, atol=1e-3), row
+        # two images whose rounded logits tie move an area by half a pair
+        pairs = min(t[f"y_{i}"].sum() * (1 - t[f"y_{i}"]).sum() for i in k)
+        assert np.isclose(value, row.value, atol=1e-3 + 1 / pairs), row
         areas += 1
     assert areas > 20
 

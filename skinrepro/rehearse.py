@@ -9,12 +9,13 @@ __all__ = ['Rehearsed', 'rehearsal_runs', 'rehearsal_store', 'Finding', 'known_r
 # %% ../nbs/73_rehearse.ipynb #70c68721
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -39,7 +40,7 @@ def rehearsal_runs(
     runs: list[Run],  # of a grid, with all that they need
     rehearsed: Callable,  # run, gpu -> kind, parameters that change; of the paper's protocol
     gpu: bool,  # is there one? Else batches are small
-    data: str | None = None,  # data set that stands in; None: the runs' own
+    instead: Mapping = MappingProxyType({}),  # data set -> what stands in for it
 ) -> list[Rehearsed]:  # what is needed before what needs it
     "One run of each kind."
     by_id, first = {r.id: r for r in runs}, {}
@@ -52,7 +53,7 @@ def rehearsal_runs(
         if r.id not in out:
             made = {k: add(other) for k, other in r.made_from.items()}
             needs = [add(by_id[i]).id for i in r.needs]
-            p = r.parameters | rehearsed(r, gpu)[1] | _changes(r.parameters, gpu, data)
+            p = r.parameters | rehearsed(r, gpu)[1] | _changes(r.parameters, gpu, instead)
             p |= {k: other.id for k, other in made.items()}
             run = replace(r, parameters=p, needs=tuple(needs), made_from=made)
             out[r.id] = Rehearsed(run, r)
@@ -63,10 +64,10 @@ def rehearsal_runs(
     return list(out.values())
 
 # %% ../nbs/73_rehearse.ipynb #ea56b5d1
-def _changes(p: dict, gpu: bool, data: str | None) -> dict:  # what all papers change alike
+def _changes(p: dict, gpu: bool, instead: Mapping) -> dict:  # what all papers change alike
     out = dict(profile=REHEARSAL)
-    if data is not None and "data" in p:
-        out["data"] = data
+    if p.get("data") in instead:
+        out["data"] = instead[p["data"]]
     if p.get("precision") == "fp16" and not gpu:
         out["precision"] = "bf16" if _half_on_cpu() else "no"  # a CPU does not scale losses
     return out
@@ -180,7 +181,7 @@ def rehearse(
 # %% ../nbs/73_rehearse.ipynb #11e43f42
 def rehearse_report(
     paper: str,  # paper key
-    data: str,  # data set of the rehearsal
+    data: str | None,  # data set of the rehearsal; None: the report's own
 ) -> str:  # last line of the error; '' when all tables were made
     "Execute the paper's report on the rehearsal's records. Its tables lie beside them."
     from skinrepro.runs import import_papermill
@@ -191,7 +192,7 @@ def rehearse_report(
         execute_notebook(
             paths().papers / paper / "report.ipynb",
             folder / "report.ipynb",
-            dict(profile=REHEARSAL, data=data),
+            dict(profile=REHEARSAL) | (dict(data=data) if data else {}),
         )
     except import_papermill().PapermillExecutionError as e:
         return f"{e.ename}: {e.evalue}".splitlines()[0]
@@ -315,8 +316,8 @@ def rehearse_paper(
     protocol = import_module(f"skinrepro.papers.{paper}")
     if not hasattr(protocol, "rehearsed"):
         raise ValueError(f"{paper}: its protocol has no function `rehearsed`: add one.")
-    data, why = rehearsal_data(full)
-    runs = rehearsal_runs(full, protocol.rehearsed, gpu, data)
+    instead, why = rehearsal_data(full)
+    runs = rehearsal_runs(full, protocol.rehearsed, gpu, instead)
     with rehearsal_store() as store:
         say(f"Rehearsal of {paper}: {len(runs)} runs stand for {len(full)}, in {store}.{why}")
         done = []
@@ -337,7 +338,7 @@ def rehearse_paper(
             f"{f.rehearsed.run.id} ({_row(f)['what']}): {f.error}" for f in findings if f.failed
         ]
         if any(not f.failed for f in findings):
-            error = rehearse_report(paper, data or full[0].parameters["data"])
+            error = rehearse_report(paper, _shown(runs, protocol))
             say(f"{'failed' if error else 'ran':7s} report.ipynb{f'  {error}' if error else ''}")
             failed += [f"report.ipynb: {error}"] * bool(error)
         from skinrepro.job import visible_gpus
@@ -366,12 +367,21 @@ def _remarks(findings, gpu: bool, why: str, rates: dict) -> tuple:
 # %% ../nbs/73_rehearse.ipynb #b5490376
 def rehearsal_data(
     runs: list[Run],
-) -> tuple[str | None, str]:  # data set that stands in, or None; and why, in words
-    "Phantoms, unless the photographs that the runs need are there."
+) -> tuple[dict, str]:  # data set -> what stands in for it; and why, in words
+    "Phantoms, for data sets whose images are not all there. A protocol may say which phantoms."
     from skinrepro.sources import PHANTOM
 
-    lacking = [stock for stock in stocks(states(runs)) if stopped(stock)]
+    lacking = {stock.data: stock.says for stock in stocks(states(runs)) if stopped(stock)}
     if not lacking:
-        return None, ""
-    stock = lacking[0]
-    return PHANTOM.name, f" Phantoms stand in for the photographs of {stock.data} ({stock.says})."
+        return {}, ""
+    protocol = import_module(f"skinrepro.papers.{runs[0].paper}")
+    phantom_for = getattr(protocol, "phantom_for", lambda data: PHANTOM.name)
+    why = ", ".join(f"{data} ({says})" for data, says in lacking.items())
+    instead = {data: phantom_for(data) for data in lacking}
+    return instead, f" Phantoms stand in for the images of {why}."
+
+# %% ../nbs/73_rehearse.ipynb #46521467
+def _shown(runs: list[Rehearsed], protocol) -> str | None:
+    "The data set of a rehearsal that the paper's report has a study of; None: none was rehearsed."
+    data = [r.run.parameters.get("data") for r in runs]
+    return next((name for name in data if name in protocol.STUDIES), None)

@@ -45,7 +45,8 @@ def rehearsed_of(paper, gpu):
     from importlib import import_module
 
     protocol = import_module(f"skinrepro.papers.{paper.name}")
-    return rehearsal_runs(read_grid(paper, "paper"), protocol.rehearsed, gpu, "phantom")
+    instead = dict(fitzpatrick17k="phantom")
+    return rehearsal_runs(read_grid(paper, "paper"), protocol.rehearsed, gpu, instead)
 
 
 @pytest.mark.parametrize("gpu", [True, False])
@@ -310,8 +311,8 @@ def test_phantoms_stand_in_only_where_photographs_of_the_runs_are_lacking(tmp_pa
     if not core.has_data("pad_ufes20"):
         pytest.skip("needs pad_ufes20: set SKINREPRO_DATA")
     wanted = read_grid(LOPEZ, "mini", "pad_ufes20")
-    assert rehearsal_data(wanted) == (None, "")
-    assert rehearsal_data(read_grid(LOPEZ, "mini", "sets")) == (None, "")  # phantoms themselves
+    assert rehearsal_data(wanted) == ({}, "")
+    assert rehearsal_data(read_grid(LOPEZ, "mini", "sets")) == ({}, "")  # phantoms themselves
     monkeypatch.setenv("SKINREPRO_DATA", str(tmp_path))
-    data, why = rehearsal_data(wanted)
-    assert data == "phantom" and "pad_ufes20" in why and "0 %" in why
+    instead, why = rehearsal_data(wanted)
+    assert instead == dict(pad_ufes20="phantom") and "pad_ufes20" in why and "0 %" in why

@@ -14,7 +14,7 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
            'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
            'first_of_cells', 'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted',
            'as_drawn', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed',
-           'needed', 'cost', 'rehearsed', 'modality_of']
+           'needed', 'cost', 'rehearsed', 'modality_of', 'phantom_for']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 from collections.abc import Callable, Mapping
@@ -1524,3 +1524,12 @@ def modality_of(
     of = HISTOPATHOLOGY, RADIOLOGY, DERMATOLOGY
     known = {name: m for m in of for name in m.studies}
     return known[check_choice("data", data, known)]
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #5609f44c
+def phantom_for(
+    data: str,  # data set of any modality
+) -> str:  # data set of phantoms
+    "What stands in for a data set in a rehearsal. Raises as `modality_of`."
+    from skinrepro.tables import is_phantom
+
+    return next(name for name in modality_of(data).studies if is_phantom(name))

@@ -228,6 +228,27 @@ def test_a_paper_is_rehearsed_and_measured(store):
     assert again.exit_code == 0 and "done    vae-" in again.output
 
 
+def test_a_rehearsal_takes_the_phantoms_of_each_modality(store):
+    "And radiographs of 128 px where 96 are asked for: they come in sizes."
+    few = "augment=none seed=0 size=96 arch=efficientnet_lite0".split()
+    sections = "real,radiology_real,dermatology_real"
+    asked = ["run", "ktena2023", "--profile", "paper", "--rehearse", "--section", sections]
+    done = CliRunner().invoke(app, [*asked, *(x for s in few for x in ("--set", s))])
+    assert done.exit_code == 0, done.output
+    home = store / "rehearsal" / "ktena2023"
+    records = pd.concat([pd.read_csv(f) for f in home.glob("classifier-*/records.csv")])
+    made = {*zip(records.data, records.labelled.astype(str))}
+    assert made == {
+        ("phantom_histology", "2"),
+        ("phantom_radiograph", "all"),
+        ("phantom_people", "sex-less"),
+        ("phantom_people", "skin-less"),
+    }
+    assert set(records.profile) == {"rehearsal"}
+    assert "camelyon17 (" in done.output and "chexpert (" in done.output
+    assert "ran     report.ipynb" in done.output
+
+
 def test_a_forecast_asks_once_what_a_run_costs(store, monkeypatch):
     "And gives what runs take one by one, by section, with what is not known of them."
     from skinrepro import estimate

@@ -17,6 +17,7 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
            'needed', 'cost', 'rehearsed', 'modality_of', 'phantom_for']
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -1446,6 +1447,18 @@ def _named(section: str, parameter: str, profile: str) -> str:  # section, or ''
         section = body.get("like", "")
     return ""
 
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #affa5254
+def _kind_of_training(p: Mapping) -> dict:
+    """What tells trainings of classifiers apart. Each network trains plainly, and whatever else
+    there is once in each modality, with the first network that has it: full ones are slow.
+    """
+    scheme = re.sub(r"[\d.]+", "", p["sampling"] or "")  # l0.5 is l
+    keys = "trains augment target loss".split()
+    how = {k: p[k] for k in keys} | dict(scheme=scheme)
+    if how == dict(trains="real", augment="none", target="label", loss=None, scheme=""):
+        return dict(data=p["data"], arch=p["arch"])
+    return how | dict(modality=modality_of(p["data"]).name)
+
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9ef5921a
 def rehearsed(
     run,  # runs.Run of this paper, at its full size
@@ -1453,17 +1466,20 @@ def rehearsed(
 ) -> tuple[dict, dict]:  # what tells kinds of runs of a notebook apart; parameters that change
     "How a run is rehearsed."
     p, notebook = run.parameters, run.notebook.stem
-    kind = {k: p[k] for k in "trains augment target sampler toy data loss arch".split() if k in p}
-    if notebook not in ("generator", "images", "classifier"):
-        return kind, {}
+    if notebook in ("mixture", "annotations"):  # as they are: seconds
+        return {k: p[k] for k in ("toy", "table") if k in p}, {}
     few = dict(modality_of(p["data"]).rehearsal)
     if notebook == "generator":
-        kind = dict(conditioning=p["conditioning"], data=p["data"], low=p["low"])
+        kind = dict(data=p["data"], low=p["low"])
+        kind |= dict(conditioning=p["conditioning"]) if p["low"] is None else {}
         short = dict(steps=2)
     elif notebook == "images":
         kind = dict(accept=p["accept"], data=p["data"])
         short = dict(count=4, steps=2, accept="all")
+    elif notebook == "dermatology_analyses":
+        kind, short = {}, dict(estimates=3, sample=3, each=1)
     else:
+        kind = _kind_of_training(p)
         short = dict(steps=2, looks=1, accept="", guidance=0.0)
         short |= dict(n_synthetic=12 if p["trains"] == "truth" else 0)
         few |= dict(labelled="all") if p["trains"] == "truth" else {}

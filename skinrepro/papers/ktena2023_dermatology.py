@@ -953,13 +953,14 @@ def draw_gains(
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #c9bb8d8a
 def draw_grid(
-    t: pd.DataFrame,  # from `averaged_over_seeds`, all attributes
+    t: pd.DataFrame,  # from `averaged_over_seeds`, all attributes; a method beside the baseline
     label: str,  # of the colours
     scale: float = 100.0,
 ):  # matplotlib figure: rows methods, columns attribute, level and part
     "Figure G4: a table of colours, better than the baseline is green."
     import matplotlib.pyplot as plt
 
+    t = t[t.part.isin(TESTED)]
     methods = [m for m in [*METHODS, PERFECT] if m in set(t.method) and m != BASE]
     columns = t[["attribute", "level", "part"]].drop_duplicates()
     wide = t.pivot(index="method", columns=["attribute", "level", "part"], values="mean")

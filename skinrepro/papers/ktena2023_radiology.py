@@ -36,6 +36,7 @@ from skinrepro.phantom_radiograph import (
     LABELS,
     NO_FINDING,
     PRESENT,
+    SIZES,
     UNKNOWN,
     drawn_radiographs,
     finding_states,
@@ -90,7 +91,7 @@ UNCERTAIN = "uncertain"  # part: reports that leave a finding open; only the gen
 # %% ../../nbs/papers/ktena2023/radiology.ipynb #dee600c6
 def load(
     p: Mapping,  # data, fraction, unlabelled, missing of a run
-    size: int = 64,  # side in px at which phantoms are drawn
+    size: int = 64,  # side in px at which phantoms are drawn, at least where there are such
 ) -> tuple[pd.DataFrame, str]:  # see below; hash of the inventory of real images
     """Manifest with split (train, uncertain, val, id_test, test, unlabelled), domain, sex as group,
     and the column `unknown` of the training images. Raises FileNotFoundError or ValueError.
@@ -116,7 +117,8 @@ def _phantoms(fraction: float, unlabelled: int, size: int) -> pd.DataFrame:
         )
         tables.append(t.assign(split=part))
     t = pd.concat(tables, ignore_index=True)
-    m = drawn_radiographs(t, size, difficulty=DIFFICULTY)
+    drawn_at = next((s for s in SIZES if s >= size), SIZES[-1])
+    m = drawn_radiographs(t, drawn_at, difficulty=DIFFICULTY)
     m = m.assign(split=pd.array(t.split, "string"), unknown=t.unknown, sex=t.sex, age=t.age)
     return _parted(without_labels(m, m.split == UNLABELLED).assign(labels=_labels_but(m)))
 

@@ -584,7 +584,7 @@ def test_each_kind_of_run_is_rehearsed_with_few_images():
 
     names = [name for name in GRID if not name.startswith("accepted")]
     runs = read_grid(PAPER, "paper", ",".join(names))
-    rehearsed = rehearsal_runs(runs, fair.rehearsed, gpu=False, data="phantom")
+    rehearsed = rehearsal_runs(runs, fair.rehearsed, False, dict(fitzpatrick17k="phantom"))
     assert len(rehearsed) < len(runs) / 4
     kinds = [fair.rehearsed(r.full, False)[0] for r in rehearsed]
     for asked in (

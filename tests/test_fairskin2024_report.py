@@ -395,7 +395,7 @@ def test_the_whole_paper_profile_of_fairskin_is_rehearsed(tmp_path, monkeypatch)
     grid = tomllib.loads((PAPERS / "fairskin2024" / "grid.toml").read_text(encoding="utf-8"))
     usual = [name for name, body in grid.items() if not body.get("extra")]
     full = read_grid(PAPERS / "fairskin2024", "paper", ",".join([*usual, *sections("paper")]))
-    rehearsed = rehearsal_runs(full, paper.rehearsed, True, "phantom")
+    rehearsed = rehearsal_runs(full, paper.rehearsed, True, dict(fitzpatrick17k="phantom"))
     rng, about = np.random.default_rng(0), ("0" * 16, "random", "")
     with rehearsal_store() as store:
         for r in rehearsed:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
-           'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS',
+           'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS', 'MIXED',
            'TARGETS', 'HOW_MADE', 'GROUPS_ALIKE', 'ROBUST', 'ROBUST_STEP', 'METHODS', 'PERFECT', 'TESTED', 'CELLS',
            'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS',
            'HISTOPATHOLOGY', 'Modality', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of',
@@ -490,7 +490,8 @@ def enlarged_rows(
     from skinrepro.images import pixels
 
     how = modality_of(p["data"])
-    upsampler = load_upsampler(folder, Sampling("ddim", 20), device=device)
+    how_drawn = Sampling("ddim", min(20, p["steps"]))  # few for a model of few steps
+    upsampler = load_upsampler(folder, how_drawn, device=device)
     real = pixels(m.path, p["size"])[..., : how.colours]
     small, bilinear = _reduced(real, p["low"])
     told = how.conditions(p["conditioning"], p["data"]).encode(how.told(m))
@@ -586,7 +587,8 @@ def images_of(
 SPLIT_BY = "data labelled few_of fraction unlabelled missing".split()
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9c290b8d
-TRAINS = ("real", "synthetic", "mixed", "pretrain", "truth")
+TRAINS = ("real", "synthetic", "mixed", "pretrain", "truth", "mixed_truth")
+MIXED = ("mixed", "mixed_truth")  # real images in every batch, beside others
 TARGETS = ("label", "cell")  # what is learned: the label; or label and hospital, as a judge
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #2c1d7cf2
@@ -608,6 +610,8 @@ def train_rows(
         return real, None
     if trains == "truth":
         made, record = how.truth(p, size), None
+    elif trains == "mixed_truth":  # in the place of generated images: told apart from real ones
+        made, record = how.truth(p, size).assign(source="synthetic"), None
     else:
         made, record = images_of(p["images"], p)
     wanted = p["n_synthetic"] or len(made)
@@ -618,7 +622,7 @@ def train_rows(
         )
     made = made.iloc[:wanted].assign(split="train")
     made = made.assign(group=made.group.fillna(made.domain))
-    return mix(real, made, both=trains in ("mixed", "pretrain")), record
+    return mix(real, made, both=trains in (*MIXED, "pretrain")), record
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #f5800cbe
 def truth(
@@ -660,7 +664,7 @@ def sampler_of(
     if p["trains"] == "pretrain":
         plan = [(1 - share, 0.0), (share, 1.0)]
     else:
-        plan = [(1.0, share if p["trains"] == "mixed" else float(real.all()))]
+        plan = [(1.0, share if p["trains"] in MIXED else float(real.all()))]
     return planned_sampler(real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"])
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #8104ea1e
@@ -671,7 +675,7 @@ def _weighted(train: pd.DataFrame, p: Mapping) -> tuple:  # weights of the rows,
 
         return even_weights(groups_of(train, p)), [(1.0, 1.0)]
     how = modality_of(p["data"])
-    if how.weighted is None or p["trains"] not in ("real", "mixed"):
+    if how.weighted is None or p["trains"] not in ("real", *MIXED):
         raise ParameterError(
             f"sampling = {p['sampling']!r}: {how.name} with trains = {p['trains']!r} has no"
             f" weights. Leave it out, use '{GROUPS_ALIKE}' with trains = 'real', or data of"
@@ -1481,7 +1485,7 @@ def rehearsed(
     else:
         kind = _kind_of_training(p)
         short = dict(steps=2, looks=1, accept="", guidance=0.0)
-        short |= dict(n_synthetic=12 if p["trains"] == "truth" else 0)
+        short |= dict(n_synthetic=12 if "truth" in p["trains"] else 0)
         few |= dict(labelled="all") if p["trains"] == "truth" else {}
     short |= few
     if not gpu:

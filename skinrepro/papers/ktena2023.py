@@ -18,7 +18,7 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -365,7 +365,7 @@ def train_generator(
         device=device,
         progress=progress,
     )
-    taught = network_of(p, how.colours), conditions, _training(p), learning
+    taught = network_of(p, how.colours), conditions, _training(p, device), learning
 
     def images():
         return pixels(m.path, p["size"])[..., : how.colours]
@@ -375,8 +375,8 @@ def train_generator(
     return teach_ddpm(images, told, *taught, **shared)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9354dd52
-def _training(p: Mapping):
-    from skinrepro.loop import Training
+def _training(p: Mapping, device: str):
+    from skinrepro.loop import Training, precision_on
 
     return Training(
         p["steps"],
@@ -384,7 +384,7 @@ def _training(p: Mapping):
         p["lr"],
         clip=1.0,
         seed=p["seed"],
-        precision=p["precision"],
+        precision=precision_on(p["precision"], device),
         ema=p["ema"] or None,
         weight_decay=p["weight_decay"],
         every=100,
@@ -396,8 +396,9 @@ def generator_of(
     parameters: Mapping,  # of the run that uses it
     given: str = "generator",  # the parameter that names it: generator or upsampler
 ) -> Path:  # folder as ddpm.load_ddpm reads it
-    """What a run has trained; at profile smoke without any, a tiny one. Raises ParameterError when
-    there is none, or for something else.
+    """What a run has trained; at profile smoke without any, a tiny one. One that knows label and
+    property draws by the label alone, too. Raises ParameterError when there is none, or for
+    something else.
     """
     if not run_id and parameters["profile"] == "smoke":
         return _tiny(parameters, given)
@@ -406,11 +407,17 @@ def generator_of(
         run_id,
         "generator",
         parameters,
-        ("conditioning", *SPLIT_BY),
+        SPLIT_BY,
         given=given,
         needed="Images are drawn by a generator",
         differs="was trained on something else",
     )
+    knows, asked = made.parameters["conditioning"], parameters["conditioning"]
+    if knows not in (asked, "label_property"):
+        raise ParameterError(
+            f"{given} = {run_id!r} was trained with the {knows} alone and is asked for {asked}."
+            " Give a run of generator.ipynb with conditioning = 'label_property'."
+        )
     if bool(made.parameters.get("low")) != (given == "upsampler"):
         does, other = ("draws", "generator") if given == "upsampler" else ("enlarges", "upsampler")
         raise ParameterError(f"{given} = {run_id!r} {does}: give it as {other}.")
@@ -460,17 +467,25 @@ def drawer_of(
     device: str = "cpu",
     guided: tuple | None = ("label",),  # parts that guidance moves away from, see `Modality`
     upsampler=None,  # folder of the second network of a cascade, from `train_generator`
+    told: Iterable | None = None,  # parts that images are asked by; None: all that the model knows
+    precision: str = "no",  # no, bf16, fp16, auto
 ):  # generate.Drawer
     """What draws with a generator. Guidance moves away from an image of the same hospital whose
     label is not known: away from nothing known at all, the label is what suffers (21_ddpm).
     """
     from skinrepro.cascade import load_upsampler
     from skinrepro.ddpm import Sampling
+    from skinrepro.loop import precision_on
     from skinrepro.pixel_drawer import pixel_drawer
 
-    how = Sampling(SAMPLERS[check_choice("sampler", sampler, SAMPLERS)], steps, away_from=guided)
+    method = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
+    computed = precision_on(precision, device)
+    how = Sampling(method, steps, away_from=guided, precision=computed)
     larger = load_upsampler(upsampler, how, device=device) if upsampler else None
-    return pixel_drawer(folder, how, device=device, upsampler=larger)
+    drawer = pixel_drawer(folder, how, device=device, upsampler=larger)
+    if told is None:
+        return drawer
+    return replace(drawer, unknown=tuple(k for k in drawer.told if k not in told))
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #94ad26d9
 SAMPLERS = {"ddpm": "ancestral", "ddim": "ddim", "dpm": "dpm"}
@@ -1399,14 +1414,17 @@ def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
     "What a run consists of."
+    from skinrepro.core import device
     from skinrepro.estimate import classifier_work, ddpm_work, drawing_work, start_work
+    from skinrepro.loop import precision_on
 
     p, kind = run.parameters, run.notebook.stem
     if kind not in ("generator", "images", "classifier", "dermatology_analyses"):
         return [start_work()], 1e5  # a toy, or annotations that are counted
     how, known = modality_of(p["data"]), "paper" if p["profile"] == "paper" else "mini"
     if kind == "generator":
-        work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
+        precision = precision_on(p["precision"], device())
+        work = ddpm_work(network_of(p, how.colours), p["batch_size"], precision, p["steps"])
         return [start_work(), work], 4 * PARAMETERS["large" if p["channels"] >= 128 else "small"]
     if kind == "images":
         work = [drawing_work(n, p["count"] * p["steps"]) for n in _drawers(run, how, known)]

@@ -12,6 +12,7 @@ import pytest
 
 from skinrepro import fitzpatrick17k, reweight, sources, splits
 from skinrepro.colour import lab
+from skinrepro.papers import ktena2023 as ktena
 from skinrepro.papers import ktena2023_dermatology as derm
 from skinrepro.phantom import (
     AGES,
@@ -24,6 +25,7 @@ from skinrepro.phantom import (
     render,
     write_people,
 )
+from skinrepro.runs import ParameterError
 
 DATA = Path(os.environ.get("SKINREPRO_DATA", ""))
 REAL = pytest.mark.skipif(
@@ -464,6 +466,28 @@ def test_methods_do_not_overlap_and_each_is_found():
     bare = t.assign(loss=None, sampling=None, arch=None)  # as records say what was not given
     assert derm.method_of(bare)[0] == "Baseline"
     assert derm.method_of(t.assign(target="cell")).eq("").all()
+    perfect = t[t.true.eq("Label & property conditioning")].assign(trains="mixed_truth")
+    assert derm.method_of(perfect.assign(conditioning="")).tolist() == [ktena.PERFECT]
+
+
+def test_a_perfect_generator_takes_the_place_of_the_generated_images(monkeypatch):
+    "All real images stay; half of what is drawn is new phantoms, women and men alike."
+    monkeypatch.setattr(
+        "skinrepro.phantom.drawn_people",
+        lambda t, *a: people_manifest(t.drop(columns="split", errors="ignore")),
+    )
+    p = MINI | dict(labelled="sex-more", trains="mixed_truth", n_synthetic=80, share_real=0.5)
+    p |= dict(steps=250, batch_size=16, looks=1, seed=0)
+    real = derm.skewed(derm.manifest_of(p), p)
+    m, record = ktena.train_rows(real, p)
+    train = m[m.split == "train"].reset_index(drop=True)
+    own = train.image_id.isin(real.image_id).to_numpy()
+    assert record is None and own.sum() == (real.split == "train").sum() and (~own).sum() == 80
+    drawn = ktena.sampler_of(train, p)(0)
+    sexes = train.group.iloc[drawn[~own[drawn]]].value_counts(normalize=True)
+    assert abs(own[drawn].mean() - 0.5) < 0.03 and (sexes - 0.5).abs().max() < 0.05
+    with pytest.raises(ParameterError, match="n_synthetic"):
+        ktena.train_rows(real, p | dict(n_synthetic=0))
 
 
 def test_missed_by_all_runs():

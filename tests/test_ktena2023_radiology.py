@@ -159,6 +159,31 @@ class TestWishes:
         assert made["labels"].tolist() == wanted["labels"].tolist()
         assert made.group.tolist() == wanted.group.tolist()
 
+    def test_who_knows_of_sexes_draws_without_them_too(self, tmp_path):
+        "The same image as that of the whole model, asked with an unknown sex."
+        from skinrepro.ddpm import Denoiser, Network, save_ddpm
+        from skinrepro.generate import generate
+        from skinrepro.images import pixels
+
+        tiny = Network(8, 1, 8, (1, 2), 1, (), None)
+        model = Denoiser(tiny, radiology.conditions_of("label_property"))
+        folder = save_ddpm(tmp_path / "model", model)
+        wanted = radiology.asked(self.P | dict(conditioning="label", guidance=2.0), 5)
+        told = radiology.conditions_of("label").slices
+        drawers = [
+            ktena.drawer_of(folder, "ddim", 2, guided=None, told=told),
+            ktena.drawer_of(folder, "ddim", 2, guided=None),
+        ]
+        tables = [wanted, wanted.assign(sex=None)]
+        a, b = (
+            generate(t, tmp_path / str(i), d, progress=False)
+            for i, (t, d) in enumerate(zip(tables, drawers, strict=True))
+        )
+        x, y = pixels(a.path, 8), pixels(b.path, 8)
+        assert (x == y).all() and len({image.tobytes() for image in x}) == 5
+        with pytest.raises(ValueError, match="lacks the column"):
+            generate(wanted, tmp_path / "c", drawers[1], progress=False)
+
 
 def predictions(p, y, group):
     t = pd.DataFrame(dict(group=group, select_on="last", epoch=0))

@@ -8,7 +8,7 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
-from skinrepro.loop import Training, checkpoints, fit
+from skinrepro.loop import Training, checkpoints, fit, precision_on
 
 TRAIN = """
 import sys
@@ -274,3 +274,14 @@ def test_a_layer_of_which_a_part_is_trained_is_not_frozen():
         progress=False,
     )
     assert model[0].running_mean.item() == 0.5  # a tenth of the mean of the batch
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_half_precision_where_the_hardware_has_it(monkeypatch, has):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict(avx512_bf16=has))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has)
+    expected = "bf16" if has else "no"
+    assert [precision_on("auto", d) for d in ("cpu", "cuda", "cuda:1")] == [expected] * 3
+    assert precision_on("auto", "mps") == "no" and precision_on("fp16", "cpu") == "fp16"
+    with pytest.raises(ValueError, match="auto"):
+        precision_on("half")

@@ -617,7 +617,18 @@ def generated_patches(place, monkeypatch):
     assert len(ktena2023.accepted(more, judged, "asked_label")) == 24
 
 
-@remedy("radiographs keep their labels", "give it as {}")
+def generator_run(model, **asked):  # finished, of generator.ipynb
+    file = paths().papers / "ktena2023" / "generator.ipynb"
+    run = runs.Run("ktena2023", "", file, ktena2023.smallest() | asked)
+    run.folder.mkdir(parents=True)
+    about = dict(paper="ktena2023", notebook="generator", parameters=run.parameters)
+    (run.folder / "run.json").write_text(json.dumps(about))
+    (run.folder / "records.csv").write_text("run_id\nx\n")
+    runs.hand_on(run.folder / ktena2023.TAUGHT, model=model)
+    return run
+
+
+@remedy("radiographs keep their labels", "give it as {}", "Give a run of generator.ipynb with")
 def generated_radiographs(place, monkeypatch):
     m = manifest.make(pd.DataFrame(dict(image_id=["a"], path="a.png", label="edema")))
     said = refused(radiology.skewed, m, dict(labelled="3"))
@@ -626,14 +637,17 @@ def generated_radiographs(place, monkeypatch):
     p = ktena2023.smallest() | dict(data="phantom_radiograph", profile="mini")
     weights = paths().runs / "ktena2023" / "weights"
     model = runs.made_once(weights, "ddpm", {}, lambda _: pd.DataFrame(dict(step=[1])), "0")
-    for low, given in ((16, "generator"), (None, "upsampler")):
-        file = paths().papers / "ktena2023" / "generator.ipynb"
-        run = runs.Run("ktena2023", "", file, p | dict(low=low))
-        run.folder.mkdir(parents=True)
-        about = dict(paper="ktena2023", notebook="generator", parameters=run.parameters)
-        (run.folder / "run.json").write_text(json.dumps(about))
-        (run.folder / "records.csv").write_text("run_id\nx\n")
-        runs.hand_on(run.folder / ktena2023.TAUGHT, model=model)
+    asked = dict(data=p["data"], profile=p["profile"])
+    knows_less = generator_run(model, **asked, conditioning="label")
+    said = refused(ktena2023.generator_of, knows_less.id, p)
+    better = generator_run(
+        model, **asked, conditioning=re.search(r"conditioning = '(\w+)'", said)[1]
+    )
+    for conditioning in ("label", "label_property"):
+        p_asked = p | dict(conditioning=conditioning)
+        assert ktena2023.generator_of(better.id, p_asked) == model
+    for low, given in ((16, "generator"), (8, "upsampler")):
+        run = generator_run(model, **asked, low=low if given == "generator" else None, seed=low)
         said = refused(ktena2023.generator_of, run.id, p, given)
         other = re.search(r"give it as (\w+)\.", said)[1]
         SAID.append(said.replace(f"as {other}", "as {}"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 'TABLE_A1', 'PARTS', 'STUDIES', 'ALL', 'NONE',
-           'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS',
+           'FEW_OF', 'SKEWS', 'CONDITIONING', 'TAUGHT', 'LEARNING', 'SAMPLERS', 'SPECS', 'SPLIT_BY', 'TRAINS', 'MIXED',
            'TARGETS', 'HOW_MADE', 'GROUPS_ALIKE', 'ROBUST', 'ROBUST_STEP', 'METHODS', 'PERFECT', 'TESTED', 'CELLS',
            'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS',
            'HISTOPATHOLOGY', 'Modality', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of',
@@ -18,7 +18,7 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #435e6a88
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -365,7 +365,7 @@ def train_generator(
         device=device,
         progress=progress,
     )
-    taught = network_of(p, how.colours), conditions, _training(p), learning
+    taught = network_of(p, how.colours), conditions, _training(p, device), learning
 
     def images():
         return pixels(m.path, p["size"])[..., : how.colours]
@@ -375,8 +375,8 @@ def train_generator(
     return teach_ddpm(images, told, *taught, **shared)
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9354dd52
-def _training(p: Mapping):
-    from skinrepro.loop import Training
+def _training(p: Mapping, device: str):
+    from skinrepro.loop import Training, precision_on
 
     return Training(
         p["steps"],
@@ -384,7 +384,7 @@ def _training(p: Mapping):
         p["lr"],
         clip=1.0,
         seed=p["seed"],
-        precision=p["precision"],
+        precision=precision_on(p["precision"], device),
         ema=p["ema"] or None,
         weight_decay=p["weight_decay"],
         every=100,
@@ -396,8 +396,9 @@ def generator_of(
     parameters: Mapping,  # of the run that uses it
     given: str = "generator",  # the parameter that names it: generator or upsampler
 ) -> Path:  # folder as ddpm.load_ddpm reads it
-    """What a run has trained; at profile smoke without any, a tiny one. Raises ParameterError when
-    there is none, or for something else.
+    """What a run has trained; at profile smoke without any, a tiny one. One that knows label and
+    property draws by the label alone, too. Raises ParameterError when there is none, or for
+    something else.
     """
     if not run_id and parameters["profile"] == "smoke":
         return _tiny(parameters, given)
@@ -406,11 +407,17 @@ def generator_of(
         run_id,
         "generator",
         parameters,
-        ("conditioning", *SPLIT_BY),
+        SPLIT_BY,
         given=given,
         needed="Images are drawn by a generator",
         differs="was trained on something else",
     )
+    knows, asked = made.parameters["conditioning"], parameters["conditioning"]
+    if knows not in (asked, "label_property"):
+        raise ParameterError(
+            f"{given} = {run_id!r} was trained with the {knows} alone and is asked for {asked}."
+            " Give a run of generator.ipynb with conditioning = 'label_property'."
+        )
     if bool(made.parameters.get("low")) != (given == "upsampler"):
         does, other = ("draws", "generator") if given == "upsampler" else ("enlarges", "upsampler")
         raise ParameterError(f"{given} = {run_id!r} {does}: give it as {other}.")
@@ -460,17 +467,25 @@ def drawer_of(
     device: str = "cpu",
     guided: tuple | None = ("label",),  # parts that guidance moves away from, see `Modality`
     upsampler=None,  # folder of the second network of a cascade, from `train_generator`
+    told: Iterable | None = None,  # parts that images are asked by; None: all that the model knows
+    precision: str = "no",  # no, bf16, fp16, auto
 ):  # generate.Drawer
     """What draws with a generator. Guidance moves away from an image of the same hospital whose
     label is not known: away from nothing known at all, the label is what suffers (21_ddpm).
     """
     from skinrepro.cascade import load_upsampler
     from skinrepro.ddpm import Sampling
+    from skinrepro.loop import precision_on
     from skinrepro.pixel_drawer import pixel_drawer
 
-    how = Sampling(SAMPLERS[check_choice("sampler", sampler, SAMPLERS)], steps, away_from=guided)
+    method = SAMPLERS[check_choice("sampler", sampler, SAMPLERS)]
+    computed = precision_on(precision, device)
+    how = Sampling(method, steps, away_from=guided, precision=computed)
     larger = load_upsampler(upsampler, how, device=device) if upsampler else None
-    return pixel_drawer(folder, how, device=device, upsampler=larger)
+    drawer = pixel_drawer(folder, how, device=device, upsampler=larger)
+    if told is None:
+        return drawer
+    return replace(drawer, unknown=tuple(k for k in drawer.told if k not in told))
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #94ad26d9
 SAMPLERS = {"ddpm": "ancestral", "ddim": "ddim", "dpm": "dpm"}
@@ -490,7 +505,8 @@ def enlarged_rows(
     from skinrepro.images import pixels
 
     how = modality_of(p["data"])
-    upsampler = load_upsampler(folder, Sampling("ddim", 20), device=device)
+    how_drawn = Sampling("ddim", min(20, p["steps"]))  # few for a model of few steps
+    upsampler = load_upsampler(folder, how_drawn, device=device)
     real = pixels(m.path, p["size"])[..., : how.colours]
     small, bilinear = _reduced(real, p["low"])
     told = how.conditions(p["conditioning"], p["data"]).encode(how.told(m))
@@ -586,7 +602,8 @@ def images_of(
 SPLIT_BY = "data labelled few_of fraction unlabelled missing".split()
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #9c290b8d
-TRAINS = ("real", "synthetic", "mixed", "pretrain", "truth")
+TRAINS = ("real", "synthetic", "mixed", "pretrain", "truth", "mixed_truth")
+MIXED = ("mixed", "mixed_truth")  # real images in every batch, beside others
 TARGETS = ("label", "cell")  # what is learned: the label; or label and hospital, as a judge
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #2c1d7cf2
@@ -608,6 +625,8 @@ def train_rows(
         return real, None
     if trains == "truth":
         made, record = how.truth(p, size), None
+    elif trains == "mixed_truth":  # in the place of generated images: told apart from real ones
+        made, record = how.truth(p, size).assign(source="synthetic"), None
     else:
         made, record = images_of(p["images"], p)
     wanted = p["n_synthetic"] or len(made)
@@ -618,7 +637,7 @@ def train_rows(
         )
     made = made.iloc[:wanted].assign(split="train")
     made = made.assign(group=made.group.fillna(made.domain))
-    return mix(real, made, both=trains in ("mixed", "pretrain")), record
+    return mix(real, made, both=trains in (*MIXED, "pretrain")), record
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #f5800cbe
 def truth(
@@ -660,7 +679,7 @@ def sampler_of(
     if p["trains"] == "pretrain":
         plan = [(1 - share, 0.0), (share, 1.0)]
     else:
-        plan = [(1.0, share if p["trains"] == "mixed" else float(real.all()))]
+        plan = [(1.0, share if p["trains"] in MIXED else float(real.all()))]
     return planned_sampler(real, plan, p["steps"], p["batch_size"], p["looks"], p["seed"])
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #8104ea1e
@@ -671,7 +690,7 @@ def _weighted(train: pd.DataFrame, p: Mapping) -> tuple:  # weights of the rows,
 
         return even_weights(groups_of(train, p)), [(1.0, 1.0)]
     how = modality_of(p["data"])
-    if how.weighted is None or p["trains"] not in ("real", "mixed"):
+    if how.weighted is None or p["trains"] not in ("real", *MIXED):
         raise ParameterError(
             f"sampling = {p['sampling']!r}: {how.name} with trains = {p['trains']!r} has no"
             f" weights. Leave it out, use '{GROUPS_ALIKE}' with trains = 'real', or data of"
@@ -1395,14 +1414,17 @@ def cost(
     run,  # runs.Run of this paper
 ) -> tuple:  # list of estimate.Work, bytes on disk
     "What a run consists of."
+    from skinrepro.core import device
     from skinrepro.estimate import classifier_work, ddpm_work, drawing_work, start_work
+    from skinrepro.loop import precision_on
 
     p, kind = run.parameters, run.notebook.stem
     if kind not in ("generator", "images", "classifier", "dermatology_analyses"):
         return [start_work()], 1e5  # a toy, or annotations that are counted
     how, known = modality_of(p["data"]), "paper" if p["profile"] == "paper" else "mini"
     if kind == "generator":
-        work = ddpm_work(network_of(p, how.colours), p["batch_size"], p["precision"], p["steps"])
+        precision = precision_on(p["precision"], device())
+        work = ddpm_work(network_of(p, how.colours), p["batch_size"], precision, p["steps"])
         return [start_work(), work], 4 * PARAMETERS["large" if p["channels"] >= 128 else "small"]
     if kind == "images":
         work = [drawing_work(n, p["count"] * p["steps"]) for n in _drawers(run, how, known)]
@@ -1481,7 +1503,7 @@ def rehearsed(
     else:
         kind = _kind_of_training(p)
         short = dict(steps=2, looks=1, accept="", guidance=0.0)
-        short |= dict(n_synthetic=12 if p["trains"] == "truth" else 0)
+        short |= dict(n_synthetic=12 if "truth" in p["trains"] else 0)
         few |= dict(labelled="all") if p["trains"] == "truth" else {}
     short |= few
     if not gpu:

@@ -748,7 +748,7 @@ def method_of(
         mine &= t.augment.eq(m.augment) & given["loss"].eq(m.loss)
         mine &= given["sampling"].eq(m.sampling) & other.eq(m.other)
         out = out.mask(usual & mine, name)
-    return out.mask(usual & t.trains.eq("truth"), PERFECT)
+    return out.mask(usual & t.trains.eq("mixed_truth"), PERFECT)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #e8a80dd1
 def weighted(

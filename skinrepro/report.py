@@ -189,14 +189,22 @@ def of_sections(
     paper: str,  # paper key
     sections: tuple,  # of its grid
     free: tuple = ("seed", "missing"),  # see `paper_records`
-) -> pd.DataFrame:  # in a rehearsal, whose runs no grid has, all of them
+) -> pd.DataFrame:  # in a rehearsal, whose runs no grid has, all or, of extra sections, none
     "What some sections of a grid have asked for."
-    if not len(records) or rehearsing():
+    if not len(records):
         return records
+    if rehearsing():
+        return records if _usual(paths().papers / paper, sections) else records.head(0)
     notebooks, data = set(records.notebook), tuple(dict.fromkeys(records.data))
     folder = paths().papers / paper
     runs = [r for n in sorted(notebooks) for r in grid_runs(folder, n, data, sections)]
     return records[asked_for(records, runs, free)]
+
+# %% ../nbs/63_report.ipynb #report-usual-1
+def _usual(folder: Path, sections: tuple) -> bool:
+    "Whether any of these sections runs without being named: an extra one is seldom rehearsed."
+    grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
+    return any(not grid[s].get("extra") for s in sections)
 
 # %% ../nbs/63_report.ipynb #35f7b1cc
 def overview(

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECORDED', 'BELOW', 'PHANTOM_VERDICT', 'grid_runs', 'typed', 'renewed', 'together', 'committed_records',
-           'of_published', 'paper_records', 'of_sections', 'overview', 'own_rule', 'recomputed', 'with_runs',
-           'numbers_of', 'span', 'trained_name', 'own_table', 'averaged', 'average_text', 'averages_layout',
-           'differences_from', 'detectable_note', 'epochs_note', 'left_out_note', 'nothing_run', 'group_boxes',
-           'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery', 'save_summary']
+           'of_published', 'paper_records', 'of_sections', 'extra_sections', 'overview', 'own_rule', 'recomputed',
+           'with_runs', 'numbers_of', 'span', 'trained_name', 'own_table', 'averaged', 'average_text',
+           'averages_layout', 'differences_from', 'detectable_note', 'epochs_note', 'left_out_note', 'nothing_run',
+           'group_boxes', 'diagonal', 'picture_row', 'parent_row', 'beside_parents', 'save_gallery', 'save_summary']
 
 # %% ../nbs/63_report.ipynb #d691d123
 import shutil
@@ -189,22 +189,22 @@ def of_sections(
     paper: str,  # paper key
     sections: tuple,  # of its grid
     free: tuple = ("seed", "missing"),  # see `paper_records`
-) -> pd.DataFrame:  # in a rehearsal, whose runs no grid has, all or, of extra sections, none
+) -> pd.DataFrame:  # in a rehearsal, whose runs no grid has, all of them
     "What some sections of a grid have asked for."
-    if not len(records):
+    if not len(records) or rehearsing():
         return records
-    if rehearsing():
-        return records if _usual(paths().papers / paper, sections) else records.head(0)
     notebooks, data = set(records.notebook), tuple(dict.fromkeys(records.data))
     folder = paths().papers / paper
     runs = [r for n in sorted(notebooks) for r in grid_runs(folder, n, data, sections)]
     return records[asked_for(records, runs, free)]
 
 # %% ../nbs/63_report.ipynb #report-usual-1
-def _usual(folder: Path, sections: tuple) -> bool:
-    "Whether any of these sections runs without being named: an extra one is seldom rehearsed."
-    grid = tomllib.loads((folder / "grid.toml").read_text(encoding="utf-8"))
-    return any(not grid[s].get("extra") for s in sections)
+def extra_sections(
+    paper: str,  # paper key
+) -> set:  # names
+    "Sections of a grid that run by name alone, and so are seldom rehearsed."
+    grid = tomllib.loads((paths().papers / paper / "grid.toml").read_text(encoding="utf-8"))
+    return {name for name, body in grid.items() if body.get("extra")}
 
 # %% ../nbs/63_report.ipynb #35f7b1cc
 def overview(

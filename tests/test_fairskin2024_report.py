@@ -202,17 +202,6 @@ def test_a_section_has_its_own_runs_alone(turned):
     assert not len(of_sections(t.assign(run_id="classifier-0"), "fairskin2024", ("plain",)))
 
 
-def test_a_rehearsal_shows_all_it_has_for_usual_sections_and_nothing_for_extra_ones(monkeypatch):
-    "Its runs are in no grid: those of an extra section would be everything, of many methods."
-    from skinrepro import report
-
-    monkeypatch.setattr(report, "rehearsing", lambda: True)
-    t = pd.DataFrame(dict(notebook="classifier", data="phantom", run_id=["a", "b"]))
-    of = {s: report.of_sections(t, "ktena2023", s) for s in (("real",), ("mixed", "first"))}
-    assert [len(v) for v in of.values()] == [2, 0]
-    assert len(report.of_sections(t, "ktena2023", ("mixed", "real"))) == 2
-
-
 def test_a_reviewer_makes_the_same_of_the_records_alone(turned, tmp_path):
     at = tmp_path / "committed" / "fairskin2024"
     at.mkdir(parents=True)

@@ -382,3 +382,13 @@ def test_from_reports_to_areas_with_a_cascade_and_a_judge(tmp_path, monkeypatch)
     assert set(t.part[t.metric.eq("auc")]) == {"id_test", "test", "val"}
     seen = pd.read_parquet(classifier / "predictions.parquet")
     assert {"y_4", "p_4", "group"} <= set(seen) and "called" not in seen
+
+
+def test_what_runs_by_name_alone():
+    "A rehearsal is not of it, and its report must not take other runs for it."
+    from skinrepro.report import extra_sections
+
+    extra = extra_sections("ktena2023")
+    assert {"mixed", "cascade_synthetic", "ham_real", "dermatology_rivals_truth"} <= extra
+    usual = {"real", "radiology_synthetic", "dermatology_truth", "toys"}
+    assert not extra & usual and extra_sections("lopezperez2025") != extra

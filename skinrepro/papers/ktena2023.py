@@ -9,9 +9,9 @@ __all__ = ['LABELS', 'TRAINED', 'CHOOSES', 'TESTS', 'WHOLE', 'SKEWED', 'SEEDS', 
            'ACCEPT', 'RULE', 'SYNTHETIC', 'REAL', 'COLOURED', 'CLAIMS', 'LOWEST', 'SETTINGS', 'FURTHER', 'PARAMETERS',
            'HISTOPATHOLOGY', 'Modality', 'phantom_counts', 'load', 'without_labels', 'skew', 'conditions_of',
            'numbers_in', 'network_of', 'train_generator', 'generator_of', 'smallest', 'weights_of', 'parameters_of',
-           'drawer_of', 'enlarged_rows', 'image_seed', 'specs', 'images_of', 'train_rows', 'truth', 'sampler_of',
-           'groups_of', 'objective_of', 'shares_in', 'augmentation_of', 'Method', 'unweighted', 'method_of',
-           'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
+           'drawer_of', 'computed', 'enlarged_rows', 'image_seed', 'specs', 'images_of', 'train_rows', 'truth',
+           'sampler_of', 'groups_of', 'objective_of', 'shares_in', 'augmentation_of', 'Method', 'unweighted',
+           'method_of', 'accuracy_rows', 'targets_of', 'tests_of', 'predicted', 'thresholds_of', 'pool_of', 'some_of',
            'first_of_cells', 'with_groups', 'check_accept', 'kept_network', 'judged', 'ceiling_of', 'accepted',
            'as_drawn', 'mean_colours', 'statement', 'with_settings', 'with_gain', 'counts_of', 'beside_printed',
            'needed', 'cost', 'rehearsed', 'modality_of', 'phantom_for']
@@ -489,6 +489,16 @@ def drawer_of(
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #94ad26d9
 SAMPLERS = {"ddpm": "ancestral", "ddim": "ddim", "dpm": "dpm"}
+
+# %% ../../nbs/papers/ktena2023/protocol.ipynb #proto-computed-1
+def computed(
+    precision: str | None,  # as a run was asked
+    device: str = "cpu",
+) -> dict:  # computed_in: no or bf16; empty where the parameter says it
+    "What `auto` was on a device, for the record."
+    from skinrepro.loop import precision_on
+
+    return dict(computed_in=precision_on("auto", device)) if precision == "auto" else {}
 
 # %% ../../nbs/papers/ktena2023/protocol.ipynb #44ca76bf
 def enlarged_rows(

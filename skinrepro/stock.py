@@ -22,6 +22,7 @@ from skinrepro.photographs import (
     read_inventory,
 )
 from .records import read_record
+from .runs import ranges
 from .sources import PHANTOM, SOURCES, source_folder, where_to_get
 from .workflow import PHOTOGRAPHS
 
@@ -39,8 +40,9 @@ def _protocol(paper: str):  # module, or None: the paper has none
 def studied(
     paper: str,  # paper key
 ) -> list[str]:  # names of data sets, without the phantoms
-    "Photographs that a paper has a design for."
-    return [d for d in getattr(_protocol(paper), "STUDIES", ()) if d in _REAL]
+    "Photographs that a paper has a design for: those that its parameters.toml declares."
+    declared = ranges(paths().papers / paper).get("data", ()) if _protocol(paper) else ()
+    return [d for d in declared if d in _REAL]
 
 # %% ../nbs/72_stock.ipynb #96393721
 @dataclass

@@ -40,10 +40,12 @@ def photograph(file, seed, size=(7, 6)):
 @pytest.fixture
 def pad(tmp_path, monkeypatch):
     "Four conditions, twelve photographs of light and twelve of dark skin each."
-    home, lines = tmp_path / "data" / "pad_ufes20", ["patient_id,img_id,fitspatrick,diagnostic"]
+    home = tmp_path / "data" / "pad_ufes20"
+    lines = ["patient_id,img_id,fitspatrick,diagnostic,gender,age"]
     for i in range(96):
         photograph(home / "images" / f"PAT_{i}_1_1.png", i)
-        lines.append(f"PAT_{i},PAT_{i}_1_1.png,{(1, 5)[i % 2]}.0,{LABELS[i // 24]}")
+        skin, label = (1, 5)[i % 2], LABELS[i // 24]
+        lines.append(f"PAT_{i},PAT_{i}_1_1.png,{skin}.0,{label},MALE,{20 + i % 60}")
     (home / "metadata.csv").write_text("\n".join(lines) + "\n")
     monkeypatch.setenv("SKINREPRO_DATA", str(home.parent))
     monkeypatch.setenv("SKINREPRO_RUNS", str(tmp_path / "runs"))
@@ -54,6 +56,23 @@ def pad(tmp_path, monkeypatch):
 def lose(home, numbers):
     for i in numbers:
         (home / "images" / f"PAT_{i}_1_1.png").unlink()
+
+
+# ---- which data sets a paper studies
+
+
+def test_what_a_paper_studies_is_of_all_its_modalities():
+    "Histopathology, radiographs and photographs of one paper have their designs in three modules."
+    found = set(stock.studied("ktena2023"))
+    assert {"camelyon17", "pcam", "chexpert", "nih_chestxray14", "ham10000"} <= found
+    assert not any(name.startswith("phantom") for name in found)
+    for paper, module in PAPERS.items():
+        assert set(stock.studied(paper)) == {d for d in module.STUDIES if d != "phantom"}
+
+
+def test_photographs_of_another_modality_are_counted_in_the_list(pad):
+    output = typed("data", "list", "pad_ufes20").output
+    assert re.search(r"ktena2023: 96 of 96 \(100 %\)", output), output
 
 
 # ---- what a design needs is what its loader looks at

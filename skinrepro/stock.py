@@ -40,7 +40,7 @@ def _protocol(paper: str):  # module, or None: the paper has none
 def studied(
     paper: str,  # paper key
 ) -> list[str]:  # names of data sets, without the phantoms
-    "Photographs that a paper has a design for: those that its parameters.toml declares."
+    "Real images that a paper has a design for: those that its parameters.toml declares."
     declared = ranges(paths().papers / paper).get("data", ()) if _protocol(paper) else ()
     return [d for d in declared if d in _REAL]
 

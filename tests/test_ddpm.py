@@ -617,8 +617,9 @@ def test_a_model_that_is_told_less_is_the_one_to_which_the_rest_is_unknown(tmp_p
         expected = wide.eval()(x, t, torch.tensor(wide.conditions.encode(rows | nothing)))
         answer = narrow(x, t, torch.tensor(fewer.encode(rows)))
         unlike = narrow(x, t, torch.tensor(fewer.encode(dict(rows, domain=["b", "a", None]))))
-    assert torch.equal(answer, expected)  # though the parts have another order
-    assert not torch.equal(answer[0], unlike[0]) and torch.equal(answer[1:], unlike[1:])
+    # the parts have another order, and sums another rounding
+    assert torch.allclose(answer, expected, atol=1e-5)
+    assert (answer[0] - unlike[0]).abs().max() > 1e-3 and torch.equal(answer[1:], unlike[1:])
 
 
 def test_a_model_is_told_less_once_and_only_of_what_it_knows(tmp_path):

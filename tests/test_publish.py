@@ -216,6 +216,23 @@ def test_partial_sections_and_lost_draws_are_told(project):
     assert first not in set(published(at).run_id) and len(published(at)) == 3
 
 
+def test_draws_that_another_section_asks_for_stay(project):
+    at = project
+    grid = at / "nbs" / "papers" / PAPER / "grid.toml"
+    again = '[again]\nnotebook = "trial"\ndata = "phantom"\nsteps = 1\nseed = 2\n'
+    grid.write_text(GRID + again)  # steps = 1 as in short, and a seed of its own
+    commit(at)
+    before = set(published(at).run_id)
+    code, said = python(
+        at,
+        "made = make('again');"
+        f"print(json.dumps(told('publish', '{PAPER}', '--mixed', '--section', 'again')))",
+    )
+    assert code == 0 and "dropped" not in said, said
+    after = set(published(at).run_id)
+    assert before < after and len(after) == len(before) + 1
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     "A repository of its own, asked in this process without remembering the answers."

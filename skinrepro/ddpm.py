@@ -7,7 +7,7 @@ __all__ = ['PREDICTIONS', 'SCHEDULES', 'EMBEDDINGS', 'FLIPS', 'METHODS', 'BRIEF'
            'levels', 'nearest_levels', 'ddpm_unet', 'analyse', 'synthesise', 'Network', 'Denoiser', 'fit_wiener',
            'to_model', 'to_bytes', 'Learning', 'flipped', 'drop_told', 'draw_times', 'train_ddpm', 'hash_array',
            'Sampling', 'estimate', 'guided_prediction', 'walk', 'draw_images', 'colour_drift', 'save_ddpm', 'load_ddpm',
-           'teach_ddpm', 'step_folder', 'small_network']
+           'teach_ddpm', 'step_folder', 'told_less', 'small_network']
 
 # %% ../nbs/21_ddpm.ipynb #12ecdd76
 import hashlib
@@ -1028,6 +1028,46 @@ def step_folder(
 ) -> Path:  # as `load_ddpm` reads it
     "Where the model after so many steps is."
     return Path(folder) / f"step-{steps:06d}"
+
+# %% ../nbs/21_ddpm.ipynb #3d5c9a11
+def told_less(
+    folder,  # of a model, from `save_ddpm` or `teach_ddpm`
+    conditions: Conditions,  # parts that it has learned with, and not all of them
+    home: Path,  # where learned things lie
+) -> Path:  # folder of the same network, which is told these alone; of the model, if it is that
+    """A model that is to go on with fewer parts: the others are unknown to it from now on. Made
+    once. Raises ValueError for a part that it does not know, or with other values.
+    """
+    model = load_ddpm(folder)
+    if conditions == model.conditions:
+        return Path(folder)
+    known = _facts(model.conditions)
+    if not conditions.size or (unknown := _facts(conditions).items() - known.items()):
+        names = sorted(name for name, _ in unknown) if conditions.size else "no part at all"
+        raise ValueError(
+            f"The model that is trained further was told {sorted(known)}, and shall be told {names}"
+            " with these values. Take parts of its own, or train one anew."
+        )
+    columns = [k for name in conditions.slices for k in _columns(model.conditions, name)]
+
+    def make(folder):
+        less = Denoiser(model.network, conditions)
+        state = model.state_dict()
+        state["condition.weight"] = state["condition.weight"][:, columns]
+        less.load_state_dict(state)
+        save_ddpm(folder, less)
+
+    asked = dict(start=model.weights_hash, conditions=asdict(conditions))
+    return made_once(home, "told", asked, make, code_hash("skinrepro.ddpm.told_less"))
+
+# %% ../nbs/21_ddpm.ipynb #3d5c9a12
+def _facts(c: Conditions) -> dict:  # name -> all that its numbers in the vector mean
+    several = {name: (name in c.several, c.absent) for name in c.parts}
+    return {name: (c.parts.get(name), several.get(name)) for name in c.slices}
+
+# %% ../nbs/21_ddpm.ipynb #3d5c9a13
+def _columns(c: Conditions, name: str) -> range:  # of the vector
+    return range(*c.slices[name].indices(c.size))
 
 # %% ../nbs/21_ddpm.ipynb #accde183
 def small_network(

@@ -197,11 +197,30 @@ def pictures(folder):
 
 def test_each_picture_is_in_its_place(tmp_path):
     t = pictures(tmp_path)
-    fig = gallery(t.sample(frac=1, random_state=1).sort_values("row", kind="stable"))
-    shown = {(a.get_ylabel(), int(a.images[0].get_array()[0, 0, 0])) for a in fig.axes}
-    assert {v for _, v in shown} == {0, 60, 120, 180}
-    frames = [a.spines["left"].get_visible() for a in gallery(t).axes]
-    assert frames == [True, False, True, False]
+    ax = gallery(t.sample(frac=1, random_state=1).sort_values("row", kind="stable")).axes[0]
+    shown = {}
+    for image in ax.images:
+        left, right, bottom, top = image.get_extent()
+        shown[int(image.get_array()[0, 0, 0])] = (left + right) / 2, (top + bottom) / 2
+        # no picture is stretched
+        high, wide = image.get_array().shape[:2]
+        assert (bottom - top) / (right - left) == pytest.approx(high / wide)
+    columns = {x.get_text(): at for x, at in zip(ax.get_xticklabels(), ax.get_xticks())}
+    rows = {y.get_text(): at for y, at in zip(ax.get_yticklabels(), ax.get_yticks())}
+    assert rows["a"] < rows["b"] and ax.get_ylim()[0] > ax.get_ylim()[1]  # downwards
+    for i, r in enumerate(t.itertuples()):
+        assert shown[60 * i] == pytest.approx((columns[r.column], rows[r.row]))
+    framed = {tuple(p.get_center().round(6)) for p in gallery(t).axes[0].patches}
+    assert framed == {tuple(np.round(shown[v], 6)) for v in (0, 120)}
+
+
+def test_a_caption_stands_below_its_own_picture(tmp_path):
+    ax = gallery(pictures(tmp_path).assign(caption=["", "one", "", "two"])).axes[0]
+    rows = dict(zip("ab", ax.get_yticks()))
+    for text, (row, column) in dict(one="ay", two="by").items():
+        x, y = next(t for t in ax.texts if t.get_text() == text).get_position()
+        assert x == ax.get_xticks()["xy".index(column)]
+        assert rows[row] + 0.5 < y < rows[row] + 0.62  # a picture is 1 high
 
 
 def test_a_picture_missing_or_twice_is_named(tmp_path):
@@ -292,6 +311,8 @@ def test_rows_of_a_label_grid_keep_their_order():
     black = np.zeros((4, 4, 3), np.uint8)
     images = pd.DataFrame(dict(label=labels, path=[black] * 7))
     rows = {f"row {i}": images for i in range(12)}
-    fig = figures.label_grid(rows, labels)
-    named = [ax.get_ylabel() for ax in fig.axes if ax.get_ylabel()]
-    assert [n.replace("\n", " ") for n in named] == list(rows)
+    ax = figures.label_grid(rows, labels).axes[0]
+    named = {
+        y.get_text().replace("\n", " "): at for y, at in zip(ax.get_yticklabels(), ax.get_yticks())
+    }
+    assert sorted(named, key=named.get) == list(rows)

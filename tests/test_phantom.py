@@ -218,10 +218,13 @@ def test_gap_takes_more_contrast_from_dark_skin_than_from_light():
     assert kept[6] < 0.9 * kept[1] < 0.9 and kept[6] < 0.75, kept
 
 
+@pytest.mark.parametrize("looked_through", [0, 1])
 @pytest.mark.parametrize("damage", ["truncate", "empty", "flip", "other", "text", "jpeg"])
-def test_damaged_files_are_rendered_again_and_only_they(tmp_path, damage):
+def test_damaged_files_are_rendered_again_and_only_they(tmp_path, damage, looked_through):
     m = few()
     written = write_phantoms(m, tmp_path, size=32)
+    for _ in range(looked_through):  # files that are known by their bytes
+        assert write_phantoms(m, tmp_path, size=32).equals(written)
     victim, *others = map(Path, written.path)
     data, times = victim.read_bytes(), [p.stat().st_mtime_ns for p in others]
     if damage == "truncate":
@@ -242,6 +245,36 @@ def test_damaged_files_are_rendered_again_and_only_they(tmp_path, damage):
         Image.open(others[0]).save(victim, "JPEG")
     assert write_phantoms(m, tmp_path, size=32).equals(written) and victim.read_bytes() == data
     assert [p.stat().st_mtime_ns for p in others] == times
+
+
+def test_a_file_that_was_looked_through_is_not_decoded_again(tmp_path, monkeypatch):
+    m = few()
+    written = write_phantoms(m, tmp_path, size=32)
+    write_phantoms(m, tmp_path, size=32)  # looks through what was written
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *a, **k: pytest.fail("decoded"))
+        assert write_phantoms(m, tmp_path, size=32).equals(written)
+    known = Path(written.path[0]).parent / ".seen.json"
+    known.write_text(known.read_text()[:-9])  # a list that is damaged costs time only
+    assert write_phantoms(m, tmp_path, size=32).equals(written)
+    assert known.read_text().endswith("}")
+
+
+def test_a_file_known_for_one_image_is_not_trusted_for_another(tmp_path):
+    "The same bytes under the same name, where the metadata asked for are others."
+    path, drawn = tmp_path / "a.png", []
+
+    def write(told):
+        def draw():
+            drawn.append(told)
+            return np.zeros((8, 8, 3), np.uint8)
+
+        return phantom.write_images([(path, dict(condition=told), draw)])
+
+    first = write("psoriasis")
+    assert write("psoriasis") == write("psoriasis") == first and drawn == ["psoriasis"]
+    assert write("eczema") != first and drawn == ["psoriasis", "eczema"]
+    assert write("psoriasis") == first and drawn == ["psoriasis", "eczema", "psoriasis"]
 
 
 def test_files_that_are_there_start_no_process(tmp_path, monkeypatch):

@@ -348,7 +348,7 @@ def train_generator(
 ) -> Path:  # folder as ddpm.load_ddpm or, with low, cascade.load_upsampler reads it
     "Train a generator, or an upsampler, made once. Raises ParameterError, or as `ddpm.teach_ddpm`."
     from skinrepro.cascade import teach_upsampler
-    from skinrepro.ddpm import teach_ddpm
+    from skinrepro.ddpm import teach_ddpm, told_less
     from skinrepro.images import pixels
     from skinrepro.manifest import content_hash
 
@@ -356,12 +356,16 @@ def train_generator(
     learning = replace(LEARNING[p["learning"]](), drop=p["drop_rate"], flips=how.flips)
     conditions = how.conditions(p["conditioning"], p["data"])
     told = conditions.encode(how.told(m))
+    start = None
+    if p["start"]:
+        start = generator_of(p["start"], dict(p, labelled=how.begins))
+        start = start if small else told_less(start, conditions, _taught())
     if p["labelled"] == NONE and not told.any():
         told = None  # on purpose: another run goes on from here, with labels
     shared = dict(
         home=_taught(),
         data=content_hash(m),
-        start=generator_of(p["start"], dict(p, labelled=how.begins)) if p["start"] else None,
+        start=start,
         device=device,
         progress=progress,
     )

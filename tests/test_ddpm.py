@@ -603,6 +603,44 @@ def test_a_kept_model_is_the_same_and_a_changed_file_is_refused(tmp_path):
         load_ddpm(tmp_path / "nowhere")
 
 
+def test_a_model_that_is_told_less_is_the_one_to_which_the_rest_is_unknown(tmp_path):
+    whole = dict(label=("normal", "tumor"), finding=("edema", "mass"), domain=("a", "b", "c"))
+    wide = Denoiser(Network(**TINY), Conditions(whole, ("finding",), ("age",)))
+    awake(wide)
+    folder = save_ddpm(tmp_path / "wide", wide)
+    fewer = Conditions(dict(domain=whole["domain"], finding=whole["finding"]), ("finding",))
+    narrow = load_ddpm(ddpm.told_less(folder, fewer, tmp_path))
+    rows = dict(domain=["c", "a", None], finding=["mass", (), None])
+    nothing = dict(label=[None] * 3, age=[None] * 3)
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([3, 500, 990])
+    with torch.no_grad():
+        expected = wide.eval()(x, t, torch.tensor(wide.conditions.encode(rows | nothing)))
+        answer = narrow(x, t, torch.tensor(fewer.encode(rows)))
+        unlike = narrow(x, t, torch.tensor(fewer.encode(dict(rows, domain=["b", "a", None]))))
+    # the parts have another order, and sums another rounding
+    assert torch.allclose(answer, expected, atol=1e-5)
+    assert (answer[0] - unlike[0]).abs().max() > 1e-3 and torch.equal(answer[1:], unlike[1:])
+
+
+def test_a_model_is_told_less_once_and_only_of_what_it_knows(tmp_path):
+    told = Conditions(dict(label=("a", "b"), finding=("c", "d")), ("finding",))
+    folder = save_ddpm(tmp_path / "wide", Denoiser(Network(**TINY), told))
+    assert ddpm.told_less(folder, told, tmp_path) == folder
+    less = Conditions(dict(label=("a", "b")))
+    made = ddpm.told_less(folder, less, tmp_path)
+    assert ddpm.told_less(folder, less, tmp_path) == made != folder
+    for other in (
+        Conditions(dict(label=("b", "a"))),
+        Conditions(dict(label=("a", "b"), sex=("female", "male"))),
+        Conditions(dict(finding=("c", "d"))),  # one of them, where it learned any number
+        Conditions(dict(finding=("c", "d")), ("finding",), absent=0.0),
+        Conditions(numbers=("age",)),
+        Conditions(),
+    ):
+        with pytest.raises(ValueError, match="was told .*'finding', 'label'.* train one anew"):
+            ddpm.told_less(folder, other, tmp_path)
+
+
 def test_made_once_with_points_on_the_way(tmp_path):
     read = []
 

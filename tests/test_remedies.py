@@ -1265,6 +1265,7 @@ def sizes_of_a_unet(place, monkeypatch):
     "`data` must name",
     "copy both files again",
     "`start` is a model of another",
+    "Take parts of its own, or train one anew",
 )
 def a_ddpm_that_is_taught(place, monkeypatch):
     told = ddpm.Conditions(dict(label=("a", "b")))
@@ -1281,6 +1282,12 @@ def a_ddpm_that_is_taught(place, monkeypatch):
     refused(ddpm.teach_ddpm, images, some, other, told, start=folder, **how)
     ddpm.teach_ddpm(images, some, network, told, start=folder, **how)  # as it was made
     ddpm.teach_ddpm(images, some, other, told, **how)  # anew
+    both = ddpm.Conditions(dict(label=("a", "b"), sex=("female", "male")))
+    refused(ddpm.told_less, folder, both, place)
+    assert ddpm.told_less(folder, told, place) == folder  # parts of its own
+    ddpm.teach_ddpm(
+        images, both.encode(dict(label=["a"] * 4, sex=[None] * 4)), network, both, **how
+    )
     copied = shutil.copytree(folder, place / "copied")
     with open(copied / "model.safetensors", "ab") as f:
         f.write(b"0")

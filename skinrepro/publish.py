@@ -168,7 +168,10 @@ def merged(
     every: Mapping,  # notebook -> all runs that the grid has, for all data and profiles
 ) -> tuple[pd.DataFrame, list[str]]:  # records, and what became of the old ones
     "Records as they are to be committed."
-    mine = asked_for(old, runs, FREE) | old.run_id.isin(new.run_id)
+    # another section may ask for other draws of the same: they are its own
+    others = {run.id for of_notebook in every.values() for run in of_notebook}
+    theirs = old.run_id.isin(others - {run.id for run in runs})
+    mine = asked_for(old, runs, FREE) & ~theirs | old.run_id.isin(new.run_id)
     has_place = old.run_id.isin(set())
     for of_notebook in every.values():
         has_place = has_place | asked_for(old, of_notebook, FREE)

@@ -306,8 +306,9 @@ def gallery(
 
     _check_pictures(pictures)
     rows, columns = list(dict.fromkeys(pictures.row)), list(dict.fromkeys(pictures.column))
-    captioned = "caption" in pictures and pictures.caption.fillna("").ne("").any()
-    down = 1.08 + 0.12 * captioned  # from one row to the next; a picture is 1 wide
+    captions = pictures.get("caption", pd.Series(dtype=str)).fillna("").astype(str)
+    lines = max((len(c.splitlines()) for c in captions), default=0)
+    down = 1.08 + 0.12 * lines  # from one row to the next; a picture is 1 wide
     with style():
         fig, ax = plt.subplots(
             figsize=(size * 1.08 * len(columns) + 1.1, size * down * len(rows) + 0.45)

@@ -221,6 +221,11 @@ def test_a_caption_stands_below_its_own_picture(tmp_path):
         x, y = next(t for t in ax.texts if t.get_text() == text).get_position()
         assert x == ax.get_xticks()["xy".index(column)]
         assert rows[row] + 0.5 < y < rows[row] + 0.62  # a picture is 1 high
+    apart = {}
+    for caption in ("", "one", "one\ntwo\nthree"):
+        a, b = gallery(pictures(tmp_path).assign(caption=caption)).axes[0].get_yticks()
+        apart[caption.count("\n") + bool(caption)] = b - a
+    assert apart[0] < apart[1] < apart[3] and apart[3] > 1.3  # each line has its room
 
 
 def test_a_picture_missing_or_twice_is_named(tmp_path):

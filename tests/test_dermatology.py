@@ -5,6 +5,7 @@ What reads well is shown in the notebooks instead.
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -609,6 +610,11 @@ def test_kept_networks_are_those_that_were_asked_for(tmp_path, monkeypatch):
     assert tuple(net.labels) == derm.LABELS
     with pytest.raises(derm.ParameterError, match="give the id of a run of classifier"):
         ktena.kept_network("", p | dict(profile="mini"), "heuristic")
+    there = dict(p, keep=True, size=48)
+    made = SimpleNamespace(notebook=Path("classifier.ipynb"), parameters=there, folder=tmp_path)
+    monkeypatch.setattr("skinrepro.runs.find", lambda paper, run_id: made)
+    with pytest.raises(derm.ParameterError, match="'x' was trained for .*: size = 48 there, 32"):
+        ktena.kept_network("x", p, "heuristic")
 
 
 def test_the_headline_of_table_g1_and_the_pair_that_goes_the_other_way():

@@ -1023,7 +1023,7 @@ def kept_network(
         run_id,
         "classifier",
         dict(p, keep=True),
-        ("keep", "data", "labelled", "seed"),
+        ("keep", "data", "labelled", "seed", "size"),
         given=given,
         needed="Images are looked at by a classifier",
         differs="was trained for something else",

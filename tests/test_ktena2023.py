@@ -438,7 +438,9 @@ def test_every_sentence_of_the_summary_stands_below_its_data(better, worse):
         for verdict, n in verdicts[verdicts != "not run"].value_counts().items():
             assert f" {n} {verdict}" in line, name
     asked = said.split("## Are the patches what was asked?\n")[1].split("\n## ")[0]
-    told = [line.split(" label")[-2].split()[-1] for line in asked.splitlines() if "asked label" in line]
+    told = [
+        line.split(" label")[-2].split()[-1] for line in asked.splitlines() if "asked label" in line
+    ]
     assert told and told == sorted(told, key=lambda n: float(n.replace("all", "inf")))
     assert "PHANTOM" not in (better / "summary.md").read_text(encoding="utf-8")
 

@@ -296,6 +296,10 @@ def test_sampling_words():
     w, share = derm.weighted(train, "filtered", 0.5)
     assert w[-3:].tolist() == [0, 1, 1]  # a, b, c, d are the four most prevalent
     assert np.isclose(share, 0.5 / (0.5 + 0.5 * 2 / 3))
+    w, _ = derm.weighted(train, "filtered", 0.5, 1)
+    assert w[-3:].tolist() == [0, 1, 1]
+    w, _ = derm.weighted(train, "filtered", 0.5, 4, ("a",))
+    assert w[-3:].tolist() == [1, 1, 0]  # a is spared, so e is the fourth
     w, _ = derm.weighted(train, "l1+filtered", 0.5)
     assert np.allclose(w[:10], 1) and np.allclose(
         w[10:14], 0.5
@@ -673,3 +677,16 @@ def test_nearest_pictures_are_the_nearest(tmp_path):
     assert found.nearest_id.tolist() == m.image_id.head(2).tolist()  # copies are found
     assert np.allclose(found.distance, 0) and (found.place == 0).all()
     assert derm.nearest_pictures(made.assign(label="acne"), m).empty
+
+
+def test_conditions_of_high_risk_are_drawn_whatever_is_prevalent():
+    """Of HAM10000 two diagnoses of high risk are among the four most prevalent: the published set
+    has 1113 melanomas and 514 basal cell carcinomas, more than of four others.
+    """
+    published = dict(nv=6705, mel=1113, bkl=1099, bcc=514, akiec=327, vasc=142, df=115)
+    rows = [(k, "phantom") for k, n in published.items() for _ in range(n // 50)]
+    t = pd.DataFrame(rows + [(k, "synthetic") for k in published], columns=["label", "source"])
+    t = t.assign(group=np.resize(["female", "male"], len(t)))
+    p = dict(data="ham10000", sampling="filtered", share_real=0.5)
+    w, _ = ktena.modality_of("ham10000").weighted(t, p)
+    assert t.label[(w == 0) & t.source.eq("synthetic")].tolist() == ["nv"]

@@ -1354,6 +1354,7 @@ FURTHER = {  # modality -> table -> section of the grid, and rows that are not a
             {
                 "pretraining dataset": "= ImageNet-21k",
                 "resnet width": "= 3",
+                "optimizer": "optimizer",
                 "learning schedule": "lr_schedule",
                 "weight decay": "weight_decay",
             },

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['PHANTOM_CONDITIONS', 'LABELS', 'PARTITIONS_OF', 'HIGH_RISK', 'VARIANTS', 'OTHER', 'CLASSES', 'STUDIES', 'EDGES',
            'ATTRIBUTES', 'TONES', 'LEVELS', 'WHOLE', 'TABLE_A2', 'TABLE_A3', 'TESTED', 'CASES', 'PHANTOMS', 'CLINIC_OF',
-           'LEAST', 'LEAST_TESTED', 'PLACES', 'HAS', 'COMMON', 'FLIPPED', 'K', 'METHODS', 'NETWORKS', 'BASE', 'SETUPS',
-           'DOMAINS', 'PAIRS', 'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions', 'people_table',
-           'attribute_of', 'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed', 'labels_of',
-           'conditions_of', 'told', 'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers', 'missed',
-           'judged', 'ceiling', 'Method', 'method_of', 'weighted', 'counts_of', 'counts_layout', 'condition_shares',
-           'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout', 'draw_gains',
-           'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes', 'draw_missed',
-           'domains_of', 'shift_rows', 'component_rows', 'nearest_pictures', 'expert_rows', 'experts_layout',
-           'table_g1', 'draw_components', 'as_drawn', 'cell_of', 'tested', 'needed']
+           'LEAST', 'LEAST_TESTED', 'PLACES', 'HAS', 'COMMON', 'FLIPPED', 'K', 'METHODS', 'NETWORKS', 'BASE',
+           'DOMINANT', 'SETUPS', 'DOMAINS', 'PAIRS', 'TABLE_G1', 'RATED', 'DERMATOLOGY', 'in_classes', 'contradictions',
+           'people_table', 'attribute_of', 'with_attributes', 'manifest_of', 'load', 'flip', 'flips', 'skewed',
+           'labels_of', 'conditions_of', 'told', 'asked', 'truth', 'targets_of', 'names_in', 'numbers_of', 'answers',
+           'missed', 'judged', 'ceiling', 'Method', 'method_of', 'weighted', 'counts_of', 'counts_layout',
+           'condition_shares', 'draw_shares', 'with_settings', 'improvements', 'averaged_over_seeds', 'gains_layout',
+           'draw_gains', 'draw_grid', 'sensitivity_and_gap', 'draw_sensitivity', 'sampling_schemes', 'draw_schemes',
+           'draw_missed', 'domains_of', 'shift_rows', 'component_rows', 'nearest_pictures', 'expert_rows',
+           'experts_layout', 'table_g1', 'draw_components', 'as_drawn', 'cell_of', 'tested', 'needed']
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #50ffeaa2
 from collections.abc import Mapping
@@ -751,10 +751,15 @@ def method_of(
     return out.mask(usual & t.trains.eq("mixed_truth"), PERFECT)
 
 # %% ../../nbs/papers/ktena2023/dermatology.ipynb #e8a80dd1
+DOMINANT = {"ham10000": 1}  # of its 7 conditions; the paper leaves out 4 of 27
+
+
 def weighted(
     train: pd.DataFrame,  # training rows: label, group, source
     sampling: str,  # see above
     share_real: float = 0.5,  # alpha of equation 8; D.1 calls the share of generated images so
+    dominant: int = 4,  # most prevalent conditions of which w2 draws no generated image
+    spared: tuple = (),  # conditions that w2 draws, whatever their prevalence
 ) -> tuple[np.ndarray, float]:  # weight of each row, share of real images among draws
     "Weights and share for `batches.planned_sampler`. Raises ParameterError for other words."
     from skinrepro import reweight
@@ -766,7 +771,8 @@ def weighted(
         if word == "even":
             w[real] *= reweight.even_weights(group[real])
         elif word == "filtered":
-            most = reweight.dominant_labels(labels[real], 4)
+            ranked = reweight.dominant_labels(labels[real], len(set(labels[real])) - 1)
+            most = [label for label in ranked if label not in spared][:dominant]
             w[~real] *= reweight.without_dominant(labels[~real], most)
         elif np.isfinite(level) and level >= 0:
             w[real] *= reweight.equality_weights(labels[real], group[real], level)
@@ -1348,7 +1354,13 @@ DERMATOLOGY = Modality(
     cell=cell_of,
     tested=tested,
     needed=needed,
-    weighted=lambda train, p: weighted(train, p["sampling"], p["share_real"]),
+    weighted=lambda train, p: weighted(
+        train,
+        p["sampling"],
+        p["share_real"],
+        DOMINANT.get(p["data"], 4),
+        HIGH_RISK[p["data"]],
+    ),
     tests=(*TESTED, FLIPPED),
     counted="group",
     begins=COMMON,

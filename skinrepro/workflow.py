@@ -335,7 +335,11 @@ def engine_main():  # Snakemake, started by `execute`
     # a command in the background of a script ignores interrupts, and so would what it starts
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from snakemake.cli import main
+    from snakemake.settings.types import MaxJobsPerTimespan
 
+    # no limit of starts: with one, each look at the ready jobs orders another look a second later,
+    # and so does that one; after a hundred runs that is half a core
+    MaxJobsPerTimespan.__bool__ = lambda limit: False
     main(sys.argv[1:])
 
 # %% ../nbs/06_workflow.ipynb #93a5d89d

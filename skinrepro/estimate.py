@@ -18,7 +18,7 @@ from functools import lru_cache
 from importlib import import_module
 
 from .core import atomic_path, check_choice, hash_text, kept_json, paths
-from .job import seconds_taken
+from .job import forks, seconds_taken
 
 # %% ../nbs/71_estimate.ipynb #8e0817c5
 @dataclass
@@ -233,11 +233,18 @@ def start_work(
 def start_rate(
     modules: str,  # as `import` wants them, with commas between
 ) -> float:  # seconds
-    "Until a fresh kernel computes: the imports, timed in a process of their own, and the kernel."
+    """Until a kernel computes: the imports, timed in a process of their own, and the kernel. Where
+    kernels are forked, on a CPU, nothing is imported again.
+    """
+    import torch
+
+    kernel = 3  # and the notebook's pictures
+    if forks() and not torch.cuda.is_available():
+        return kernel
     begin = time.perf_counter()
     lazy = "; from diffusers import UNet2DConditionModel" if "diffusers" in modules else ""
     subprocess.run([sys.executable, "-c", f"import {modules}{lazy}"], check=True)
-    return time.perf_counter() - begin + 3  # the kernel itself, and the notebook's pictures
+    return time.perf_counter() - begin + kernel
 
 # %% ../nbs/71_estimate.ipynb #9d6eeffe
 def _clock(work) -> float:  # seconds of a call, with all that it has left to the device

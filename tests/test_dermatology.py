@@ -5,10 +5,12 @@ What reads well is shown in the notebooks instead.
 import hashlib
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import mannwhitneyu
 
 from skinrepro import fitzpatrick17k, reweight, sources, splits
 from skinrepro.colour import lab
@@ -609,6 +611,11 @@ def test_kept_networks_are_those_that_were_asked_for(tmp_path, monkeypatch):
     assert tuple(net.labels) == derm.LABELS
     with pytest.raises(derm.ParameterError, match="give the id of a run of classifier"):
         ktena.kept_network("", p | dict(profile="mini"), "heuristic")
+    there = dict(p, keep=True, size=48)
+    made = SimpleNamespace(notebook=Path("classifier.ipynb"), parameters=there, folder=tmp_path)
+    monkeypatch.setattr("skinrepro.runs.find", lambda paper, run_id: made)
+    with pytest.raises(derm.ParameterError, match="'x' was trained for .*: size = 48 there, 32"):
+        ktena.kept_network("x", p, "heuristic")
 
 
 def test_the_headline_of_table_g1_and_the_pair_that_goes_the_other_way():
@@ -626,6 +633,28 @@ def test_the_headline_of_table_g1_and_the_pair_that_goes_the_other_way():
         round(100 * (1 - sum(derm.TABLE_G1["learned"]) / sum(derm.TABLE_G1["heuristic"])), 1)
         == 18.6
     )
+
+
+def test_p_of_table_g1_is_of_one_initialisation_each():
+    """Estimates of two networks are no sample of one: each has its own test, the largest p stands
+    there. Pooled, 60 beside 60 would look surer than either.
+    """
+    rng, rows = np.random.default_rng(0), []
+    for pair in derm.PAIRS:
+        for seed in (0, 1):
+            for setup, mean in dict(learned=1.0, heuristic=1.05, randaugment=9.0).items():
+                rows += [
+                    dict(metric="mmd2", group=" / ".join(pair), setup=setup, seed=seed, value=v)
+                    for v in rng.normal(mean, 0.1, 30)
+                ]
+    t = pd.DataFrame(rows)
+    shown = derm.table_g1(t)
+    for k, pair in enumerate(derm.PAIRS):
+        of = t[t.group.eq(" / ".join(pair))]
+        a, b = (of[of.setup.eq(s)] for s in ("learned", "heuristic"))
+        p = [mannwhitneyu(a.value[a.seed == s], b.value[b.seed == s]).pvalue for s in (0, 1)]
+        assert shown[f"p, learned and {derm.SETUPS['heuristic']}"][k] == f"{max(p):.2g}"
+    assert derm.table_g1(t[t.seed == 0].drop(columns="seed")).shape == shown.shape
 
 
 def test_analyses_refuse_too_few_images_softly():

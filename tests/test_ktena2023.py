@@ -431,6 +431,17 @@ def test_every_sentence_of_the_summary_stands_below_its_data(better, worse):
         assert under.strip().startswith("**PHANTOM"), heading
         assert "Data:" not in under
     assert "The paper's sentences about dermatology" in said
+    short = said.split("## In short\n")[1].split("\n## ")[0]
+    files = dict(zip(("claims", "radiology_claims", "dermatology_claims"), short.split("\n* ")[1:]))
+    for name, line in files.items():
+        verdicts = pd.read_csv(worse / f"{name}.csv").verdict
+        for verdict, n in verdicts[verdicts != "not run"].value_counts().items():
+            assert f" {n} {verdict}" in line, name
+    asked = said.split("## Are the patches what was asked?\n")[1].split("\n## ")[0]
+    told = [
+        line.split(" label")[-2].split()[-1] for line in asked.splitlines() if "asked label" in line
+    ]
+    assert told and told == sorted(told, key=lambda n: float(n.replace("all", "inf")))
     assert "PHANTOM" not in (better / "summary.md").read_text(encoding="utf-8")
 
 

@@ -400,3 +400,24 @@ def test_what_runs_by_name_alone():
     assert {"mixed", "cascade_synthetic", "ham_real", "dermatology_rivals_truth"} <= extra
     usual = {"real", "radiology_synthetic", "dermatology_truth", "toys"}
     assert not extra & usual
+
+
+def test_a_striking_improvement_is_one_beside_the_others():
+    (claim,) = [c for c in radiology.CLAIMS if "striking for cardiomegaly" in c.text]
+    rows = []
+    for method in ("Baseline", *radiology.SYNTHETIC):
+        for seed in range(5):
+            for finding in (*FINDINGS, "mean"):
+                value = 0.7 + (method != "Baseline") * (0.1 + 0.001 * seed)
+                row = dict(metric="auc", finding=finding, method=method, seed=seed, value=value)
+                rows.append(row | dict(part="test", group="all", select_on="last", n=1500))
+    t = pd.DataFrame(rows).assign(data="x", profile="mini", n_train=9, run_id="r")
+    t["run_id"] = t.method + t.seed.astype(str)
+
+    def verdict(of):
+        gain = of.value - 0.7
+        return claim(pd.concat([of, of.assign(metric="gain", value=gain)])).verdict
+
+    assert verdict(t) != "supported"  # all findings gain alike
+    heart = t.finding.eq("cardiomegaly") & t.method.ne("Baseline")
+    assert verdict(t.assign(value=t.value + 0.1 * heart)) == "supported"

@@ -229,6 +229,13 @@ class TestPercentages:
         said = worded.told_percentages(t.reset_index())
         assert all(s["data"] == "phantom_people" for s in said) and len(said) == 5
         assert "the paper prints 63.5 %" in " ".join(s["text"] for s in said)
+        told = " ".join(s["text"] for s in said)
+        assert "15.0 points, or 32.6 %, higher than" in told  # of 46 %
+        assert "25.0 %, lower than" in told and "10.0 points, or 33.3 %, lower than" in told
+        worse = t.assign(points=-t.points, percent=-t.percent).reset_index()
+        told = " ".join(s["text"] for s in worded.told_percentages(worse))
+        assert "15.0 points, or 32.6 %, lower than" in told  # of the baseline's sensitivity
+        assert "10.0 points, or 33.3 %, higher than" in told  # a gap that has grown
         shown = worded.percentages_shown(t.reset_index())
         assert shown["ours are of"].isin(["", "phantom_people"]).all()
 
@@ -270,7 +277,7 @@ class TestWords:
         said = [s["text"] for s in worded.told_people(t, flipped)]
         assert len(said) == 2 + len(derm.ATTRIBUTES)
         assert "OOD 1: baseline 46.0 %; the best of the generators 61.0 %" in said[1]
-        assert "With another age" in said[-1] and "25.0 % (Baseline)" in said[-1]
+        assert "with another age" in said[-1] and "25.0 % (Baseline)" in said[-1]
 
     def test_images_by_condition_beside_the_ceiling(self):
         row = dict(metric="asked_label", conditioning="label", labelled="sex-less", seed=0)

@@ -174,3 +174,26 @@ def test_a_run_on_a_gpu_has_a_process_of_its_own(monkeypatch, devices, kept):
     with job._environment(devices, 1):
         assert (WARM in os.environ) is kept
     assert os.environ[WARM] == "somewhere"
+
+
+def test_a_forecast_counts_imports_only_where_they_are_made(monkeypatch):
+    """A forked kernel imports nothing again, so none is forecast for it; a kernel that
+    starts from nothing, and every one of a GPU, has its own.
+    """
+    import torch
+
+    from skinrepro.estimate import start_rate
+
+    made = []
+    monkeypatch.setattr("skinrepro.estimate.subprocess.run", lambda *a, **k: made.append(a))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv(WARM, raising=False)
+    start_rate("json")
+    assert not made
+    monkeypatch.setenv(WARM, "")
+    start_rate("json")
+    monkeypatch.delenv(WARM)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    start_rate("json")
+    assert len(made) == 2

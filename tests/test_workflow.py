@@ -650,3 +650,29 @@ def test_the_examples_use_options_that_exist():
     assert {"--profile", "--gpus", "--slurm", "--set"} <= used and all(o in said for o in used), (
         used
     )
+
+
+def test_the_engine_looks_at_what_is_ready_once_for_each_run_that_ends(tmp_path):
+    """Snakemake's limit of starts orders a look a second after each look, and never forgets: after
+    a hundred runs that took half a core from those that compute. Counted in Snakemake's own log.
+    """
+    (tmp_path / "Snakefile").write_text(
+        "rule all:\n    input: [f'{i}.txt' for i in range(12)]\n"
+        "rule one:\n    output: '{i}.txt'\n    shell: 'sleep 0.4; touch {output}'\n"
+    )
+    begins = "from skinrepro.workflow import engine_main; engine_main()"
+    options = ["--cores", "1", "--scheduler", "greedy", "--nolock", "--verbose"]
+    with open(tmp_path / "log", "w") as log:
+        engine = subprocess.Popen(
+            [sys.executable, "-P", "-c", begins, *options],
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            cwd=tmp_path,
+            start_new_session=True,
+        )
+        assert engine.wait(timeout=120) == 0
+        engine.stdin.close()
+    said = (tmp_path / "log").read_text()
+    assert len(list(tmp_path.glob("*.txt"))) == 12
+    assert said.count("Ready jobs") <= 12 + 3, said  # the last look is at the rule `all`

@@ -521,13 +521,16 @@ def statement(
     metric: str = "auc",
     direction: str = "higher",
     margin: float = 0.0,
+    beside: str = "",  # the same methods and part, another finding: a gain beside a gain
 ) -> Claim:
     "A sentence about the methods that draw their training images."
+    rival = None if other or beside else "Baseline"
+    one, two = (dict(finding=f) if beside else {} for f in (finding, beside))
     sides = tuple(
-        (dict(method=m, part=part), dict(method=m if other else "Baseline", part=other or part))
+        (dict(method=m, part=part) | one, dict(method=rival or m, part=other or part) | two)
         for m in SYNTHETIC
     )
-    where = dict(finding=finding, group="all")
+    where = dict(group="all") | ({} if beside else dict(finding=finding))
     how = dict(metric=metric, direction=direction, margin=margin, where=where, rule=RULE)
     return Claim(text, source, sides, **how)
 
@@ -559,6 +562,8 @@ CLAIMS = [
         "3.2.2, Figure G3",
         AWAY,
         finding="cardiomegaly",
+        metric="gain",
+        beside="mean",
     ),
     statement(
         "Effusion benefits more out of distribution than in distribution",

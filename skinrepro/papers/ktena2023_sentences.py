@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['GENERATED', 'HEURISTIC', 'HOME', 'AWAY', 'NEAR', 'ALIKE', 'COUNTED', 'MEASURED', 'PLAIN', 'GAINS', 'BOTH', 'MAIN',
            'IN_ALL', 'LEARNED', 'SKEWED', 'BASELINES', 'ALIGNED', 'SIMPLER', 'RECOGNISED', 'EXPERTS', 'SCHEMES',
-           'HEADLINES', 'HEADLINES_OF_SKIN', 'COLUMNS', 'SCARCE', 'ASKED_OF_SKIN', 'rule_of', 'cells_of', 'panels',
-           'statement', 'on_average', 'prepared', 'analysed', 'weighed', 'accuracy_claims', 'most_away', 'shift_claims',
-           'fairness_claims', 'claims_of', 'tested', 'Headline', 'printed_of', 'implied', 'recomputed', 'change',
-           'patches_beside', 'films_beside', 'skin_beside', 'percentages', 'percentages_shown', 'told_claims',
-           'told_percentages', 'told_people', 'told_drawn', 'told_raters', 'told_missed', 'told_films',
+           'HEADLINES', 'HEADLINES_OF_SKIN', 'COLUMNS', 'LESS_IS_BETTER', 'SCARCE', 'ASKED_OF_SKIN', 'rule_of',
+           'cells_of', 'panels', 'statement', 'on_average', 'prepared', 'analysed', 'weighed', 'accuracy_claims',
+           'most_away', 'shift_claims', 'fairness_claims', 'claims_of', 'tested', 'Headline', 'printed_of', 'implied',
+           'recomputed', 'change', 'patches_beside', 'films_beside', 'skin_beside', 'percentages', 'percentages_shown',
+           'told_claims', 'told_percentages', 'told_people', 'told_drawn', 'told_raters', 'told_missed', 'told_films',
            'first_pictures']
 
 # %% ../../nbs/papers/ktena2023/sentences.ipynb #5e9c1004
@@ -419,7 +419,7 @@ def fairness_claims(data: str) -> list[Claim]:
     sides = [(dict(method=m), dict(method=BASE)) for m in HEURISTIC]
     return [
         on_average(
-            "Heuristic augmentation leads to no consistent improvement of fairness",
+            "Heuristic augmentation leads to no consistent improvement of fairness (on average)",
             "G.3.1, Figure G6",
             sides,
             ("attribute", "level", "place"),
@@ -585,7 +585,12 @@ SCHEMES = [
         "lower",
         _NONE,
     ),
-    _schemes("With w2, too, w1 narrows the gap in most cases", _levels(True), "top3_gap", "lower"),
+    _schemes(
+        "With w2, too, w1 narrows the gap in most cases (on average)",
+        _levels(True),
+        "top3_gap",
+        "lower",
+    ),
     _schemes("... accuracy improves in distribution", _levels(True, HOME), within=_NONE),
     _schemes(
         "... and worsens out of distribution",
@@ -593,7 +598,11 @@ SCHEMES = [
         direction="lower",
         within=_NONE,
     ),
-    _schemes("w2 increases accuracy in most settings", _WITH, within=("place", "level")),
+    _schemes(
+        "w2 increases accuracy in most settings (on average)",
+        _WITH,
+        within=("place", "level"),
+    ),
     _schemes("... and lessens the gap", _WITH, "top3_gap", "lower", ("place", "level")),
     _schemes("w2 alone improves accuracy more than w1 alone", _FILTER),
     _schemes("... and lessens the gap more", _FILTER, "top3_gap", "lower"),
@@ -1009,17 +1018,21 @@ def told_claims(
     return out
 
 # %% ../../nbs/papers/ktena2023/sentences.ipynb #5e9c1048
+LESS_IS_BETTER = {(h.modality, h.what) for h in (*HEADLINES, *HEADLINES_OF_SKIN) if h.lower}
+
+
 def told_percentages(
     t: pd.DataFrame,  # from `percentages`
 ) -> list[dict]:
-    "A line for each percentage in print that has ours beside it."
+    "A line for each percentage in print that has ours beside it, in the direction it went."
     out = []
     for r in t[t.percent.notna() & t.data.ne("")].itertuples():
-        points = "" if pd.isna(r.points) else f"{r.points:+.1f} points, or "
-        ours = f"{points}{r.percent:+.1f} % of what it is set against"
+        points = "" if pd.isna(r.points) else f"{abs(r.points):.1f} points, or "
+        more = (r.percent < 0) == ((r.modality, r.what) in LESS_IS_BETTER)
+        ours = f"{points}{abs(r.percent):.1f} %, {'higher' if more else 'lower'}"
         text = (
-            f"{r.what} [{r.source}]: the paper prints {r.printed}; here, {r.here}: {ours}"
-            f" ({r.draws:.0f} initialisations)."
+            f"{r.what} [{r.source}]: the paper prints {r.printed}; here, {r.here}: {ours} than what"
+            f" it is set against ({r.draws:.0f} initialisations)."
         )
         out.append(dict(heading="The percentages in print", data=r.data, text=text))
     return out
@@ -1035,6 +1048,7 @@ def told_people(
     heading, out, data = "Photographs of people", [], str(t.data.iloc[0])
     of = t[t.group.eq("all") & t.attribute.eq("sex") & t.level.eq("more")]
     mean = of.groupby(["metric", "place", "method"]).value.mean()
+    n = of.groupby("method").seed.nunique()
     for metric, name in dict(top3="top-3 accuracy", sensitivity="high-risk sensitivity").items():
         here = {p: mean[metric, p].to_dict() for p in (HOME, AWAY) if (metric, p) in mean}
         if len(here) < 2 or not all(BASE in v for v in here.values()):
@@ -1047,6 +1061,10 @@ def told_people(
             own = f"; the best of the generators {100 * max(best)[0]:.1f} % ({max(best)[1]})"
             place = p[0].upper() + p[1:]
             text += f". {place}: baseline {100 * v[BASE]:.1f} %{top}{own if best else ''}"
+        told = sorted(
+            {int(n[m]) for v in here.values() for m in (BASE, PERFECT, *GENERATED) if m in v}
+        )
+        text += f" ({' to '.join(map(str, told[:: max(1, len(told) - 1)]))} initialisations)"
         out.append(dict(heading=heading, data=data, text=text + "."))
     return out + _told_flips(flipped, heading)
 
@@ -1063,7 +1081,8 @@ def _told_flips(flipped: pd.DataFrame, heading: str) -> list[dict]:
         told = [f"{100 * v[m]:.1f} % ({m})" for m in (BASE, *GENERATED) if m in v]
         if told:
             what = "skin type" if attribute == "skin" else attribute
-            text = f"With another {what} and nothing else changed, predictions flip in"
+            text = f"More skewed by {attribute}: with another {what} and nothing else changed,"
+            text += " predictions flip in"
             data = str(t.data.iloc[0])
             out.append(dict(heading=heading, data=data, text=f"{text} {', '.join(told)}."))
     return out
@@ -1119,7 +1138,7 @@ def told_raters(
                 f" they call {100 * v[asked[1]]:.1f} % right at once, {100 * v[asked[2]]:.1f} %"
                 " among three"
             )
-    text = f"Three networks in the place of dermatologists: {'; '.join(told)}."
+    text = f"Networks in the place of dermatologists: {'; '.join(told)}."
     about = dict(heading="The questions of the expert study", data=str(t.data.iloc[0]))
     return [about | dict(text=text)] if told else []
 

@@ -432,15 +432,13 @@ def test_every_sentence_of_the_summary_stands_below_its_data(better, worse):
         assert "Data:" not in under
     assert "The paper's sentences about dermatology" in said
     short = said.split("## In short\n")[1].split("\n## ")[0]
-    files = dict(zip(("claims", "radiology_claims", "dermatology_claims"), short.split("\n* ")[1:]))
-    for name, line in files.items():
+    lines = [line for line in short.splitlines() if "sentences of the paper" in line]
+    for name, line in zip(("claims", "radiology_claims", "dermatology_claims"), lines, strict=True):
         verdicts = pd.read_csv(worse / f"{name}.csv").verdict
         for verdict, n in verdicts[verdicts != "not run"].value_counts().items():
             assert f" {n} {verdict}" in line, name
     asked = said.split("## Are the patches what was asked?\n")[1].split("\n## ")[0]
-    told = [
-        line.split(" label")[-2].split()[-1] for line in asked.splitlines() if "asked label" in line
-    ]
+    told = re.findall(r"Label conditioning, (\w+) labels?: asked label", asked)
     assert told and told == sorted(told, key=lambda n: float(n.replace("all", "inf")))
     assert "PHANTOM" not in (better / "summary.md").read_text(encoding="utf-8")
 

@@ -1259,7 +1259,7 @@ def table_g1(
     from skinrepro.shift import compare_shifts
 
     t, rows = records[records.metric.eq("mmd2")], []
-    seeds = t.seed if "seed" in t else pd.Series(0, t.index)  # a network of each
+    t = t.assign(seed=t.seed if "seed" in t else 0)  # a network of each
     for k, pair in enumerate(PAIRS):
         of = t[t.group.eq(" / ".join(pair))]
         row = {"domain 1": pair[0], "domain 2": pair[1]}
@@ -1269,8 +1269,7 @@ def table_g1(
             row[f"{name}, printed"] = f"{TABLE_G1[setup][k]:.4f}"
         for setup in ("heuristic", "randaugment"):
             both = [
-                [v.value[v.setup.eq(s)] for s in ("learned", setup)]
-                for _, v in of.groupby(seeds[of.index])
+                [v.value[v.setup.eq(s)] for s in ("learned", setup)] for _, v in of.groupby("seed")
             ]
             p = [compare_shifts(a, b).pvalue for a, b in both if len(a) and len(b) and b.mean() > 0]
             row[f"p, learned and {SETUPS[setup]}"] = f"{max(p):.2g}" if p else ""

@@ -935,7 +935,7 @@ def skin_beside(
         of, group = looked[looked.metric.eq(h.metric)], h.keys["images"]
         of = of[of.group.eq("generated" if group == "synthetic" else group)]
         found = change(of, {}, {})
-        return {"three networks": {k: v for k, v in found.items() if k not in _READINGS}}
+        return {"networks": {k: v for k, v in found.items() if k not in _READINGS}}
     metric = "mmd2" if h.artefact == "tableG1" else "components"
     of = looked[looked.metric.eq(metric)]
     of = of if metric == "mmd2" else of[of["share"].eq("0.90")]
